@@ -1,0 +1,7 @@
+//! openclaw-init turns a bare Compute Engine VM into a ready `OpenClaw` gateway, at every boot.
+//!
+//! `bootstrap` is the table of contents: the stages in their order. Each stage observes the machine,
+//! decides, applies and verifies; none of them trusts a marker of an earlier run.
+
+pub mod failure;
+pub mod secret;

@@ -1,0 +1,4 @@
+//! A pretend Compute Engine on one Linux machine: what `cargo lab` is made of.
+
+pub mod cache;
+pub mod program;

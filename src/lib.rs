@@ -3,5 +3,11 @@
 //! `bootstrap` is the table of contents: the stages in their order. Each stage observes the machine,
 //! decides, applies and verifies; none of them trusts a marker of an earlier run.
 
+pub mod config;
 pub mod failure;
+pub mod host;
+pub mod http;
+pub mod metadata;
+pub mod report;
 pub mod secret;
+pub mod stage;

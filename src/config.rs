@@ -1,0 +1,337 @@
+//! Instance attributes to a checked configuration: raw, merged with the defaults, checked, all at once.
+//! After it no stage checks a value again.
+
+mod check;
+mod given;
+mod keys;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::Result;
+
+use crate::secret::Secret;
+
+use check::Checked;
+use given::Given;
+
+/// The gateway version for an empty state, unless the operator chooses one.
+pub const DEFAULT_VERSION: &str = match option_env!("OPENCLAW_INIT_DEFAULT_VERSION") {
+    Some(version) => version,
+    None => "2026.9.6",
+};
+
+/// The published port on the VM, the gateway's own default.
+pub const DEFAULT_PORT: u16 = 18789;
+
+/// Base of Docker's apt repositories.
+pub const DEFAULT_DOCKER_APT_URL: &str = "https://download.docker.com/linux";
+
+/// Everything the stages need to know, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where the state lives.
+    pub disk: DiskChoice,
+    /// Where the engine comes from.
+    pub docker: DockerConfig,
+    /// Which image, from where.
+    pub image: ImageConfig,
+    /// The container.
+    pub gateway: GatewayConfig,
+    /// Whether containers may reach the metadata server (`openclaw-metadata-access`).
+    pub metadata_access: MetadataAccess,
+    /// Echoed in the report (`openclaw-run-id`).
+    pub run_id: Option<String>,
+}
+
+/// `openclaw-data-disk`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskChoice {
+    /// Not set: the default name if such a disk is attached, else the boot disk with a warning.
+    Default,
+    /// This device name, and nothing else.
+    Named(String),
+    /// `none`: the boot disk, deliberately.
+    BootDisk,
+}
+
+/// The Docker stage's part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DockerConfig {
+    /// `openclaw-docker`.
+    pub source: DockerSource,
+    /// `openclaw-docker-apt-url`: base of Docker's apt repositories, without the distribution and without a final slash.
+    pub apt_url: String,
+}
+
+/// `openclaw-docker`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DockerSource {
+    /// Docker's repository, else the distribution's packages.
+    Auto,
+    /// Docker's repository only.
+    DockerCe,
+    /// The distribution's packages only.
+    Distro,
+}
+
+/// The image stage's part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageConfig {
+    /// `openclaw-version`, when the operator set it.
+    pub version: Option<String>,
+    /// `openclaw-image`: an explicit reference.
+    pub reference: Option<String>,
+    /// `openclaw-image-source`.
+    pub source: ImageSource,
+    /// `openclaw-npm-registry`.
+    pub npm_registry: Option<String>,
+}
+
+/// `openclaw-image-source`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageSource {
+    /// Pull the official image.
+    Release,
+    /// Build from the npm package.
+    Npm,
+}
+
+/// The gateway stage's part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayConfig {
+    /// `openclaw-port`: published port on the VM.
+    pub port: u16,
+    /// `openclaw-bind`: published address.
+    pub bind: IpAddr,
+    /// `openclaw-gateway-token`, a literal.
+    pub token: Option<Secret>,
+    /// `openclaw-env-NAME`.
+    pub env: BTreeMap<String, String>,
+}
+
+/// `openclaw-metadata-access`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetadataAccess {
+    /// Containers cannot reach the metadata server, except its DNS.
+    Block,
+    /// They can.
+    Allow,
+}
+
+impl Config {
+    /// Checks the attributes. Returns the configuration and warnings (unknown `openclaw-*` keys with the
+    /// nearest known name, values that weaken the machine).
+    ///
+    /// Fails with [`ConfigInvalid`](crate::failure::Code::ConfigInvalid) and names every wrong value at once.
+    pub fn from_attributes(attributes: &BTreeMap<String, String>) -> Result<(Self, Vec<String>)> {
+        let mut given = Given::new(attributes);
+        let config = Self {
+            disk: given.get("openclaw-data-disk", disk_choice).unwrap_or(DiskChoice::Default),
+            docker: docker(&mut given),
+            image: image(&mut given),
+            gateway: gateway(&mut given),
+            metadata_access: given.get("openclaw-metadata-access", metadata_access).unwrap_or(MetadataAccess::Block),
+            run_id: given.get("openclaw-run-id", check::run_id),
+        };
+        given.get("openclaw-swap", swap);
+        given.outcome()?;
+        let warnings = config.warnings().chain(attributes.keys().filter_map(|key| keys::unknown(key))).collect();
+        Ok((config, warnings))
+    }
+
+    fn warnings(&self) -> impl Iterator<Item = String> {
+        let token = self.gateway.token.is_some().then(|| {
+            "openclaw-gateway-token is a literal: everyone who may read this VM's metadata can read it; without the \
+             attribute a token is generated on the VM and kept"
+                .to_owned()
+        });
+        let bind = (!self.gateway.bind.is_loopback()).then(|| {
+            format!(
+                "openclaw-bind={} publishes the gateway beyond this VM, without TLS: only the firewall and the token \
+                 protect it",
+                self.gateway.bind
+            )
+        });
+        token.into_iter().chain(bind)
+    }
+}
+
+fn docker(given: &mut Given<'_>) -> DockerConfig {
+    DockerConfig {
+        source: given.get("openclaw-docker", docker_source).unwrap_or(DockerSource::Auto),
+        apt_url: given
+            .get("openclaw-docker-apt-url", check::base_url)
+            .unwrap_or_else(|| DEFAULT_DOCKER_APT_URL.to_owned()),
+    }
+}
+
+fn image(given: &mut Given<'_>) -> ImageConfig {
+    let image = ImageConfig {
+        version: given.get("openclaw-version", check::version),
+        reference: given.get("openclaw-image", check::image),
+        source: given.get("openclaw-image-source", image_source).unwrap_or(ImageSource::Release),
+        npm_registry: given.get("openclaw-npm-registry", check::base_url),
+    };
+    if image.reference.is_some() && image.source == ImageSource::Npm {
+        given.refuse(
+            "openclaw-image",
+            "openclaw-image and openclaw-image-source=npm contradict each other: remove one of them",
+        );
+    }
+    image
+}
+
+fn gateway(given: &mut Given<'_>) -> GatewayConfig {
+    GatewayConfig {
+        port: given.get("openclaw-port", check::port).unwrap_or(DEFAULT_PORT),
+        bind: given.get("openclaw-bind", bind).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        token: given.get_secret("openclaw-gateway-token", check::token),
+        env: given.env(),
+    }
+}
+
+fn disk_choice(value: &str) -> Checked<DiskChoice> {
+    if value == "none" { Ok(DiskChoice::BootDisk) } else { check::device_name(value).map(DiskChoice::Named) }
+}
+
+fn metadata_access(value: &str) -> Checked<MetadataAccess> {
+    check::one_of(value, &[("block", MetadataAccess::Block), ("allow", MetadataAccess::Allow)])
+}
+
+fn docker_source(value: &str) -> Checked<DockerSource> {
+    check::one_of(
+        value,
+        &[("auto", DockerSource::Auto), ("docker-ce", DockerSource::DockerCe), ("distro", DockerSource::Distro)],
+    )
+}
+
+fn image_source(value: &str) -> Checked<ImageSource> {
+    if value == "source" {
+        return Err("building from source is not implemented in this version of openclaw-init".to_owned());
+    }
+    check::one_of(value, &[("release", ImageSource::Release), ("npm", ImageSource::Npm)])
+}
+
+/// Swap files are not made by this version; what asks for none, or leaves the choice, is honoured by that.
+fn swap(value: &str) -> Checked<()> {
+    check::one_of(value, &[("auto", ()), ("off", ())])
+        .map_err(|allowed| format!("a size is not implemented in this version of openclaw-init; it {allowed}"))
+}
+
+fn bind(value: &str) -> Checked<IpAddr> {
+    value.parse().map_err(|_| "must be an IP address of this VM, such as 127.0.0.1".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::{Code, code_of, one_line};
+
+    fn read(pairs: &[(&str, &str)]) -> Result<(Config, Vec<String>), (Code, String)> {
+        let attributes = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Config::from_attributes(&attributes).map_err(|error| (code_of(&error), one_line(&error)))
+    }
+
+    #[test]
+    fn nothing_set_gives_the_defaults() {
+        let expected = Config {
+            disk: DiskChoice::Default,
+            docker: DockerConfig { source: DockerSource::Auto, apt_url: DEFAULT_DOCKER_APT_URL.to_owned() },
+            image: ImageConfig { version: None, reference: None, source: ImageSource::Release, npm_registry: None },
+            gateway: GatewayConfig {
+                port: 18789,
+                bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                token: None,
+                env: BTreeMap::new(),
+            },
+            metadata_access: MetadataAccess::Block,
+            run_id: None,
+        };
+        let foreign = [("startup-script", "x"), ("openclaw-init-url", "gs://b/o"), ("ssh-keys", "")];
+        assert_eq!(read(&foreign), Ok((expected, Vec::new())));
+    }
+
+    #[test]
+    fn every_attribute_arrives() -> Result<(), (Code, String)> {
+        let token = "ab".repeat(32);
+        let (config, warnings) = read(&[
+            ("openclaw-version", " 2026.9.6\n"),
+            ("openclaw-image-source", "npm"),
+            ("openclaw-npm-registry", "http://10.0.0.2:4873/"),
+            ("openclaw-data-disk", "state"),
+            ("openclaw-port", "8080"),
+            ("openclaw-bind", "0.0.0.0"),
+            ("openclaw-gateway-token", &token),
+            ("openclaw-env-TZ", "Europe/Madrid"),
+            ("openclaw-docker", "distro"),
+            ("openclaw-docker-apt-url", "http://10.0.0.2/docker/"),
+            ("openclaw-metadata-access", "allow"),
+            ("openclaw-run-id", "run 1"),
+            ("openclaw-swap", "off"),
+        ])?;
+        assert_eq!(config.image.version.as_deref(), Some("2026.9.6"));
+        assert_eq!(config.image.source, ImageSource::Npm);
+        assert_eq!(config.image.npm_registry.as_deref(), Some("http://10.0.0.2:4873"));
+        assert_eq!(config.disk, DiskChoice::Named("state".to_owned()));
+        assert_eq!((config.gateway.port, config.gateway.bind.to_string().as_str()), (8080, "0.0.0.0"));
+        assert_eq!(config.gateway.token, Some(Secret::new(token)));
+        assert_eq!(config.gateway.env.get("TZ").map(String::as_str), Some("Europe/Madrid"));
+        assert_eq!(config.docker.apt_url, "http://10.0.0.2/docker");
+        assert_eq!(config.docker.source, DockerSource::Distro);
+        assert_eq!(config.metadata_access, MetadataAccess::Allow);
+        assert_eq!(config.run_id.as_deref(), Some("run 1"));
+        assert_eq!(warnings.len(), 2, "the literal token and the open address: {warnings:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_wrong_value_names_key_value_and_what_is_allowed() {
+        let table: &[(&str, &str, &[&str])] = &[
+            ("openclaw-port", "many", &["openclaw-port", "\"many\"", "1 to 65535"]),
+            ("openclaw-version", "latest", &["exact version"]),
+            ("openclaw-image-source", "source", &["not implemented"]),
+            ("openclaw-image-source", "git", &["release, npm"]),
+            ("openclaw-swap", "2G", &["not implemented", "auto, off"]),
+            ("openclaw-config", "{}", &["not implemented", "remove it"]),
+            ("openclaw-secret-KEY", "projects/p/secrets/s/versions/1", &["openclaw-secret-KEY", "not implemented"]),
+            ("openclaw-bind", "localhost", &["IP address"]),
+            ("openclaw-port", "  ", &["is empty", "remove it"]),
+            ("openclaw-env-HOME", "/x", &["sets HOME itself"]),
+            ("openclaw-env-A-B", "x", &["openclaw-env-A-B", "environment variable"]),
+            ("openclaw-metadata-access", "yes", &["block, allow", "--keys=openclaw-metadata-access"]),
+        ];
+        for (key, value, words) in table {
+            let Err((code, sentence)) = read(&[(key, value)]) else { panic!("{key}={value} was accepted") };
+            assert_eq!(code, Code::ConfigInvalid);
+            assert!(words.iter().all(|word| sentence.contains(word)), "{key}={value}: {sentence}");
+        }
+    }
+
+    #[test]
+    fn all_wrong_values_are_named_at_once_and_secrets_are_not_shown() {
+        let outcome = read(&[
+            ("openclaw-port", "0"),
+            ("openclaw-docker", "podman"),
+            ("openclaw-gateway-token", "hunter2"),
+            ("openclaw-npm-registry", "https://me:hunter2@mirror.example/"),
+            ("openclaw-image", "a:1"),
+            ("openclaw-image-source", "npm"),
+        ]);
+        let Err((_, sentence)) = outcome else { panic!("it was accepted") };
+        for word in ["openclaw-port", "openclaw-docker", "openclaw-gateway-token", "contradict"] {
+            assert!(sentence.contains(word), "{word} is missing: {sentence}");
+        }
+        assert!(!sentence.contains("hunter2"), "{sentence}");
+    }
+
+    #[test]
+    fn an_unknown_key_is_a_warning_with_the_nearest_name() -> Result<(), (Code, String)> {
+        let (_, warnings) = read(&[("openclaw-prot", "1"), ("openclaw-flux-capacitor", "1"), ("openclaw_port", "1")])?;
+        assert_eq!(warnings.len(), 3);
+        assert!(warnings[0].ends_with("no effect"), "{warnings:?}");
+        assert!(warnings[1].ends_with("did you mean openclaw-port?"), "{warnings:?}");
+        assert!(warnings[2].ends_with("did you mean openclaw-port?"), "{warnings:?}");
+        Ok(())
+    }
+}

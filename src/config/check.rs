@@ -1,0 +1,340 @@
+//! What a value may look like. Every check returns what is allowed as its error: "must be …".
+
+use crate::secret::Secret;
+
+/// A checked value, or what would have been allowed.
+pub(super) type Checked<T> = Result<T, String>;
+
+/// A gateway token shorter than this could be guessed; the gateway itself accepts any.
+const TOKEN_LENGTH: usize = 32;
+
+/// What people leave in a template. The gateway exits on some of these, takes others for real.
+const PLACEHOLDERS: &[&str] = &["change-me", "changeme", "undefined", "null", "blank", "placeholder", "your-token"];
+
+/// Variables that the container gets from this program: two sources would fight at every boot.
+const OWN_VARIABLES: &[&str] = &[
+    "GOG_KEYRING_PASSWORD",
+    "HOME",
+    "OPENCLAW_CONFIG_DIR",
+    "OPENCLAW_CONFIG_PATH",
+    "OPENCLAW_GATEWAY_BIND",
+    "OPENCLAW_GATEWAY_PASSWORD",
+    "OPENCLAW_GATEWAY_PORT",
+    "OPENCLAW_GATEWAY_TOKEN",
+    "OPENCLAW_HOME",
+    "OPENCLAW_NO_AUTO_UPDATE",
+    "OPENCLAW_STATE_DIR",
+    "OPENCLAW_SUPERVISOR_MODE",
+    "PATH",
+];
+
+/// One of the words of a closed list.
+pub(super) fn one_of<T: Copy>(value: &str, words: &[(&str, T)]) -> Checked<T> {
+    words.iter().find(|(word, _)| *word == value).map(|(_, meaning)| *meaning).ok_or_else(|| {
+        let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+        format!("must be one of: {}", words.join(", "))
+    })
+}
+
+/// An exact gateway version, `2026.9.6`, or with a suffix `2026.9.6-r20261001`.
+pub(super) fn version(value: &str) -> Checked<String> {
+    if value == "latest" {
+        return Err("this version of openclaw-init needs an exact version such as 2026.9.6".to_owned());
+    }
+    let (numbers, suffix) = value.split_once('-').unwrap_or((value, "0"));
+    let number = |part: &str| (1..=4).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
+    let suffix_is_good = !suffix.is_empty()
+        && suffix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(&byte))
+        && value.len() <= 64;
+    if numbers.split('.').count() == 3 && numbers.split('.').all(number) && suffix_is_good {
+        Ok(value.to_owned())
+    } else {
+        Err("must be an exact version such as 2026.9.6 or 2026.9.6-slim".to_owned())
+    }
+}
+
+/// An image reference by Docker's grammar (distribution/reference), with a tag or a digest: without
+/// either, Docker would take a `latest` that changes by itself.
+pub(super) fn image(value: &str) -> Checked<String> {
+    let allowed = "must be an image reference with a tag or a digest, such as ghcr.io/openclaw/openclaw:2026.9.6";
+    let (named, digest) = match value.split_once('@') {
+        Some((named, digest)) => (named, Some(digest)),
+        None => (value, None),
+    };
+    let slash = named.rfind('/').map_or(0, |at| at + 1);
+    let (name, tag) = match named[slash..].rfind(':') {
+        Some(colon) => (&named[..slash + colon], Some(&named[slash + colon + 1..])),
+        None => (named, None),
+    };
+    let good = (tag.is_some() || digest.is_some())
+        && tag.is_none_or(is_tag)
+        && digest.is_none_or(is_digest)
+        && is_repository(name);
+    if good { Ok(value.to_owned()) } else { Err(allowed.to_owned()) }
+}
+
+fn is_tag(tag: &str) -> bool {
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    (1..=128).contains(&tag.len())
+        && tag.bytes().next().is_some_and(word)
+        && tag.bytes().all(|byte| word(byte) || b".-".contains(&byte))
+}
+
+fn is_digest(digest: &str) -> bool {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    digest.strip_prefix("sha256:").is_some_and(|digits| digits.len() == 64 && digits.bytes().all(hex))
+}
+
+fn is_repository(name: &str) -> bool {
+    let path = match name.split_once('/') {
+        Some((first, path)) if first.contains(['.', ':']) || first == "localhost" => {
+            if !is_registry(first) {
+                return false;
+            }
+            path
+        }
+        _ => name,
+    };
+    name.len() <= 255 && path.split('/').all(is_component)
+}
+
+fn is_registry(registry: &str) -> bool {
+    let (host, port) = registry.split_once(':').unwrap_or((registry, "443"));
+    let label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    host.split('.').all(label) && port.parse::<u16>().is_ok()
+}
+
+fn is_component(component: &str) -> bool {
+    let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let (first, last) = (component.bytes().next(), component.bytes().last());
+    first.is_some_and(word)
+        && last.is_some_and(word)
+        && component.bytes().all(|byte| word(byte) || b"._-".contains(&byte))
+        && !["..", "._", "_.", ".-", "-.", "_-", "-_", "___"].iter().any(|run| component.contains(run))
+}
+
+/// A device name as Compute Engine allows it: `[a-z]([-a-z0-9]*[a-z0-9])?`, at most 63 characters.
+pub(super) fn device_name(value: &str) -> Checked<String> {
+    let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let good = value.len() <= 63
+        && value.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase())
+        && value.bytes().last().is_some_and(word)
+        && value.bytes().all(|byte| word(byte) || byte == b'-');
+    if good {
+        Ok(value.to_owned())
+    } else {
+        Err("must be a device name (a lower-case letter, then letters, digits and hyphens, at most 63) or none"
+            .to_owned())
+    }
+}
+
+/// A port that can be listened on.
+pub(super) fn port(value: &str) -> Checked<u16> {
+    match value.parse() {
+        Ok(port) if port > 0 && value.bytes().all(|byte| byte.is_ascii_digit()) => Ok(port),
+        _ => Err("must be a port from 1 to 65535".to_owned()),
+    }
+}
+
+/// A base URL, without a final slash. Credentials would be readable in the metadata, so there are none.
+pub(super) fn base_url(value: &str) -> Checked<String> {
+    let good = reqwest::Url::parse(value).is_ok_and(|url| {
+        ["http", "https"].contains(&url.scheme())
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none()
+    });
+    if good && value.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Ok(value.trim_end_matches('/').to_owned())
+    } else {
+        Err("must be an http:// or https:// URL without user, password, query and fragment".to_owned())
+    }
+}
+
+/// A literal gateway token. Never shown in a message.
+pub(super) fn token(value: &str) -> Checked<Secret> {
+    let lower = value.to_ascii_lowercase();
+    if value.starts_with("secret:") {
+        Err("reading it from Secret Manager is not implemented in this version of openclaw-init; without the \
+             attribute a token is generated"
+            .to_owned())
+    } else if PLACEHOLDERS.iter().any(|placeholder| lower.starts_with(placeholder)) {
+        Err("is a placeholder, not a token; `openssl rand -hex 32` makes one, and without the attribute one is \
+             generated"
+            .to_owned())
+    } else if value.len() < TOKEN_LENGTH || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Err(format!(
+            "must be at least {TOKEN_LENGTH} printable ASCII characters without spaces; `openssl rand -hex 32` makes one"
+        ))
+    } else {
+        Ok(Secret::new(value))
+    }
+}
+
+/// The name of an environment variable that is the operator's to set.
+pub(super) fn variable(name: &str) -> Checked<()> {
+    let good = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if !good {
+        Err("must end in the name of an environment variable (letters, digits and underscores)".to_owned())
+    } else if OWN_VARIABLES.contains(&name) {
+        Err(format!("openclaw-init sets {name} itself"))
+    } else {
+        Ok(())
+    }
+}
+
+/// A short printable text.
+pub(super) fn run_id(value: &str) -> Checked<String> {
+    if value.len() <= 128 && value.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
+        Ok(value.to_owned())
+    } else {
+        Err("must be at most 128 printable ASCII characters".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accepts<T>(check: impl Fn(&str) -> Checked<T>, good: &[&str], bad: &[&str]) {
+        for value in good {
+            assert!(check(value).is_ok(), "{value} is good");
+        }
+        for value in bad {
+            assert!(check(value).is_err(), "{value} is bad");
+        }
+    }
+
+    #[test]
+    fn versions() {
+        accepts(
+            version,
+            &["2026.9.6", "2026.12.31", "2026.9.6-r20261001", "2026.9.6-slim", "2026.9.6-beta.1"],
+            &[
+                "latest",
+                "v2026.9.6",
+                "2026.9",
+                "2026.9.6.1",
+                "2026.9.6-",
+                "2026.9.x",
+                "2026.9.6 ",
+                "2026.9.6-a/b",
+                "-",
+                "",
+            ],
+        );
+    }
+
+    #[test]
+    fn images() {
+        let digest = "a".repeat(64);
+        let (by_digest, both) = (format!("repo@sha256:{digest}"), format!("r.io/a/b:1@sha256:{digest}"));
+        let good = [
+            "a:1",
+            "ghcr.io/openclaw/openclaw:2026.9.6",
+            "localhost:5000/a/b__c:x",
+            "r.io:443/a-b.c:_x",
+            &by_digest,
+            &both,
+        ];
+        let (long, short, upper) =
+            (format!("a:{}", "x".repeat(129)), "a@sha256:abc", format!("a@sha256:{}", "A".repeat(64)));
+        let bad = [
+            "a",
+            "r.io:5000/a",
+            "A:1",
+            "a:",
+            ":1",
+            "/a:1",
+            "a//b:1",
+            "a/:1",
+            "r.io:99999/a:1",
+            "-.io/a:1",
+            "a..b:1",
+            "a-:1",
+            "a:1 ",
+            "a:1@",
+            "https://r.io/a:1",
+            short,
+            &long,
+            &upper,
+        ];
+        accepts(image, &good, &bad);
+    }
+
+    #[test]
+    fn device_names() {
+        let (longest, longer) = ("a".repeat(63), "a".repeat(64));
+        accepts(
+            device_name,
+            &["a", "openclaw-data", "d1", &longest],
+            &["", "1d", "-a", "a-", "A", "a_b", "../a", "a/b", &longer],
+        );
+    }
+
+    #[test]
+    fn ports() {
+        accepts(port, &["1", "18789", "65535"], &["", "0", "65536", "-1", "+80", "80/tcp", "abc", "8 0"]);
+    }
+
+    #[test]
+    fn urls() {
+        accepts(
+            base_url,
+            &["https://mirror.example", "http://10.0.0.1:8080/docker/"],
+            &[
+                "",
+                "mirror.example",
+                "ftp://a/b",
+                "https://u:p@a/",
+                "https://u@a/",
+                "https://a/?b",
+                "https://a/#b",
+                "http://",
+                "http://a/b c",
+            ],
+        );
+        assert_eq!(base_url("https://a/b/").as_deref(), Ok("https://a/b"));
+    }
+
+    #[test]
+    fn tokens() {
+        let (good, spaced) = ("f0".repeat(16), format!("{} {}", "f0".repeat(16), "x"));
+        let template = format!("CHANGE-ME-now{}", "0".repeat(32));
+        let bad = [
+            "",
+            "abc",
+            "change-me-now",
+            "undefined",
+            "null",
+            "secret:projects/p/secrets/s/versions/1",
+            &spaced,
+            &template,
+        ];
+        accepts(token, &[&good], &bad);
+        assert_eq!(token(&good).map(|token| token.expose().to_owned()), Ok(good));
+    }
+
+    #[test]
+    fn variables() {
+        accepts(
+            variable,
+            &["TZ", "_x", "Telegram_2"],
+            &["", "1A", "A-B", "A=B", "HOME", "PATH", "OPENCLAW_GATEWAY_TOKEN"],
+        );
+    }
+
+    #[test]
+    fn run_ids() {
+        let long = "x".repeat(129);
+        accepts(run_id, &["build 17", "a/b:c"], &["\u{e4}", "a\nb", &long]);
+    }
+}

@@ -1,0 +1,143 @@
+//! The recursive JSON of the metadata server, as far as it concerns us.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::Disk;
+
+/// `instance/`. Only the id is indispensable: it is what makes this machine this machine.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Instance {
+    /// Up to 64 bits: more than a float can hold.
+    id: u64,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    zone: String,
+    #[serde(default)]
+    attributes: BTreeMap<String, String>,
+    #[serde(default)]
+    disks: Vec<RawDisk>,
+    #[serde(default)]
+    scheduling: Scheduling,
+}
+
+/// `project/`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Project {
+    project_id: String,
+    attributes: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RawDisk {
+    device_name: String,
+    index: u32,
+    mode: String,
+    #[serde(rename = "type")]
+    kind: String,
+    interface: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Scheduling {
+    preemptible: String,
+    provisioning_model: String,
+}
+
+/// The two trees as one: per key, the instance's attribute wins over the project's.
+pub(super) fn merge(instance: Instance, project: Project) -> super::Instance {
+    let mut attributes = project.attributes;
+    attributes.extend(instance.attributes);
+    let scheduling = &instance.scheduling;
+    super::Instance {
+        id: instance.id,
+        name: instance.name,
+        zone: last_part(&instance.zone),
+        project_id: project.project_id,
+        attributes,
+        disks: instance.disks.into_iter().map(Disk::from).collect(),
+        spot: scheduling.preemptible.eq_ignore_ascii_case("true")
+            || scheduling.provisioning_model.eq_ignore_ascii_case("spot"),
+    }
+}
+
+impl From<RawDisk> for Disk {
+    fn from(raw: RawDisk) -> Self {
+        Self {
+            device_name: raw.device_name,
+            index: raw.index,
+            read_only: raw.mode.eq_ignore_ascii_case("READ_ONLY"),
+            kind: raw.kind,
+            interface: raw.interface,
+        }
+    }
+}
+
+/// `europe-west1-b` of `projects/123/zones/europe-west1-b`.
+fn last_part(path: &str) -> String {
+    path.rsplit('/').next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Result;
+
+    use super::*;
+
+    const INSTANCE: &str = r#"{
+        "attributes": {"openclaw-port": "1", "startup-script": "x"},
+        "disks": [
+            {"deviceName": "persistent-disk-0", "index": 0, "interface": "SCSI", "mode": "READ_WRITE", "type": "PERSISTENT-BALANCED"},
+            {"deviceName": "openclaw-data", "index": 1, "interface": "NVME", "mode": "READ_ONLY", "type": "PERSISTENT"}
+        ],
+        "id": 18446744073709551615,
+        "maintenanceEvent": "NONE",
+        "name": "claw-1",
+        "scheduling": {"automaticRestart": "TRUE", "onHostMaintenance": "MIGRATE", "preemptible": "TRUE"},
+        "zone": "projects/123/zones/europe-west1-b"
+    }"#;
+
+    #[test]
+    fn a_whole_machine_is_understood() -> Result<()> {
+        let project =
+            r#"{"attributes": {"openclaw-port": "2", "ssh-keys": ""}, "numericProjectId": 123, "projectId": "p"}"#;
+        let machine = merge(serde_json::from_str(INSTANCE)?, serde_json::from_str(project)?);
+        assert_eq!((machine.id, machine.name.as_str()), (u64::MAX, "claw-1"));
+        assert_eq!((machine.zone.as_str(), machine.project_id.as_str()), ("europe-west1-b", "p"));
+        assert!(machine.spot);
+        let attributes: Vec<_> = machine.attributes.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        assert_eq!(attributes, [("openclaw-port", "1"), ("ssh-keys", ""), ("startup-script", "x")]);
+        let disks: Vec<_> = machine.disks.iter().map(|disk| (disk.index, disk.read_only)).collect();
+        assert_eq!(disks, [(0, false), (1, true)]);
+        Ok(())
+    }
+
+    #[test]
+    fn only_the_id_is_indispensable() -> Result<()> {
+        let machine = merge(serde_json::from_str(r#"{"id": 7}"#)?, Project::default());
+        assert_eq!((machine.id, machine.spot, machine.disks.len()), (7, false, 0));
+        assert!(serde_json::from_str::<Instance>(r#"{"name": "x"}"#).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn spot_has_two_spellings() -> Result<()> {
+        let table = [
+            (r#"{"preemptible": "TRUE"}"#, true),
+            (r#"{"provisioningModel": "SPOT"}"#, true),
+            (r#"{"preemptible": "FALSE", "provisioningModel": "STANDARD"}"#, false),
+            ("{}", false),
+        ];
+        for (scheduling, spot) in table {
+            let instance = serde_json::from_str(&format!(r#"{{"id": 1, "scheduling": {scheduling}}}"#))?;
+            assert_eq!(merge(instance, Project::default()).spot, spot, "{scheduling}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,236 @@
+//! What the outside sees: guest attributes, the status file, progress on the console.
+//!
+//! Three tasks follow the run and the host's notes: one writes guest attributes, one the status file,
+//! one shows progress. None of them can delay or fail a boot.
+
+mod budget;
+mod console;
+mod run;
+mod status;
+mod writer;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::host::Host;
+use crate::metadata::{Client, Instance};
+use crate::stage::{Failure, Stage};
+
+use run::{Mark, Outcome, Run, View};
+use writer::Writer;
+
+pub use console::Console;
+pub use status::{Changes, Detail, Machine, State, Status};
+
+/// The kernel's name for this boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Everything in it is gone with the boot.
+const RUN_DIR: &str = "/run/openclaw-init";
+
+/// How long the end of a run may wait for its last words to arrive.
+const FLUSH_LIMIT: Duration = Duration::from_secs(20);
+
+/// The one writer of guest attributes, the status file and progress lines; clones are the same report.
+#[derive(Debug, Clone)]
+pub struct Report {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    host: Host,
+    run: watch::Sender<Run>,
+    previous: Option<Status>,
+    tasks: Mutex<Option<Tasks>>,
+    started: Instant,
+}
+
+#[derive(Debug)]
+struct Tasks {
+    writer: JoinHandle<bool>,
+    keeper: JoinHandle<()>,
+    progress: JoinHandle<()>,
+}
+
+/// How the run ended well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ready {
+    /// Gateway version.
+    pub version: String,
+    /// The failing checks of a gateway that runs but is not wholly well (`degraded`); empty when `ready`.
+    pub degraded: Vec<String>,
+}
+
+impl Report {
+    /// Starts reporting, without waiting for the metadata server: the first request, the deletion of an
+    /// earlier `result`, follows as soon as the metadata stage has ended well.
+    ///
+    /// When this boot has its `ready` already, nothing is written anywhere until this run changes
+    /// something or ends otherwise.
+    pub async fn start(host: &Host, metadata: Client) -> Result<Self> {
+        let boot_id = host.read(BOOT_ID).await?.ok_or_else(|| anyhow!("there is no {BOOT_ID}"))?;
+        let boot_id = String::from_utf8_lossy(&boot_id).trim().to_owned();
+        make_run_dir(&host.path(RUN_DIR)).await?;
+        let previous = Status::read(host).await.unwrap_or_else(|error| {
+            tracing::debug!("{error:#}");
+            None
+        });
+        let run = watch::Sender::new(Run { boot_id, ..Run::default() });
+        let mut view = View::new(run.subscribe(), host.notes(), previous.clone());
+        let first = view.status();
+        if !view.is_quiet(&first) {
+            first.write(host).await?;
+        }
+        let tasks = Tasks {
+            writer: tokio::spawn(Writer::new(host.clone(), metadata, view.clone()).run()),
+            keeper: tokio::spawn(keep_status_file(host.clone(), view, first)),
+            progress: tokio::spawn(console::show_progress(host.notes(), run.subscribe())),
+        };
+        let tasks = Mutex::new(Some(tasks));
+        let shared = Shared { host: host.clone(), run, previous, tasks, started: Instant::now() };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The run id to echo, known after the config stage.
+    pub fn run_id(&self, run_id: Option<String>) {
+        self.shared.run.send_modify(|run| run.id = run_id);
+    }
+
+    /// The machine's identity, known after the metadata stage: for the status file and for remedies.
+    pub fn instance(&self, instance: &Instance) {
+        let machine = Machine { id: instance.id, name: instance.name.clone(), zone: instance.zone.clone() };
+        self.shared.run.send_modify(|run| run.instance = Some(machine));
+    }
+
+    /// A stage began.
+    pub fn begin(&self, stage: Stage) {
+        self.mark(stage, Mark::Begun);
+    }
+
+    /// A stage ended.
+    pub fn end(&self, stage: Stage, elapsed: Duration, ok: bool) {
+        self.mark(stage, if ok { Mark::Done(elapsed) } else { Mark::Failed(elapsed) });
+    }
+
+    /// The earliest stage that has begun and is not finished.
+    pub fn current_stage(&self) -> Stage {
+        self.shared.run.borrow().current_stage().unwrap_or(Stage::Metadata)
+    }
+
+    fn mark(&self, stage: Stage, mark: Mark) {
+        self.shared.run.send_modify(|run| {
+            run.stages.insert(stage, mark);
+        });
+    }
+
+    /// How many changes the stage made so far.
+    pub fn changes_of(&self, stage: Stage) -> usize {
+        let notes = self.shared.host.notes();
+        let notes = notes.borrow();
+        notes.changes.iter().filter(|(by, _)| *by == Some(stage)).count()
+    }
+
+    /// Writes the result, last of all keys, and prints it. `last_try`: nobody will start another run
+    /// after this failure. Returns when all is said, after 20 s at the latest (and one
+    /// request's time-out).
+    pub async fn finish(&self, outcome: &Result<Ready, Failure>, last_try: bool) {
+        self.shared.run.send_modify(|run| {
+            run.outcome = Some(Outcome::of(outcome, last_try));
+            run.flush_until = Some(Instant::now() + FLUSH_LIMIT);
+        });
+        let tasks = self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(tasks) = tasks {
+            tasks.progress.abort();
+            let reported = tasks.writer.await.unwrap_or(false);
+            drop(tasks.keeper.await);
+            self.leave_status(reported).await;
+        }
+        self.say(outcome);
+    }
+
+    async fn leave_status(&self, reported: bool) {
+        let Shared { host, run, previous, .. } = &*self.shared;
+        let mut view = View::new(run.subscribe(), host.notes(), previous.clone());
+        let status = Status { reported, peak_memory_kib: peak_memory(host).await, ..view.status() };
+        if !view.is_quiet(&status) {
+            write_status(host, &status).await;
+        }
+    }
+
+    /// The last words on the console.
+    fn say(&self, outcome: &Result<Ready, Failure>) {
+        let changes = self.shared.host.notes().borrow().changes.len();
+        let ms = self.shared.started.elapsed().as_millis();
+        match outcome {
+            Ok(Ready { version, degraded }) => {
+                if !degraded.is_empty() {
+                    tracing::warn!("degraded: {}", degraded.join("; "));
+                }
+                tracing::info!("result=ready version={version} changes={changes} ms={ms}");
+            }
+            Err(failure) => {
+                tracing::error!("result=failed:{} stage={} changes={changes} ms={ms}", failure.code(), failure.stage);
+                for line in console::lines(&failure.sentence()) {
+                    tracing::error!("{line}");
+                }
+            }
+        }
+    }
+}
+
+/// Tells the outside that the gateway is being stopped: state and status file, one request, no retry.
+///
+/// For the stop unit, which has little time; the result stays as it is until the next boot deletes it.
+pub async fn stopping(host: &Host, metadata: &Client) -> Result<()> {
+    let Some(mut status) = Status::read(host).await? else { return Ok(()) };
+    status.state = State::Stopping;
+    status.write(host).await?;
+    writer::say_stopping(host, metadata).await
+}
+
+/// The largest resident set of this process, in KiB (`VmHWM`, proc(5)); 0 where the kernel does not say.
+async fn peak_memory(host: &Host) -> u64 {
+    let status = host.read("/proc/self/status").await.ok().flatten().unwrap_or_default();
+    let text = String::from_utf8_lossy(&status);
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or_default()
+}
+
+async fn make_run_dir(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let make = async {
+        tokio::fs::create_dir_all(path).await?;
+        tokio::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).await
+    };
+    make.await.with_context(|| format!("making the directory {}", path.display()))
+}
+
+/// Keeps the status file equal to the status until the run is over; the end is written by `finish`.
+async fn keep_status_file(host: Host, mut view: View, mut written: Status) {
+    loop {
+        let status = view.status();
+        if status.is_final() {
+            return;
+        }
+        if status != written && !view.is_quiet(&status) {
+            write_status(&host, &status).await;
+            written = status;
+        }
+        if !view.changed().await {
+            return;
+        }
+    }
+}
+
+async fn write_status(host: &Host, status: &Status) {
+    if let Err(error) = status.write(host).await {
+        host.warn(format!("{error:#}"));
+    }
+}

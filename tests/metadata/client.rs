@@ -1,0 +1,113 @@
+//! Reading the metadata through everything that can go wrong on the way.
+
+use std::time::{Duration, Instant};
+
+use openclaw_init::failure::{Code, code_of, one_line};
+use openclaw_init::metadata::{Client, Write};
+use openclaw_lab::metadata_server::{Disk, Instance, Level, Server};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+async fn machine(faults: &[&str]) -> (Server, Client) {
+    let mut instance = Instance { name: "claw-1".into(), ..Instance::default() };
+    instance.disks.push(Disk::new(1, "openclaw-data"));
+    instance.attributes.insert("openclaw-port".into(), "1".into());
+    let (server, address) = Server::spawn(instance).await.unwrap();
+    server.set_attribute(Level::Project, "openclaw-port", "2").unwrap();
+    server.set_attribute(Level::Project, "openclaw-bind", "::1").unwrap();
+    for fault in faults {
+        server.fault(fault.parse().unwrap());
+    }
+    (server, Client::new(Some(&address.to_string())).unwrap())
+}
+
+#[tokio::test]
+async fn what_heals_is_asked_again() {
+    // Faults, and how many requests it takes: instance and project are one each without any.
+    let table: &[(&[&str], usize)] = &[
+        (&[], 2),
+        (&["status=503,times=2"], 4),
+        (&["status=429,times=1", "status=408,times=1", "status=500,times=1"], 5),
+        (&["truncate=10,times=1"], 3),
+        (&["no-flavor,times=1"], 3),
+        (&["flavor=Portal,times=1"], 3),
+        (&["status=403,times=1"], 3),
+        (&["blackhole,times=1"], 3),
+        (&["path=/computeMetadata/v1/project,status=404"], 2),
+    ];
+    for (faults, requests) in table {
+        let (server, client) = machine(faults).await;
+        let instance = client.instance(DEADLINE).await.unwrap();
+        assert_eq!(server.requests().len(), *requests, "{faults:?}");
+        assert_eq!((instance.name.as_str(), instance.zone.as_str()), ("claw-1", "us-central1-a"));
+        assert_eq!(instance.id, Instance::default().id, "a 64-bit id went through a float");
+        assert_eq!(instance.disks[1].device_name, "openclaw-data");
+        assert_eq!(instance.attributes["openclaw-port"], "1", "the instance wins");
+        let project = !faults.iter().any(|fault| fault.contains("project"));
+        assert_eq!(instance.attributes.contains_key("openclaw-bind"), project);
+        assert!(!instance.spot);
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_heal_ends_at_once_and_says_why() {
+    let table = [
+        ("status=404", 1, "no instance (404)"),
+        ("status=301", 1, "a redirect, which is not followed"),
+        ("status=400", 1, "400 Bad Request"),
+        ("status=403", 2, "403 Forbidden"),
+    ];
+    for (fault, requests, reason) in table {
+        let (server, client) = machine(&[fault]).await;
+        let started = Instant::now();
+        let error = client.instance(DEADLINE).await.unwrap_err();
+        assert_eq!(code_of(&error), Code::MetadataUnreachable);
+        assert!(one_line(&error).contains(reason), "{fault}: {}", one_line(&error));
+        assert_eq!(server.requests().len(), requests, "{fault}");
+        assert!(started.elapsed() < Duration::from_secs(5), "{fault} took {:?}", started.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn the_deadline_holds_whatever_happens() {
+    for fault in ["blackhole", "status=503", "no-flavor", "truncate=3"] {
+        let (_server, client) = machine(&[fault]).await;
+        let started = Instant::now();
+        let error = client.instance(Duration::from_secs(2)).await.unwrap_err();
+        assert_eq!(code_of(&error), Code::MetadataUnreachable);
+        assert!(started.elapsed() < Duration::from_millis(2500), "{fault} took {:?}", started.elapsed());
+        let sentence = one_line(&error);
+        assert!(sentence.contains("tries in") && sentence.contains("curl"), "{fault}: {sentence}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_comes_late_is_found() {
+    let (server, _) = machine(&[]).await;
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let client = Client::new(Some(&address.to_string())).unwrap();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        server.serve(listener).await
+    });
+    assert_eq!(client.instance(DEADLINE).await.unwrap().name, "claw-1");
+}
+
+#[tokio::test]
+async fn guest_attributes_are_one_checked_request_each() {
+    let (server, client) = machine(&[]).await;
+    assert_eq!(client.put_guest_attribute("openclaw", "state", "x").await.unwrap(), Write::Disabled);
+    server.set_attribute(Level::Instance, "enable-guest-attributes", "TRUE").unwrap();
+    assert_eq!(client.put_guest_attribute("openclaw", "state", "x").await.unwrap(), Write::Done);
+    assert_eq!(server.guest_attributes("openclaw")["state"], "x");
+    for _ in 0..2 {
+        assert_eq!(client.delete_guest_attribute("openclaw", "state").await.unwrap(), Write::Done);
+    }
+    assert!(server.guest_attributes("openclaw").is_empty());
+    server.fault("method=DELETE,status=405,times=1".parse().unwrap());
+    assert_eq!(client.delete_guest_attribute("openclaw", "state").await.unwrap(), Write::Refused);
+    server.fault("status=503,times=1".parse().unwrap());
+    client.put_guest_attribute("openclaw", "state", "x").await.unwrap_err();
+    assert_eq!(server.requests().len(), 6);
+}

@@ -1,0 +1,266 @@
+//! What a run writes, seen from the metadata server and in the status file.
+
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use openclaw_init::failure::{Blame as _, Code};
+use openclaw_init::host::Host;
+use openclaw_init::metadata::Client;
+use openclaw_init::report::{Ready, Report, State, Status, stopping};
+use openclaw_init::stage::{Failure, Stage, stage};
+use openclaw_lab::metadata_server::{Instance, Level, Server};
+
+const BEFORE_THE_ENGINE: [Stage; 2] = [Stage::Metadata, Stage::Config];
+const THE_REST: [Stage; 7] =
+    [Stage::Docker, Stage::Disk, Stage::Shield, Stage::Image, Stage::Secrets, Stage::Gateway, Stage::Ready];
+
+/// A machine with a root of its own, in the middle of a boot.
+struct Machine {
+    root: tempfile::TempDir,
+    server: Server,
+    client: Client,
+}
+
+impl Machine {
+    async fn new() -> Self {
+        let (server, address) = Server::spawn(Instance::default()).await.unwrap();
+        server.set_attribute(Level::Instance, "enable-guest-attributes", "TRUE").unwrap();
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("proc/sys/kernel/random")).unwrap();
+        std::os::unix::fs::symlink("/proc/uptime", root.path().join("proc/uptime")).unwrap();
+        let machine = Self { root, server, client: Client::new(Some(&address.to_string())).unwrap() };
+        machine.boot("boot-1");
+        machine
+    }
+
+    /// A new boot: a new id, and nothing in `/run`.
+    fn boot(&self, id: &str) {
+        std::fs::write(self.root.path().join("proc/sys/kernel/random/boot_id"), format!("{id}\n")).unwrap();
+        drop(std::fs::remove_dir_all(self.root.path().join("run")));
+    }
+
+    fn host(&self) -> Host {
+        Host::new(self.root.path())
+    }
+
+    fn fault(&self, spec: &str) {
+        self.server.fault(spec.parse().unwrap());
+    }
+
+    /// What was asked for, as `PUT state=ready`; the detail without its value.
+    fn writes(&self) -> Vec<String> {
+        let requests = self.server.requests().into_iter();
+        let shown = requests.map(|request| {
+            let key = request.path.rsplit('/').next().unwrap().to_owned();
+            match request.body {
+                Some(body) if key != "detail" => format!("{} {key}={body}", request.method),
+                _ => format!("{} {key}", request.method),
+            }
+        });
+        shown.collect()
+    }
+
+    async fn status(&self) -> Status {
+        Status::read(&self.host()).await.unwrap().unwrap()
+    }
+
+    /// Waits until so many requests have been made.
+    async fn wait_for(&self, requests: usize) {
+        let wait = async {
+            while self.server.requests().len() < requests {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap();
+    }
+
+    /// A run that changes so many things.
+    async fn run(&self, changes: usize, outcome: &Result<Ready, Failure>) -> Host {
+        let host = self.host();
+        let report = Report::start(&host, self.client.clone()).await.unwrap();
+        pass(&report, &BEFORE_THE_ENGINE, &host, 0).await;
+        report.run_id(Some("run-7".into()));
+        pass(&report, &THE_REST, &host, changes).await;
+        report.finish(outcome, false).await;
+        host
+    }
+}
+
+/// Lets the stages end well; the first of them changes something.
+async fn pass(report: &Report, stages: &[Stage], host: &Host, changes: usize) {
+    for (index, name) in stages.iter().enumerate() {
+        let work = async {
+            for change in 0..if index == 0 { changes } else { 0 } {
+                host.changed(format!("changed {change}"));
+            }
+            Ok(())
+        };
+        stage(report, *name, work).await.unwrap();
+    }
+}
+
+/// A run that ended well, or with this code.
+fn outcome(code: Option<Code>) -> Result<Ready, Failure> {
+    match code {
+        None => Ok(Ready { version: "2026.9.6".into(), degraded: Vec::new() }),
+        Some(code) => {
+            let error = Err::<(), _>(anyhow!("it broke")).blame(code, "Mend it.").unwrap_err();
+            Err(Failure { stage: Stage::Docker, error })
+        }
+    }
+}
+
+const FIRST_WORDS: [&str; 3] = ["DELETE result", "PUT boot-id=boot-1", "PUT state=installing"];
+const LAST_WORDS: [&str; 5] =
+    ["PUT run-id=run-7", "PUT version=2026.9.6", "PUT detail", "PUT state=ready", "PUT result=ready"];
+
+#[tokio::test]
+async fn deletion_first_result_last_and_never_too_many() {
+    let machine = Machine::new().await;
+    let host = machine.host();
+    let report = Report::start(&host, machine.client.clone()).await.unwrap();
+    assert_eq!(machine.status().await.state, State::Starting);
+    pass(&report, &BEFORE_THE_ENGINE, &host, 0).await;
+    report.run_id(Some("run-7".into()));
+    machine.wait_for(3).await;
+    pass(&report, &THE_REST, &host, 2).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(machine.writes(), FIRST_WORDS, "progress must leave room for the end");
+    assert_eq!(report.changes_of(Stage::Docker), 2);
+
+    report.finish(&outcome(None), false).await;
+    assert_eq!(machine.writes(), [&FIRST_WORDS[..], &LAST_WORDS].concat());
+    let times: Vec<_> = machine.server.requests().iter().map(|request| request.time).collect();
+    for four in times.windows(4) {
+        assert!(four[3].duration_since(four[0]).as_millis() >= 1000, "four requests within a second");
+    }
+    let status = machine.status().await;
+    assert_eq!((status.result.as_deref(), status.changes.count, status.reported), (Some("ready"), 2, true));
+    assert_eq!(status.changes.list[0], "docker: changed 0");
+    assert_eq!(status.detail.elapsed.len(), 9);
+    let attributes = machine.server.guest_attributes("openclaw");
+    assert_eq!((attributes["state"].as_str(), attributes["result"].as_str()), ("ready", "ready"));
+    assert!(attributes["detail"].contains("\"updated\":\"20"), "{}", attributes["detail"]);
+}
+
+#[tokio::test]
+async fn a_second_run_that_changes_nothing_is_silent() {
+    let machine = Machine::new().await;
+    machine.run(1, &outcome(None)).await;
+    let (requests, status) = (machine.server.requests().len(), machine.status().await);
+    machine.run(0, &outcome(None)).await;
+    assert_eq!(machine.server.requests().len(), requests);
+    assert_eq!(machine.status().await, status, "the status file is untouched as well");
+
+    // A new boot speaks again although it changes nothing.
+    machine.boot("boot-2");
+    machine.run(0, &outcome(None)).await;
+    assert_eq!(machine.writes()[requests], "DELETE result");
+    assert_eq!(machine.writes().last().unwrap(), "PUT result=ready");
+    assert_eq!(machine.server.guest_attributes("openclaw")["boot-id"], "boot-2");
+}
+
+#[tokio::test]
+async fn a_second_run_speaks_when_it_changes_something_or_fails() {
+    for (changes, code, result) in [
+        (1, None, Some("ready")),
+        (0, Some(Code::PortTaken), Some("failed:port-taken")),
+        (0, Some(Code::AptFailed), None),
+    ] {
+        let machine = Machine::new().await;
+        machine.run(1, &outcome(None)).await;
+        let before = machine.writes().len();
+        machine.run(changes, &outcome(code)).await;
+        let after = machine.writes().split_off(before);
+        let attributes = machine.server.guest_attributes("openclaw");
+        assert_eq!(attributes.get("result").map(String::as_str), result, "{after:?}");
+        assert_eq!(machine.status().await.result.as_deref(), result);
+        assert!(after.len() <= 3, "the budget counts the earlier run's requests: {after:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_failure_has_a_result_only_when_it_is_settled() {
+    for (code, last_try, result) in [
+        (Code::DiskForeign, false, Some("failed:disk-foreign")),
+        (Code::AptFailed, false, None),
+        (Code::AptFailed, true, Some("failed:apt-failed")),
+    ] {
+        let machine = Machine::new().await;
+        let host = machine.host();
+        let report = Report::start(&host, machine.client.clone()).await.unwrap();
+        pass(&report, &BEFORE_THE_ENGINE, &host, 0).await;
+        report.finish(&outcome(Some(code)), last_try).await;
+        let attributes = machine.server.guest_attributes("openclaw");
+        assert_eq!(attributes.get("result").map(String::as_str), result);
+        assert_eq!(attributes["state"], "failed");
+        assert!(attributes["detail"].contains(r#""message":"it broke. Mend it.""#), "{}", attributes["detail"]);
+        assert!(attributes["detail"].contains(&format!(r#""code":"{code}""#)), "{}", attributes["detail"]);
+    }
+}
+
+#[tokio::test]
+async fn a_refused_deletion_becomes_pending() {
+    let machine = Machine::new().await;
+    machine.fault("method=DELETE,status=405");
+    let host = machine.host();
+    let report = Report::start(&host, machine.client.clone()).await.unwrap();
+    pass(&report, &BEFORE_THE_ENGINE, &host, 0).await;
+    machine.wait_for(3).await;
+    assert_eq!(machine.writes(), ["DELETE result", "PUT result=pending", "PUT boot-id=boot-1"]);
+    report.finish(&outcome(None), false).await;
+    assert_eq!(machine.writes().last().unwrap(), "PUT result=ready");
+}
+
+#[tokio::test]
+async fn disabled_guest_attributes_are_one_warning() {
+    let machine = Machine::new().await;
+    machine.server.unset_attribute(Level::Instance, "enable-guest-attributes");
+    let host = machine.run(1, &outcome(None)).await;
+    assert_eq!(machine.writes(), ["DELETE result", "PUT result=pending"]);
+    let warnings = host.notes().borrow().warnings.clone();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("enable-guest-attributes=TRUE"), "{warnings:?}");
+    let status = machine.status().await;
+    assert_eq!((status.result.as_deref(), status.reported), (Some("ready"), true));
+}
+
+#[tokio::test]
+async fn a_server_in_trouble_is_asked_again_in_order() {
+    let machine = Machine::new().await;
+    machine.fault("status=503,times=2");
+    let host = machine.host();
+    let report = Report::start(&host, machine.client.clone()).await.unwrap();
+    assert!(machine.writes().is_empty(), "nothing is sent before the metadata could be read");
+    pass(&report, &BEFORE_THE_ENGINE, &host, 0).await;
+    machine.wait_for(3).await;
+    assert_eq!(machine.writes(), ["DELETE result"; 3]);
+    report.finish(&outcome(None), false).await;
+    assert_eq!(machine.writes().last().unwrap(), "PUT result=ready");
+    assert!(host.notes().borrow().warnings.is_empty(), "trouble that healed is no warning");
+}
+
+#[tokio::test]
+async fn a_server_that_stays_silent_costs_one_warning_and_little_time() {
+    let machine = Machine::new().await;
+    machine.fault("status=503");
+    let started = Instant::now();
+    let host = machine.run(1, &outcome(None)).await;
+    assert!(started.elapsed() < Duration::from_secs(26), "{:?}", started.elapsed());
+    let warnings = host.notes().borrow().warnings.clone();
+    assert!(warnings.len() == 1 && warnings[0].contains("could not be written"), "{warnings:?}");
+    let status = machine.status().await;
+    assert_eq!((status.result.as_deref(), status.reported), (Some("ready"), false));
+}
+
+#[tokio::test]
+async fn stopping_is_one_word() {
+    let machine = Machine::new().await;
+    stopping(&machine.host(), &machine.client).await.unwrap();
+    assert!(machine.writes().is_empty(), "before the first run there is nothing to stop");
+    let host = machine.host();
+    drop(Report::start(&host, machine.client.clone()).await.unwrap());
+    stopping(&host, &machine.client).await.unwrap();
+    assert_eq!(machine.writes(), ["PUT state=stopping"]);
+    assert_eq!(machine.status().await.state, State::Stopping);
+}

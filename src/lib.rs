@@ -4,6 +4,7 @@
 //! decides, applies and verifies; none of them trusts a marker of an earlier run.
 
 pub mod config;
+pub mod disk;
 pub mod failure;
 pub mod host;
 pub mod http;

@@ -1,0 +1,253 @@
+//! What is mounted where, and mounting.
+
+use std::fmt;
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::mount::MsFlags;
+
+use super::blocking;
+use crate::failure::{Blame as _, Code};
+use crate::host::{Access, Host};
+
+/// Nothing on the disk may act as a device or with another user's rights; programs may run, since agents
+/// run things in their workspace.
+const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+
+/// Freed blocks go back to the disk (Google's recommendation), and a file system that finds itself
+/// damaged stops taking writes instead of spreading the damage.
+const OPTIONS: &str = "discard,errors=remount-ro";
+
+/// A block device's number, the one name of it that cannot be ambiguous.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Number {
+    major: u64,
+    minor: u64,
+}
+
+impl From<u64> for Number {
+    /// From the `dev_t` of `stat`.
+    fn from(dev: u64) -> Self {
+        Self { major: nix::sys::stat::major(dev), minor: nix::sys::stat::minor(dev) }
+    }
+}
+
+impl FromStr for Number {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parts =
+            text.trim().split_once(':').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+        let (major, minor) = parts.ok_or_else(|| anyhow!("{text:?} is not a device number"))?;
+        Ok(Self { major, minor })
+    }
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// One line of `/proc/self/mountinfo`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mount {
+    pub(super) device: Number,
+    pub(super) point: PathBuf,
+    pub(super) kind: String,
+    pub(super) read_only: bool,
+}
+
+/// Everything that is mounted, in the order of mounting.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Mounts(Vec<Mount>);
+
+impl Mounts {
+    /// Reads the table of this process's mount namespace.
+    pub(super) async fn read(host: &Host) -> Result<Self> {
+        let table = host.read("/proc/self/mountinfo").await?.context("/proc is not mounted")?;
+        String::from_utf8_lossy(&table).parse().context("reading /proc/self/mountinfo")
+    }
+
+    /// What is visible at `point`: the last thing mounted there.
+    pub(super) fn at(&self, point: &Path) -> Option<&Mount> {
+        self.0.iter().rev().find(|mount| mount.point == point)
+    }
+
+    /// Where any of `devices` is mounted.
+    pub(super) fn of(&self, devices: &[Number]) -> impl Iterator<Item = &Mount> {
+        self.0.iter().filter(|mount| devices.contains(&mount.device))
+    }
+}
+
+impl FromStr for Mounts {
+    type Err = anyhow::Error;
+
+    fn from_str(table: &str) -> Result<Self> {
+        table
+            .lines()
+            .map(|line| parse(line).with_context(|| format!("in the line {line:?}")))
+            .collect::<Result<_>>()
+            .map(Self)
+    }
+}
+
+/// `36 35 98:0 /root /point rw,noatime master:1 - ext4 /dev/sda rw,errors=continue` (proc(5)).
+fn parse(line: &str) -> Result<Mount> {
+    let (left, right) = line.split_once(" - ").ok_or_else(|| anyhow!("no separator"))?;
+    let left: Vec<&str> = left.split(' ').collect();
+    let right: Vec<&str> = right.split(' ').collect();
+    let (&[_, _, device, _, point, options, ..], &[kind, _, super_options, ..]) = (&left[..], &right[..]) else {
+        bail!("too few fields");
+    };
+    let read_only = [options, super_options].iter().any(|options| options.split(',').any(|option| option == "ro"));
+    Ok(Mount { device: device.parse()?, point: unescape(point), kind: kind.to_owned(), read_only })
+}
+
+/// The kernel writes blanks, tabs, line ends and backslashes as three octal digits.
+fn unescape(field: &str) -> PathBuf {
+    let (mut rest, mut out) = (field.as_bytes(), Vec::new());
+    while let [first, after @ ..] = rest {
+        let octal = (*first == b'\\').then(|| after.get(..3).and_then(|digits| str::from_utf8(digits).ok())).flatten();
+        let byte = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        out.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &after[3..] } else { after };
+    }
+    std::ffi::OsString::from_vec(out).into()
+}
+
+/// The path as it stands in the mount table, without symbolic links; `None` when it does not exist.
+pub(super) async fn resolved(host: &Host, path: &Path) -> Result<Option<PathBuf>> {
+    let path = host.path(path);
+    match tokio::fs::canonicalize(&path).await {
+        Ok(path) => Ok(Some(path)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("resolving {}", path.display())),
+    }
+}
+
+/// Mounts the ext4 file system on `node` at `point`, which it makes if need be.
+pub(super) async fn ext4(host: &Host, node: &Path, point: &Path) -> Result<()> {
+    ensure_point(host, point).await?;
+    mount(host, node, point, Some("ext4"), FLAGS).await
+}
+
+/// Shows the directory `source` at `point` too. Nothing happens when it is there already.
+pub(super) async fn bind(host: &Host, source: &Path, point: &Path) -> Result<()> {
+    let shown = point.display();
+    if let Some(resolved) = resolved(host, point).await?
+        && let Some(present) = Mounts::read(host).await?.at(&resolved)
+    {
+        if same_directory(&host.path(source), &resolved)? {
+            return Ok(());
+        }
+        return Err(anyhow!("device {} is mounted on {shown}, not {}", present.device, source.display())).blame(
+            Code::DiskForeign,
+            format!("Stop what uses it, run `umount {shown}` and then `openclaw-init boot`, or reboot the VM."),
+        );
+    }
+    if !is_empty(host, point).await? {
+        return Err(anyhow!("{shown} holds files that would be hidden by the state in {}", source.display())).blame(
+            Code::TwoStates,
+            format!("Move {shown} aside (`mv {shown} {shown}.before`) and run `openclaw-init boot` again."),
+        );
+    }
+    ensure_point(host, point).await?;
+    mount(host, &host.path(source), point, None, MsFlags::MS_BIND).await
+}
+
+fn same_directory(one: &Path, other: &Path) -> Result<bool> {
+    let identity = |path: &Path| -> Result<(u64, u64)> {
+        let found = std::fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?;
+        Ok((found.dev(), found.ino()))
+    };
+    Ok(identity(one)? == identity(other)?)
+}
+
+/// True when `path` is an empty directory or does not exist.
+async fn is_empty(host: &Host, path: &Path) -> Result<bool> {
+    match tokio::fs::read_dir(host.path(path)).await {
+        Ok(mut entries) => Ok(entries.next_entry().await?.is_none()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error).with_context(|| format!("listing {}", path.display())),
+    }
+}
+
+/// A directory to mount on. Nobody can write into it while nothing is mounted there: the data of a
+/// missing disk must not grow on the boot disk unseen.
+async fn ensure_point(host: &Host, point: &Path) -> Result<()> {
+    if let Some(parent) = point.parent()
+        && resolved(host, parent).await?.is_none()
+    {
+        host.ensure_dir(parent, Access::root(0o700)).await?;
+    }
+    host.ensure_dir(point, Access::root(0o700)).await?;
+    // Not every file system knows the flag (tmpfs, overlayfs); the directory is root's in any case.
+    if let Err(error) = host.command("chattr").arg("+i").arg(host.path(point)).run().await {
+        tracing::debug!("{error:#}");
+    }
+    Ok(())
+}
+
+async fn mount(host: &Host, source: &Path, point: &Path, kind: Option<&'static str>, flags: MsFlags) -> Result<()> {
+    let (from, to) = (source.to_owned(), host.path(point));
+    let what = format!("{} on {}", source.display(), point.display());
+    let options = kind.map(|_| OPTIONS);
+    // Replaying a journal takes as long as it takes.
+    let outcome = blocking(move || Ok(nix::mount::mount(Some(&from), &to, kind, flags, options))).await?;
+    let outcome = outcome.with_context(|| format!("mounting {what}"));
+    if kind.is_some() {
+        outcome.blame(
+            Code::DiskDamaged,
+            format!("Look at `dmesg`; take a snapshot of the disk, then repair it with `e2fsck {}`.", source.display()),
+        )?;
+    } else {
+        outcome?;
+    }
+    host.changed(format!("mounted {what}"));
+    Ok(())
+}
+
+/// Unmounts what was mounted at `point`; its journal is then written back in place.
+pub(super) async fn unmount(host: &Host, point: &Path) -> Result<()> {
+    let path = host.path(point);
+    blocking(move || Ok(nix::mount::umount(&path)?)).await.with_context(|| format!("unmounting {}", point.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "\
+27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
+30 27 8:16 / /mnt/disks/openclaw-data rw,nosuid,nodev shared:3 - ext4 /dev/sdb rw,errors=remount-ro
+31 27 8:16 /openclaw /home/node/.openclaw rw shared:3 master:1 - ext4 /dev/sdb rw
+32 27 0:50 / /mnt/with\\040blank\\134 ro - tmpfs tmpfs rw
+33 27 8:32 / /data rw - ext4 /dev/sdc ro,errors=remount-ro
+34 27 8:48 / /data rw - xfs /dev/sdd rw
+";
+
+    #[test]
+    fn the_mount_table_is_understood() -> Result<()> {
+        let mounts: Mounts = TABLE.parse()?;
+        let disk = mounts.at(Path::new("/mnt/disks/openclaw-data")).cloned();
+        let point = PathBuf::from("/mnt/disks/openclaw-data");
+        assert_eq!(disk, Some(Mount { device: "8:16".parse()?, point, kind: "ext4".into(), read_only: false }));
+        assert_eq!(mounts.of(&["8:16".parse()?]).count(), 2);
+        assert_eq!(mounts.of(&["8:32".parse()?]).map(|mount| mount.read_only).collect::<Vec<_>>(), [true]);
+        assert_eq!(mounts.at(Path::new("/mnt/with blank\\")).map(|mount| mount.read_only), Some(true));
+        assert_eq!(mounts.at(Path::new("/data")).map(|mount| mount.kind.as_str()), Some("xfs"), "the last one is seen");
+        assert_eq!(mounts.at(Path::new("/nowhere")), None);
+        Ok(())
+    }
+
+    #[test]
+    fn nonsense_is_an_error() {
+        for line in ["x", "1 2 3 - ext4 a b", "1 2 8:x / / rw - ext4 a b", "1 2 8:1 / / rw - ext4"] {
+            assert!(line.parse::<Mounts>().is_err(), "{line}");
+        }
+    }
+}

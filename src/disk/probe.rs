@@ -1,0 +1,213 @@
+//! What is on a disk: a read-only look that never guesses.
+//!
+//! "No signature found" is not "blank": random bytes, an ext4 file system whose first superblock is
+//! destroyed and an unreadable device all look like that (kubernetes issue 142243). Blank is only what
+//! reads back as zeros wherever a file system would have left a trace.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+
+use super::blocking;
+use crate::failure::{Blame as _, Code};
+use crate::host::Host;
+
+/// A data disk is at least this large; less is a mistake or a device without a medium.
+const MIN_SIZE: u64 = 512 * MIB;
+const MIB: u64 = 1024 * 1024;
+
+/// What must be zero at both ends: partition tables, superblocks of all known kinds, their backup copies.
+const END: u64 = 8 * MIB;
+/// Evenly spread samples, for data without any structure. 64 of them take seconds on the slowest disk.
+const SAMPLES: u64 = 64;
+const SAMPLE: u64 = 64 * 1024;
+
+/// What a device holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Content {
+    /// Provably nothing.
+    Blank,
+    /// An ext4 file system and nothing else.
+    Ext4(Superblock),
+    /// A partition table of this kind and nothing else.
+    Table(String),
+    /// Anything else; a phrase for the operator.
+    Other(String),
+}
+
+/// The parts of an ext4 superblock that decide something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Superblock {
+    pub(super) uuid: String,
+    pub(super) label: String,
+    /// Unmounted in order, no journal to replay, no error on record.
+    pub(super) clean: bool,
+    /// The file system needs more bytes than the device has.
+    pub(super) truncated: bool,
+}
+
+/// Looks at a device (or an image file) that nobody else may be using meanwhile.
+pub(super) async fn look(host: &Host, path: &Path) -> Result<Content> {
+    let (opened, shown) = (path.to_owned(), path.display().to_string());
+    // O_EXCL on a block device without O_CREAT: EBUSY while it is mounted, in whatever namespace, or held.
+    let device = blocking(move || {
+        let file = File::options().read(true).custom_flags(nix::fcntl::OFlag::O_EXCL.bits()).open(opened)?;
+        let size = size(&file)?;
+        Ok((Arc::new(file), size))
+    });
+    let (file, size) = device.await.with_context(|| format!("opening {shown} exclusively")).blame(
+        Code::DiskForeign,
+        "The disk is in use or cannot be read: see `lsblk` and `dmesg`; nothing on it was touched.",
+    )?;
+    if size < MIN_SIZE {
+        return Ok(Content::Other(format!("only {size} bytes; a data disk has at least {} MiB", MIN_SIZE / MIB)));
+    }
+    let signature = signature(host, path).await?;
+    let held = Arc::clone(&file);
+    blocking(move || contents(&held, size, signature)).await.with_context(|| format!("reading {shown}")).blame(
+        Code::DiskDamaged,
+        "The disk cannot be read: see `dmesg`; restore it from a snapshot or attach another one.",
+    )
+}
+
+/// The superblock of the ext4 file system on `path`, which may be mounted.
+pub(super) async fn superblock(path: &Path) -> Result<Option<Superblock>> {
+    let opened = path.to_owned();
+    blocking(move || {
+        let file = File::open(opened)?;
+        let size = size(&file)?;
+        read_superblock(&file, size)
+    })
+    .await
+    .with_context(|| format!("reading the superblock of {}", path.display()))
+}
+
+fn size(file: &File) -> Result<u64> {
+    use std::io::Seek as _;
+    let mut file = file;
+    Ok(file.seek(std::io::SeekFrom::End(0))?)
+}
+
+/// What blkid recognises.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Signature {
+    Nothing,
+    Found {
+        kind: Option<String>,
+        table: Option<String>,
+    },
+    /// Several that exclude each other.
+    Ambivalent,
+}
+
+async fn signature(host: &Host, path: &Path) -> Result<Signature> {
+    let blkid = host.command("blkid").args(["-p", "-s", "TYPE", "-s", "PTTYPE", "-o", "export"]).arg(path);
+    let output = blkid.answers(&[2, 8]).run().await?;
+    Ok(match output.code {
+        2 => Signature::Nothing,
+        8 => Signature::Ambivalent,
+        _ => parse_export(&output.stdout),
+    })
+}
+
+fn parse_export(text: &str) -> Signature {
+    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).map(str::to_owned);
+    Signature::Found { kind: value("TYPE"), table: value("PTTYPE") }
+}
+
+fn contents(file: &File, size: u64, signature: Signature) -> Result<Content> {
+    Ok(match signature {
+        Signature::Nothing => match first_non_zero(file, size)? {
+            None => Content::Blank,
+            Some(at) => Content::Other(format!("no known signature, but a non-zero byte at offset {at}")),
+        },
+        Signature::Ambivalent => Content::Other("several signatures that exclude each other".into()),
+        Signature::Found { kind: Some(kind), table: None } if kind == "ext4" => match read_superblock(file, size)? {
+            Some(superblock) => Content::Ext4(superblock),
+            None => Content::Other("a broken ext4 superblock".into()),
+        },
+        Signature::Found { kind: None, table: Some(table) } => Content::Table(table),
+        Signature::Found { kind: Some(kind), table: None } => Content::Other(kind),
+        Signature::Found { kind: Some(kind), table: Some(table) } => {
+            Content::Other(format!("{kind} under a partition table ({table})"))
+        }
+        Signature::Found { kind: None, table: None } => Content::Other("something blkid does not name".into()),
+    })
+}
+
+/// The offset of the first non-zero byte in the places that a format leaves its traces in.
+fn first_non_zero(file: &File, size: u64) -> Result<Option<u64>> {
+    let mut buffer = vec![0; usize::try_from(MIB)?];
+    for (start, length) in regions(size) {
+        let (mut at, end) = (start, size.min(start.saturating_add(length)));
+        while at < end {
+            let chunk = &mut buffer[..usize::try_from(MIB.min(end - at))?];
+            file.read_exact_at(chunk, at).with_context(|| format!("at offset {at}"))?;
+            if let Some(index) = chunk.iter().position(|byte| *byte != 0) {
+                return Ok(Some(at + index as u64));
+            }
+            at += chunk.len() as u64;
+        }
+    }
+    Ok(None)
+}
+
+/// Both ends, the places of ext4's backup superblocks, and spread samples, as (offset, length).
+fn regions(size: u64) -> Vec<(u64, u64)> {
+    let mut regions = vec![(0, END), (size.saturating_sub(END), END)];
+    regions.extend(backup_superblocks(size).into_iter().map(|offset| (offset, 4096)));
+    let step = (size / SAMPLES / 4096 * 4096).max(4096);
+    regions.extend((0..SAMPLES).map(|sample| (sample * step, SAMPLE)));
+    regions
+}
+
+/// Where ext4 keeps copies of its superblock, for every block size: groups 1 and the powers of 3, 5 and 7
+/// (`sparse_super`). A group has eight times as many blocks as a block has bytes.
+fn backup_superblocks(size: u64) -> Vec<u64> {
+    let mut offsets = Vec::new();
+    for block in (10..=16).map(|bits| 1_u64 << bits) {
+        let group = 8 * block * block;
+        let first = if block == 1024 { block } else { 0 };
+        for base in [3, 5, 7_u64] {
+            let groups = std::iter::successors(Some(1), |group: &u64| group.checked_mul(base));
+            let copies = groups.map_while(|index| index.checked_mul(group)?.checked_add(first));
+            offsets.extend(copies.take_while(|offset| *offset < size));
+        }
+    }
+    offsets.sort_unstable();
+    offsets.dedup();
+    offsets
+}
+
+/// Decodes the primary superblock (kernel documentation, "ext4 Data Structures and Algorithms", 4.1).
+fn read_superblock(file: &File, size: u64) -> Result<Option<Superblock>> {
+    let mut bytes = [0; 1024];
+    file.read_exact_at(&mut bytes, 1024)?;
+    let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+    let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let (magic, state, incompatible) = (u16_at(0x38), u16_at(0x3a), u32_at(0x60));
+    let block_bits = u32_at(0x18).saturating_add(10);
+    if magic != 0xef53 || block_bits > 16 {
+        return Ok(None);
+    }
+    let high = if incompatible & 0x80 == 0 { 0 } else { u64::from(u32_at(0x150)) };
+    let blocks = high << 32 | u64::from(u32_at(0x4));
+    let end = bytes[0x78..0x88].iter().position(|byte| *byte == 0).unwrap_or(16);
+    Ok(Some(Superblock {
+        uuid: uuid(&bytes[0x68..0x78]),
+        label: String::from_utf8_lossy(&bytes[0x78..0x78 + end]).into_owned(),
+        clean: state & 0b11 == 0b01 && incompatible & 0x4 == 0,
+        truncated: blocks.checked_shl(block_bits).is_none_or(|needed| needed > size),
+    }))
+}
+
+fn uuid(bytes: &[u8]) -> String {
+    let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    [&hex[..4], &hex[4..6], &hex[6..8], &hex[8..10], &hex[10..]].map(<[String]>::concat).join("-")
+}
+
+#[cfg(test)]
+mod tests;

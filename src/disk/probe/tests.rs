@@ -1,0 +1,105 @@
+#![allow(clippy::unwrap_used)]
+
+use std::io::Write as _;
+
+use super::*;
+
+const SIZE: u64 = 1024 * MIB;
+
+/// A sparse image file of `size` bytes, with `bytes` written at `offset`.
+fn image(size: u64, offset: u64, bytes: &[u8]) -> tempfile::NamedTempFile {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(size).unwrap();
+    image.as_file().write_all_at(bytes, offset).unwrap();
+    image
+}
+
+async fn look_at(image: &tempfile::NamedTempFile) -> Result<Content> {
+    look(&Host::new("/"), image.path()).await
+}
+
+async fn run(program: &str, args: &[&str], image: &tempfile::NamedTempFile) {
+    Host::new("/").command(program).args(args).arg(image.path()).run().await.unwrap();
+}
+
+#[tokio::test]
+async fn only_zeros_are_blank() {
+    assert_eq!(look_at(&image(SIZE, 0, b"")).await.unwrap(), Content::Blank);
+    let places = [3 * MIB, SIZE - 5, 8193 * 1024, 32768 * 4096, SIZE / SAMPLES * 33, SIZE / SAMPLES * 33 + SAMPLE - 1];
+    for offset in places {
+        let found = look_at(&image(SIZE, offset, b"x")).await.unwrap();
+        let expected = format!("no known signature, but a non-zero byte at offset {offset}");
+        assert_eq!(found, Content::Other(expected));
+    }
+}
+
+#[tokio::test]
+async fn random_bytes_and_small_devices_are_not_blank() {
+    let mut random = vec![0; 4096];
+    getrandom::fill(&mut random).unwrap();
+    assert!(matches!(look_at(&image(SIZE, 0, &random)).await.unwrap(), Content::Other(_)));
+    assert!(matches!(look_at(&image(0, 0, b"")).await.unwrap(), Content::Other(_)));
+    assert!(matches!(look_at(&image(MIN_SIZE - 1, 0, b"")).await.unwrap(), Content::Other(_)));
+}
+
+#[tokio::test]
+async fn ext4_is_read_as_the_tools_wrote_it() {
+    let image = image(SIZE, 0, b"");
+    run("mkfs.ext4", &["-q", "-L", "theirs", "-U", "01234567-89ab-cdef-0123-456789abcdef"], &image).await;
+    let clean = Superblock {
+        uuid: "01234567-89ab-cdef-0123-456789abcdef".into(),
+        label: "theirs".into(),
+        clean: true,
+        truncated: false,
+    };
+    assert_eq!(look_at(&image).await.unwrap(), Content::Ext4(clean.clone()));
+    assert_eq!(superblock(image.path()).await.unwrap(), Some(clean.clone()));
+
+    run("debugfs", &["-w", "-R", "ssv state 0"], &image).await;
+    assert_eq!(look_at(&image).await.unwrap(), Content::Ext4(Superblock { clean: false, ..clean.clone() }));
+    run("debugfs", &["-w", "-R", "ssv state 3"], &image).await;
+    assert_eq!(look_at(&image).await.unwrap(), Content::Ext4(Superblock { clean: false, ..clean.clone() }));
+    run("debugfs", &["-w", "-R", "ssv state 1"], &image).await;
+    run("debugfs", &["-w", "-R", "feature needs_recovery"], &image).await;
+    assert_eq!(look_at(&image).await.unwrap(), Content::Ext4(Superblock { clean: false, ..clean.clone() }));
+    run("debugfs", &["-w", "-R", "feature -needs_recovery"], &image).await;
+
+    image.as_file().set_len(SIZE / 2 + MIB).unwrap();
+    assert_eq!(look_at(&image).await.unwrap(), Content::Ext4(Superblock { truncated: true, ..clean }));
+}
+
+#[tokio::test]
+async fn what_is_not_ext4_is_named() {
+    let destroyed = image(SIZE, 0, b"");
+    run("mkfs.ext4", &["-q"], &destroyed).await;
+    destroyed.as_file().write_all_at(&vec![0; 8 * 1024 * 1024], 0).unwrap();
+    let found = look_at(&destroyed).await.unwrap();
+    assert!(matches!(found, Content::Other(ref found) if found.contains("non-zero byte")), "{found:?}");
+
+    let swap = image(SIZE, 0, b"");
+    run("mkswap", &["-q"], &swap).await;
+    assert_eq!(look_at(&swap).await.unwrap(), Content::Other("swap".into()));
+
+    let mut table = [0; 512];
+    table[446 + 4] = 0x83;
+    table[446 + 8..446 + 16].copy_from_slice(&[0, 8, 0, 0, 0, 0, 16, 0]);
+    table[510..].copy_from_slice(&[0x55, 0xaa]);
+    let dos = image(SIZE, 0, &table);
+    assert_eq!(look_at(&dos).await.unwrap(), Content::Table("dos".into()));
+
+    let mut both = image(SIZE, 0, b"");
+    run("mkfs.ext4", &["-q"], &both).await;
+    both.write_all(&table).unwrap();
+    assert!(matches!(look_at(&both).await.unwrap(), Content::Other(_)));
+}
+
+#[test]
+fn backup_superblocks_are_where_mkfs_puts_them() {
+    let offsets = backup_superblocks(1 << 30);
+    // From `mke2fs -n` with 1 KiB, 2 KiB and 4 KiB blocks.
+    for (block, size) in [(8193, 1024), (24577, 1024), (16384, 2048), (32768, 4096), (98304, 4096), (229_376, 4096)] {
+        assert!(offsets.contains(&(block * size)), "block {block} of {size} bytes");
+    }
+    assert!(backup_superblocks(64 << 40).len() < 400, "a look must stay short on the largest disk");
+    assert!(regions(MIN_SIZE).iter().all(|(start, _)| *start < MIN_SIZE));
+}

@@ -1,0 +1,83 @@
+//! A connection to an engine that is good enough.
+
+use anyhow::{Context, Result, anyhow};
+use bollard::{API_DEFAULT_VERSION, Docker};
+
+use crate::failure::{Blame, Code};
+
+/// Where the engine listens.
+pub const SOCKET: &str = "/run/docker.sock";
+
+/// The oldest API that has everything we use (`Mounts`, init, build session): that of Docker 20.10.
+pub(super) const MINIMUM_API: (usize, usize) = (1, 41);
+
+/// How many seconds a request may wait for its answer to begin: above the longest grace of a stop.
+const ANSWER_SECONDS: u64 = 120;
+
+/// A running engine that answered a ping and speaks at least the API version that we need.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    /// The client; every request carries the negotiated version in its path.
+    pub client: Docker,
+    /// The engine's version, for example `28.5.2`.
+    pub version: String,
+    /// Whether builds can use `BuildKit`: in every engine for Linux since API 1.39.
+    pub buildkit: bool,
+}
+
+impl Engine {
+    /// Connects to the engine behind `socket`: ping, API version, version prefix on all requests.
+    ///
+    /// An engine that answers and is too old, or is not Docker's, is a [`Code::DockerUnusable`]; one that
+    /// does not answer is an error without a verdict, since it may yet be started.
+    pub async fn connect(socket: &str) -> Result<Self> {
+        let client =
+            async { Docker::connect_with_unix(socket, ANSWER_SECONDS, API_DEFAULT_VERSION)?.negotiate_version().await };
+        let client = client.await.with_context(|| format!("connecting to the engine at {socket}"))?;
+        let found = client.version().await.context("asking the engine for its version")?;
+        let components = found.components.unwrap_or_default().into_iter().map(|component| component.name);
+        let version = found.version.unwrap_or_default();
+        let api = client.client_version();
+        let api = (api.major_version, api.minor_version);
+        check(&version, api, components)?;
+
+        let client = with_version_in_path(client, api);
+        client.ping().await.context("pinging the engine")?;
+        Ok(Self { client, version, buildkit: found.os.as_deref() == Some("linux") })
+    }
+}
+
+/// Refuses an engine that we cannot work with.
+fn check(version: &str, api: (usize, usize), mut components: impl Iterator<Item = String>) -> Result<()> {
+    if let Some(name) = components.find(|name| name.contains("Podman")) {
+        return Err(anyhow!("{name} {version} answers at {SOCKET}, not Docker")).blame(
+            Code::DockerUnusable,
+            "Remove it (sudo apt-get remove podman-docker; sudo systemctl disable --now podman.socket), then run: sudo systemctl start openclaw-init",
+        );
+    }
+    if api < MINIMUM_API {
+        let (major, minor) = MINIMUM_API;
+        return Err(anyhow!("Docker {version} speaks API {}.{}, needed is {major}.{minor}", api.0, api.1)).blame(
+            Code::DockerUnusable,
+            "Upgrade it to Docker 20.10 or newer the way it was installed, then run: sudo systemctl start openclaw-init",
+        );
+    }
+    Ok(())
+}
+
+/// Puts the negotiated version in front of every path: bollard 0.21 negotiates it and then does not send it,
+/// and requests without one are deprecated.
+fn with_version_in_path(client: Docker, (major, minor): (usize, usize)) -> Docker {
+    client.with_request_modifier(move |mut request| {
+        let mut parts = request.uri().clone().into_parts();
+        let path = parts.path_and_query.as_ref().map_or("/", |path| path.as_str());
+        // Both conversions succeed: what was a path stays one with a path in front.
+        if let Ok(path) = format!("/v{major}.{minor}{path}").parse() {
+            parts.path_and_query = Some(path);
+            if let Ok(uri) = parts.try_into() {
+                *request.uri_mut() = uri;
+            }
+        }
+        request
+    })
+}

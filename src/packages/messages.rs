@@ -1,0 +1,173 @@
+//! What apt and dpkg say, in the C locale: their status lines and why they failed.
+
+/// Why apt or dpkg failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Another program has the lock: who, as far as the message tells.
+    Locked(String),
+    /// The disk is full.
+    Full,
+    /// Trying again would not help.
+    Lasting,
+    /// A mirror or the network may have had a bad moment.
+    Passing,
+}
+
+/// What the failed program itself said, without the long command line in front: a report has little room.
+pub(super) fn own_words(message: &str) -> &str {
+    let after = message.split_once(" ended with exit code ").and_then(|(_, rest)| rest.split_once(": "));
+    after.map_or(message, |(_, said)| said)
+}
+
+/// What a failure's message means; the texts are those of apt 2.4 to 3.0 and dpkg 1.21 to 1.22 in the C locale.
+pub(super) fn classify(message: &str) -> Kind {
+    let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+    if let Some(holder) = lock_holder(message) {
+        Kind::Locked(holder)
+    } else if says(&["No space left on device", "You don't have enough free space"]) {
+        Kind::Full
+    } else if says(&[
+        "Unable to locate package",
+        "has no installation candidate",
+        "but remove is disabled",
+        "unmet dependencies",
+    ]) {
+        Kind::Lasting
+    } else {
+        Kind::Passing
+    }
+}
+
+/// Who holds the lock that the message is about, `None` when it is not about a lock.
+fn lock_holder(message: &str) -> Option<String> {
+    const TAKEN: [&str; 4] = [
+        "Could not get lock",
+        "Unable to acquire the dpkg frontend lock",
+        "Unable to lock",
+        "was locked by another process",
+    ];
+    if !TAKEN.iter().any(|text| message.contains(text)) {
+        return None;
+    }
+    let after = |text: &str| message.split_once(text).map(|(_, rest)| rest);
+    let by = after("held by process ").or_else(|| after("another process with pid "));
+    let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>();
+    Some(match by.map(|rest| (digits(rest), rest)) {
+        Some((pid, rest)) if !pid.is_empty() => {
+            let name = rest[pid.len()..].strip_prefix(" (").and_then(|rest| rest.split_once(')'));
+            name.map_or(format!("process {pid}"), |(name, _)| format!("{name} (process {pid})"))
+        }
+        _ => "another program".to_owned(),
+    })
+}
+
+/// A line of apt's status protocol (`README.progress-reporting` in apt's documentation).
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Status {
+    Progress { percent: f64, what: String },
+    Error { what: String },
+}
+
+pub(super) fn parse_status(line: &str) -> Option<Status> {
+    let (kind, rest) = line.split_once(':')?;
+    // `kind:package:percent:text`, where the package may be `name:architecture`.
+    let (subject, percent, what) = rest.match_indices(':').find_map(|(at, _)| {
+        let (percent, what) = rest[at + 1..].split_once(':')?;
+        Some((&rest[..at], percent.parse::<f64>().ok()?, what.trim()))
+    })?;
+    match kind {
+        "dlstatus" | "pmstatus" => Some(Status::Progress { percent, what: what.to_owned() }),
+        "pmerror" => Some(Status::Error { what: format!("{subject}: {what}") }),
+        _ => None,
+    }
+}
+
+/// Whether the answer of `apt-cache policy` names a version to install.
+pub(super) fn parse_candidate(policy: &str) -> bool {
+    policy.lines().filter_map(|line| line.trim().strip_prefix("Candidate: ")).any(|version| version != "(none)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_lines_of_apt() {
+        let progress = |percent, what: &str| Some(Status::Progress { percent, what: what.into() });
+        for (line, wanted) in [
+            (
+                "dlstatus:1:12.5000:Retrieving file 2 of 5 (3s remaining)",
+                progress(12.5, "Retrieving file 2 of 5 (3s remaining)"),
+            ),
+            (
+                "pmstatus:docker-ce:45.4545:Installing docker-ce (amd64)",
+                progress(45.4545, "Installing docker-ce (amd64)"),
+            ),
+            ("pmstatus:libc6:amd64:20.0:Unpacking libc6:amd64", progress(20.0, "Unpacking libc6:amd64")),
+            ("pmstatus:dpkg-exec:0.0000:Running dpkg", progress(0.0, "Running dpkg")),
+            (
+                "pmerror:/var/cache/apt/archives/x.deb:60:trying to overwrite '/usr/bin/docker'",
+                Some(Status::Error {
+                    what: "/var/cache/apt/archives/x.deb: trying to overwrite '/usr/bin/docker'".into(),
+                }),
+            ),
+            ("pmconffile:/etc/x:50:'/etc/x' '/etc/x.new' 1 1", None),
+            ("Setting up nftables (1.0.6-2) ...", None),
+            ("dlstatus:nonsense", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_status(line), wanted, "{line}");
+        }
+    }
+
+    #[test]
+    fn failures_are_told_apart() {
+        let locked = |holder: &str| Kind::Locked(holder.into());
+        for (message, wanted) in [
+            (
+                "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 812 (apt-get) E: Unable to lock directory /var/lib/apt/lists/",
+                locked("apt-get (process 812)"),
+            ),
+            (
+                "E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 17028 (unattended-upgr)",
+                locked("unattended-upgr (process 17028)"),
+            ),
+            (
+                "E: Unable to acquire the dpkg frontend lock (/var/lib/dpkg/lock-frontend), is another process using it?",
+                locked("another program"),
+            ),
+            ("dpkg: error: dpkg frontend lock was locked by another process with pid 16863", locked("process 16863")),
+            ("dpkg: error processing archive x.deb: failed to write: No space left on device", Kind::Full),
+            ("E: You don't have enough free space in /var/cache/apt/archives/.", Kind::Full),
+            ("E: Unable to locate package docker-ce", Kind::Lasting),
+            ("E: Packages need to be removed but remove is disabled.", Kind::Lasting),
+            ("E: Failed to fetch http://mirror/x.deb  503  Service Unavailable", Kind::Passing),
+        ] {
+            assert_eq!(classify(message), wanted, "{message}");
+        }
+    }
+
+    #[test]
+    fn a_failure_is_told_in_the_program_s_own_words() {
+        for (message, wanted) in [
+            (
+                "apt-get -y -o A=b install x ended with exit code 100: E: Unable to locate package x",
+                "E: Unable to locate package x",
+            ),
+            ("apt-get update did not end within 900 s", "apt-get update did not end within 900 s"),
+        ] {
+            assert_eq!(own_words(message), wanted);
+        }
+    }
+
+    #[test]
+    fn a_candidate_is_a_version() {
+        for (policy, wanted) in [
+            ("docker.io:\n  Installed: (none)\n  Candidate: 20.10.24+dfsg1-1\n  Version table:\n", true),
+            ("docker-ce:\n  Installed: (none)\n  Candidate: (none)\n", false),
+            ("", false),
+        ] {
+            assert_eq!(parse_candidate(policy), wanted);
+        }
+    }
+}

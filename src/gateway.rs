@@ -1,0 +1,277 @@
+//! The one container: wanted spec, observed spec, decide, replace or start, wait until ready.
+
+mod logs;
+mod one_off;
+mod probe;
+mod readiness;
+mod spec;
+
+use std::time::Duration;
+
+use anyhow::{Context, Error, Result, anyhow};
+use bollard::errors::Error as DockerError;
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum as Status};
+use bollard::query_parameters::{CreateContainerOptionsBuilder, StopContainerOptionsBuilder};
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::config::GatewayConfig;
+use crate::disk::DataDir;
+use crate::docker::Engine;
+use crate::failure::{Blame, Code, Verdict};
+use crate::host::Host;
+use crate::image::Image;
+use crate::openclaw_config;
+use crate::secrets::{self, Secrets};
+
+pub use readiness::wait_ready;
+use spec::{Machine, STOP_SECONDS, Spec};
+
+/// The container's name, and its host name.
+pub const NAME: &str = "openclaw-gateway";
+
+/// The label with the fingerprint of the wanted spec; a container without it is not ours.
+const SPEC_LABEL: &str = "openclaw-init.spec";
+
+/// How much longer than the grace the engine's answer to a stop may take.
+const STOP_MARGIN: Duration = Duration::from_secs(30);
+
+/// Makes the container run with the wanted spec, and `openclaw.json` hold what the gateway needs to start.
+///
+/// A container that runs with that spec and with the present `.env` is left alone.
+pub async fn ensure(
+    host: &Host,
+    engine: &Engine,
+    image: &Image,
+    data: &DataDir,
+    secrets: &Secrets,
+    config: &GatewayConfig,
+) -> Result<()> {
+    openclaw_config::settle_access(host, data).await?;
+    let edits = openclaw_config::missing(openclaw_config::read(host, data).await?.as_ref(), config);
+    let machine = Machine::observe(host, engine, image).await?;
+    let spec = Spec::gateway(image, data, config, machine)?;
+    let secrets_changed = secrets::changed_at(host, data).await?;
+    let observed = observe(engine).await?;
+
+    let action = decide(observed.as_ref(), &spec.fingerprint, secrets_changed, !edits.is_empty());
+    tracing::debug!("container {NAME}: {action:?}, observed {observed:?}");
+    if matches!(action, Action::Restart | Action::Replace) && observed.is_some_and(|container| container.is_alive()) {
+        host.progress("stopping the running gateway");
+        stop_container(engine, STOP_SECONDS).await?;
+        host.changed(format!("stopped container {NAME}"));
+    }
+    if !edits.is_empty() {
+        one_off::set(host, engine, &edits, secrets, |command| Spec::one_off(image, data, config, machine, command))
+            .await?;
+        verify(host, data, config, &edits).await?;
+    }
+    if action == Action::Replace {
+        engine.client.remove_container(NAME, None).await.with_context(|| format!("removing container {NAME}"))?;
+        host.changed(format!("removed container {NAME}"));
+    }
+    match action {
+        Action::Untouched => Ok(()),
+        Action::Start | Action::Restart => start(host, engine, config).await,
+        Action::Replace | Action::Create => create(host, engine, spec, config).await,
+    }
+}
+
+/// What must be done about the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Untouched,
+    Start,
+    Restart,
+    Replace,
+    Create,
+}
+
+/// What is known of the present container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Observed {
+    fingerprint: String,
+    status: Status,
+    started_at: Option<Timestamp>,
+}
+
+impl Observed {
+    /// True when it runs, or the engine would start it again by itself.
+    fn is_alive(&self) -> bool {
+        !matches!(self.status, Status::CREATED | Status::EXITED | Status::DEAD | Status::EMPTY)
+    }
+}
+
+/// `secrets_changed` is when `.env` last changed: the gateway reads it only when it starts. `stopped`: it
+/// must not run while its configuration is edited.
+fn decide(observed: Option<&Observed>, spec: &str, secrets_changed: Option<Timestamp>, stopped: bool) -> Action {
+    let Some(observed) = observed else { return Action::Create };
+    if observed.fingerprint != spec || observed.status == Status::DEAD {
+        return Action::Replace;
+    }
+    match observed.status {
+        _ if !observed.is_alive() => Action::Start,
+        Status::RUNNING if !stopped && secrets_changed <= observed.started_at => Action::Untouched,
+        // A restart loop goes on at ever longer intervals; started anew it is judged from its first exit.
+        _ => Action::Restart,
+    }
+}
+
+async fn observe(engine: &Engine) -> Result<Option<Observed>> {
+    let Some(found) = inspect(engine).await? else { return Ok(None) };
+    let label = found.config.and_then(|config| config.labels?.remove(SPEC_LABEL));
+    let state = found.state.unwrap_or_default();
+    let fingerprint = label.ok_or_else(|| anyhow!("container {NAME} was not made by openclaw-init")).blame(
+        Code::DockerUnusable,
+        format!(
+            "Rename or remove it: `sudo docker rename {NAME} {NAME}-old`, then run `sudo systemctl restart openclaw-init`."
+        ),
+    )?;
+    Ok(Some(Observed {
+        fingerprint,
+        status: state.status.unwrap_or(Status::EMPTY),
+        started_at: state.started_at.and_then(|at| at.parse().ok()),
+    }))
+}
+
+async fn inspect(engine: &Engine) -> Result<Option<ContainerInspectResponse>> {
+    match engine.client.inspect_container(NAME, None).await {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("inspecting container {NAME}")),
+    }
+}
+
+fn is_missing(error: &DockerError) -> bool {
+    matches!(error, DockerError::DockerResponseServerError { status_code: 404, .. })
+}
+
+/// An edit that left things missing is not fatal here: the gateway itself knows best whether it can start.
+async fn verify(host: &Host, data: &DataDir, config: &GatewayConfig, edits: &[Value]) -> Result<()> {
+    openclaw_config::settle_access(host, data).await?;
+    let left = openclaw_config::missing(openclaw_config::read(host, data).await?.as_ref(), config);
+    let paths = |edits: &[Value]| edits.iter().filter_map(|edit| edit["path"].as_str()).collect::<Vec<_>>().join(", ");
+    if left.is_empty() {
+        host.changed(format!("set {} in openclaw.json", paths(edits)));
+    } else {
+        host.warn(format!("the image's `config set` reported success, but openclaw.json still lacks {}", paths(&left)));
+    }
+    Ok(())
+}
+
+async fn create(host: &Host, engine: &Engine, spec: Spec, config: &GatewayConfig) -> Result<()> {
+    let options = CreateContainerOptionsBuilder::default().name(NAME).build();
+    let created = engine
+        .client
+        .create_container(Some(options), spec.body)
+        .await
+        .with_context(|| format!("creating container {NAME}"))?;
+    created.warnings.iter().for_each(|warning| tracing::debug!("creating container {NAME}: {warning}"));
+    host.changed(format!("created container {NAME}"));
+    let started = start(host, engine, config).await;
+    if started.is_err() {
+        // It never ran: nothing is lost, and the next run begins clean.
+        if let Err(error) = engine.client.remove_container(NAME, None).await {
+            tracing::debug!("removing container {NAME} that did not start: {error}");
+        }
+    }
+    started
+}
+
+async fn start(host: &Host, engine: &Engine, config: &GatewayConfig) -> Result<()> {
+    if let Err(error) = engine.client.start_container(NAME, None).await {
+        return Err(explain_start(error, config));
+    }
+    host.changed(format!("started container {NAME}"));
+    Ok(())
+}
+
+fn explain_start(error: DockerError, config: &GatewayConfig) -> Error {
+    let (address, port) = (config.bind, config.port);
+    let text = error.to_string();
+    let verdict = if text.contains("port is already allocated") || text.contains("address already in use") {
+        let remedy = format!(
+            "Another program listens on port {port} of {address}: find it with `sudo ss -ltnp 'sport = :{port}'` and \
+             stop it, or choose another port with the attribute openclaw-port."
+        );
+        Some(Verdict { code: Code::PortTaken, remedy })
+    } else if text.contains("cannot assign requested address") {
+        let remedy = format!("{address} is no address of this VM: correct the attribute openclaw-bind.");
+        Some(Verdict { code: Code::ConfigInvalid, remedy })
+    } else {
+        None
+    };
+    let error = Error::from(error).context(format!("starting container {NAME}"));
+    match verdict {
+        Some(verdict) => error.context(verdict),
+        None => error,
+    }
+}
+
+/// Stops the container with a grace of `seconds` and returns its exit code, `None` when there is no
+/// container. After it `unless-stopped` does not start it by itself.
+pub async fn stop(engine: &Engine, seconds: u32) -> Result<Option<i64>> {
+    stop_container(engine, i32::try_from(seconds).unwrap_or(i32::MAX)).await?;
+    Ok(inspect(engine).await?.and_then(|container| container.state?.exit_code))
+}
+
+async fn stop_container(engine: &Engine, seconds: i32) -> Result<()> {
+    let options = StopContainerOptionsBuilder::default().t(seconds).build();
+    let grace = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
+    // The engine answers when the container has ended.
+    let client = engine.client.clone().with_timeout(grace + STOP_MARGIN);
+    match client.stop_container(NAME, Some(options)).await {
+        Err(error) if !is_missing(&error) => Err(error).with_context(|| format!("stopping container {NAME}")),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_is_left_alone_only_when_all_of_it_is_right() {
+        let at = |second| Timestamp::from_second(second).ok();
+        let observed =
+            |fingerprint: &str, status| Observed { fingerprint: fingerprint.into(), status, started_at: at(100) };
+        #[rustfmt::skip]
+        let cases = [
+            (None, at(1), false, Action::Create),
+            (Some(observed("a", Status::RUNNING)), at(1), false, Action::Untouched),
+            (Some(observed("a", Status::RUNNING)), at(101), false, Action::Restart),
+            (Some(observed("a", Status::RUNNING)), None, true, Action::Restart),
+            (Some(observed("a", Status::EXITED)), at(101), true, Action::Start),
+            (Some(observed("a", Status::CREATED)), at(1), false, Action::Start),
+            (Some(observed("a", Status::RESTARTING)), at(1), false, Action::Restart),
+            (Some(observed("a", Status::PAUSED)), at(1), false, Action::Restart),
+            (Some(observed("a", Status::DEAD)), at(1), false, Action::Replace),
+            (Some(observed("b", Status::RUNNING)), at(1), false, Action::Replace),
+            (Some(observed("b", Status::EXITED)), at(1), false, Action::Replace),
+        ];
+        for (observed, secrets_changed, stopped, action) in cases {
+            assert_eq!(decide(observed.as_ref(), "a", secrets_changed, stopped), action, "{observed:?}");
+        }
+    }
+
+    #[test]
+    fn a_start_that_failed_is_classified_by_the_engines_words() {
+        let config = GatewayConfig {
+            port: 18789,
+            bind: [127, 0, 0, 1].into(),
+            token: None,
+            env: std::collections::BTreeMap::new(),
+        };
+        #[rustfmt::skip]
+        let cases = [
+            ("driver failed programming external connectivity: Bind for 127.0.0.1:18789 failed: port is already allocated", Code::PortTaken),
+            ("failed to bind host port for 127.0.0.1:18789: listen tcp4 127.0.0.1:18789: bind: address already in use", Code::PortTaken),
+            ("listen tcp4 10.9.9.9:18789: bind: cannot assign requested address", Code::ConfigInvalid),
+            ("OCI runtime create failed", Code::Internal),
+        ];
+        for (message, code) in cases {
+            let error = DockerError::DockerResponseServerError { status_code: 500, message: message.to_owned() };
+            assert_eq!(crate::failure::code_of(&explain_start(error, &config)), code, "{message}");
+        }
+    }
+}

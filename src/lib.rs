@@ -1,10 +1,13 @@
 //! openclaw-init turns a bare Compute Engine VM into a ready `OpenClaw` gateway, at every boot.
 //!
-//! `bootstrap` is the table of contents: the stages in their order. Each stage observes the machine,
+//! [`bootstrap`] is the table of contents: the stages in their order. Each stage observes the machine,
 //! decides, applies and verifies; none of them trusts a marker of an earlier run.
 
 pub mod apt_key;
+pub mod bootstrap;
+pub mod carrier;
 pub mod config;
+pub mod console;
 pub mod disk;
 pub mod docker;
 pub mod failure;
@@ -23,3 +26,4 @@ pub mod secrets;
 pub mod shield;
 pub mod stage;
 pub mod systemd;
+pub mod units;

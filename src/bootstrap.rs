@@ -1,0 +1,151 @@
+//! The table of contents: what happens at every boot, in this order.
+//!
+//! ```text
+//! metadata - config
+//!    |- disk ------ DataDir ---------------+
+//!    |- docker ---- Engine - shield -+     |
+//!    |                               image + secrets - gateway - ready
+//! ```
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::config::Config;
+use crate::docker::{Engine, RepositoryTrust};
+use crate::failure::{Blame, Code};
+use crate::host::Host;
+use crate::metadata::Client;
+use crate::record::Record;
+use crate::report::{Ready, Report};
+use crate::stage::{Failure, Stage, stage};
+use crate::{disk, docker, gateway, image, report, secrets, shield, units};
+
+/// Where everything about the present boot lives; gone after it.
+pub const RUN_DIR: &str = "/run/openclaw-init";
+
+/// How long the metadata server may keep us waiting.
+const METADATA_DEADLINE: Duration = Duration::from_secs(120);
+
+/// The whole run; `TimeoutStartSec=` of the unit is above it.
+const RUN_DEADLINE: Duration = Duration::from_secs(55 * 60);
+
+/// Grace for the gateway at shutdown. Compute Engine gives a Spot VM 30 s, any other 90 s
+/// (cloud.google.com/compute/docs/shutdownscript); Docker and the system need the rest.
+const SPOT_GRACE_SECONDS: u32 = 25;
+const GRACE_SECONDS: u32 = 80;
+const GRACE_FILE: &str = "/run/openclaw-init/stop-grace-seconds";
+
+/// How long the shutdown may wait for the metadata server.
+const TELLING_LIMIT: Duration = Duration::from_secs(2);
+
+/// Who starts another run when this one fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tries {
+    /// Nobody: started by hand.
+    Once,
+    /// systemd, as often as the unit says.
+    Unit,
+}
+
+/// Brings the gateway up and reports how it went. The outer error is a machine on which not even a run
+/// can start; the inner one is what the report says.
+pub async fn boot(host: &Host, metadata: Client, tries: Tries) -> Result<Result<Ready, Failure>> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(anyhow!("this user is not root"))
+            .blame(Code::UnsupportedSystem, "Run it as root: sudo openclaw-init boot.");
+    }
+    let _only_run = lock(host).await?;
+    let report = Report::start(host, metadata.clone()).await?;
+    let outcome = match tokio::time::timeout(RUN_DEADLINE, stages(host, &metadata, &report)).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            Err(Failure { stage: report.current_stage(), error: anyhow!("the run did not end within 55 minutes") })
+        }
+    };
+    let last_try = match tries {
+        Tries::Once => true,
+        Tries::Unit => units::is_last_try(host).await,
+    };
+    report.finish(&outcome, last_try).await;
+    Ok(outcome)
+}
+
+async fn stages(host: &Host, metadata: &Client, report: &Report) -> Result<Ready, Failure> {
+    let instance = stage(report, Stage::Metadata, metadata.instance(METADATA_DEADLINE)).await?;
+    report.instance(&instance);
+    let config = stage(report, Stage::Config, async {
+        let (config, warnings) = Config::from_attributes(&instance.attributes)?;
+        for warning in warnings {
+            host.warn(warning);
+        }
+        let grace = if instance.spot { SPOT_GRACE_SECONDS } else { GRACE_SECONDS };
+        tokio::fs::write(host.path(GRACE_FILE), grace.to_string()).await.context("noting the grace at shutdown")?;
+        Ok(config)
+    })
+    .await?;
+    report.run_id(config.run_id.clone());
+
+    // Both reach a clean point, whatever becomes of the other.
+    let (data, engine) = tokio::join!(
+        stage(report, Stage::Disk, disk::ensure(host, &config.disk, &instance)),
+        stage(report, Stage::Docker, async {
+            docker::ensure(host, &config.docker, &RepositoryTrust::of(host).await?).await
+        }),
+    );
+    let (data, engine) = (data?, engine?);
+
+    stage(report, Stage::Shield, shield::ensure(host, config.metadata_access)).await?;
+    let record = Record::read(host, &data).await.map_err(|error| Failure { stage: Stage::Image, error })?;
+    let (image, secrets) = tokio::join!(
+        stage(report, Stage::Image, image::ensure(host, &engine, &config.image, &record)),
+        stage(report, Stage::Secrets, secrets::ensure(host, &data, &config.gateway)),
+    );
+    let (image, secrets) = (image?, secrets?);
+
+    stage(report, Stage::Gateway, gateway::ensure(host, &engine, &image, &data, &secrets, &config.gateway)).await?;
+    stage(report, Stage::Ready, async {
+        let ready = gateway::wait_ready(host, &engine, &image, &secrets, &config.gateway).await?;
+        record.clone().owned_by(&image, &config.image).write(host, &data).await?;
+        Ok(ready)
+    })
+    .await
+}
+
+/// Stops the gateway with the grace that this kind of machine allows; fine when nothing runs.
+pub async fn stop(host: &Host, metadata: &Client) -> Result<()> {
+    match tokio::time::timeout(TELLING_LIMIT, report::stopping(host, metadata)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!("telling that the gateway stops: {error:#}"),
+        Err(late) => tracing::debug!("telling that the gateway stops: {late}"),
+    }
+    let grace = host.read(GRACE_FILE).await?.and_then(|bytes| String::from_utf8(bytes).ok()?.trim().parse().ok());
+    let engine = match Engine::connect(docker::SOCKET).await {
+        Ok(engine) => engine,
+        Err(error) => {
+            tracing::debug!("no engine, so no gateway to stop: {error:#}");
+            return Ok(());
+        }
+    };
+    if let Some(code) = gateway::stop(&engine, grace.unwrap_or(SPOT_GRACE_SECONDS)).await? {
+        tracing::info!("stopped the gateway (exit code {code})");
+    }
+    Ok(())
+}
+
+/// One run at a time, whoever starts it.
+async fn lock(host: &Host) -> Result<Flock<std::fs::File>> {
+    let path = host.path(RUN_DIR).join("lock");
+    std::fs::create_dir_all(host.path(RUN_DIR)).with_context(|| format!("making {RUN_DIR}"))?;
+    let file = std::fs::File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(held) => return Ok(held),
+        Err((file, _)) => file,
+    };
+    tracing::info!("another run is in progress (openclaw-init status --wait follows it), waiting for its end");
+    tokio::task::spawn_blocking(|| Flock::lock(file, FlockArg::LockExclusive))
+        .await?
+        .map_err(|(_, errno)| errno)
+        .context("waiting for the other run")
+}

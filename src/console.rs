@@ -1,0 +1,70 @@
+//! Log lines as the serial console and the journal want them: short, ASCII, no time stamps, no colours.
+
+use std::fmt;
+
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::prelude::*;
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::report::Console;
+
+/// The longest line: Google's script runner dies of one over 64 KiB, and the serial console is read by people.
+const LINE_LIMIT: usize = 2000;
+
+/// Sends this program's log lines to standard error; `verbose` adds the details.
+pub fn init(verbose: bool) {
+    let level = if verbose { Level::DEBUG } else { Level::INFO };
+    let filter =
+        tracing_subscriber::filter::Targets::new().with_target("openclaw_init", level).with_default(Level::ERROR);
+    let lines = tracing_subscriber::fmt::layer().with_writer(|| Console).event_format(Lines);
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
+}
+
+struct Lines;
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut text = String::new();
+        context.field_format().format_fields(Writer::new(&mut text), event)?;
+        let level = match *event.metadata().level() {
+            Level::ERROR => "error: ",
+            Level::WARN => "warning: ",
+            Level::DEBUG => "debug: ",
+            _ => "",
+        };
+        writeln!(out, "openclaw: {level}{}", plain(&text))
+    }
+}
+
+/// One printable ASCII line of at most [`LINE_LIMIT`] bytes.
+fn plain(text: &str) -> String {
+    let mut line: String = text
+        .chars()
+        .map(|char| match char {
+            '\u{2013}' | '\u{2014}' => '-',
+            '\u{2026}' => '.',
+            _ if char.is_ascii_graphic() || char == ' ' => char,
+            _ if char.is_whitespace() => ' ',
+            _ => '?',
+        })
+        .collect();
+    line.truncate(LINE_LIMIT);
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_one_short_printable_line() {
+        assert_eq!(plain("a\nb\tc \u{1b}[31mred"), "a b c ?[31mred");
+        assert_eq!(plain(&"x".repeat(70_000)).len(), LINE_LIMIT);
+    }
+}

@@ -1,0 +1,121 @@
+//! The command line: reads the environment, starts logging, runs one command, turns its outcome into an exit code.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use openclaw_init::carrier::{self, Followed};
+use openclaw_init::failure::{code_of, one_line};
+use openclaw_init::host::Host;
+use openclaw_init::metadata::Client;
+use openclaw_init::{bootstrap, console, units};
+
+/// Turns a bare Compute Engine VM into a ready OpenClaw gateway, and keeps it that way over every reboot.
+///
+/// Without a command it is the carrier: it installs itself and its units, starts openclaw-init.service and
+/// follows it to the result. That is what a startup script, cloud-init or an operator runs.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Shows what is done in detail.
+    #[arg(long, short, global = true)]
+    verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Brings the gateway up: the work of openclaw-init.service. Safe to run again at any time.
+    Boot {
+        /// Set by openclaw-init.service: systemd will start another try after a failure that may heal.
+        #[arg(long, hide = true)]
+        unit: bool,
+    },
+    /// Installs this program and its units, and enables them for the next boot, without starting anything.
+    Install,
+    /// Shows how the last run of this boot went.
+    Status {
+        /// Prints the report as JSON (/run/openclaw-init/status.json).
+        #[arg(long)]
+        json: bool,
+        /// Waits for the result of the run in progress first.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Stops the gateway with the grace that this kind of machine allows. The next boot starts it again.
+    Stop,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 ready; otherwise one per class of failure, see the table in README.md.
+The same outcome is in the guest attribute openclaw/result, in /run/openclaw-init/status.json
+and on the serial console (lines that start with \"openclaw:\").";
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    console::init(cli.verbose);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error.into()),
+    };
+    let code = runtime.block_on(run(cli.command));
+    // Blocking work that outlived a deadline must not hold the exit.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run(command: Option<Command>) -> ExitCode {
+    let host = Host::new("/");
+    let outcome = match command {
+        None => carrier::run(&host).await.map(|followed| show(&followed)),
+        Some(Command::Boot { unit }) => boot(&host, unit).await,
+        Some(Command::Install) => units::install(&host).await.map(|_| ExitCode::SUCCESS),
+        Some(Command::Status { json, wait }) => status(&host, json, wait).await,
+        Some(Command::Stop) => stop(&host).await,
+    };
+    outcome.unwrap_or_else(|error| failed(&error))
+}
+
+/// The metadata server of this machine, or the one that Google's clients would be pointed at.
+fn metadata() -> anyhow::Result<Client> {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+    let host = std::env::var("GCE_METADATA_HOST").ok();
+    Client::new(host.as_deref())
+}
+
+async fn boot(host: &Host, unit: bool) -> anyhow::Result<ExitCode> {
+    let tries = if unit { bootstrap::Tries::Unit } else { bootstrap::Tries::Once };
+    match bootstrap::boot(host, metadata()?, tries).await? {
+        Ok(_) => Ok(ExitCode::SUCCESS),
+        Err(failure) => Ok(failure.code().exit_code().into()),
+    }
+}
+
+async fn stop(host: &Host) -> anyhow::Result<ExitCode> {
+    bootstrap::stop(host, &metadata()?).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn status(host: &Host, json: bool, wait: bool) -> anyhow::Result<ExitCode> {
+    let followed = if wait { carrier::follow(host).await? } else { carrier::last(host).await? };
+    if json {
+        writeln!(std::io::stdout(), "{}", followed.json()?)?;
+        return Ok(followed.exit_code());
+    }
+    Ok(show(&followed))
+}
+
+fn show(followed: &Followed) -> ExitCode {
+    // A closed pipe is the reader's choice, not a failure of the machine.
+    let _ = writeln!(std::io::stdout(), "{followed}");
+    followed.exit_code()
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    if std::io::stderr().is_terminal() {
+        tracing::debug!("{error:?}");
+    }
+    tracing::error!("{}", one_line(error));
+    code_of(error).exit_code().into()
+}

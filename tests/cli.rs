@@ -1,0 +1,28 @@
+//! What a person sees who only has the program: help, version, exit codes.
+
+#![allow(clippy::expect_used, reason = "a test ends where its world does")]
+
+use std::process::{Command, Output};
+
+fn openclaw_init(args: &[&str]) -> Output {
+    #[expect(clippy::disallowed_methods, reason = "a test starts the program under test")]
+    let output = Command::new(env!("CARGO_BIN_EXE_openclaw-init")).args(args).output();
+    output.expect("the program starts")
+}
+
+#[test]
+fn help_version_and_usage_errors() {
+    let cases: &[(&[&str], i32, &str)] = &[
+        (&["--help"], 0, "openclaw-init.service"),
+        (&["boot", "--help"], 0, "Safe to run again"),
+        (&["--version"], 0, env!("CARGO_PKG_VERSION")),
+        (&["explode"], 2, "unrecognized subcommand"),
+    ];
+    for (args, code, text) in cases {
+        let output = openclaw_init(args);
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(output.status.code(), Some(*code), "{args:?}: {said}");
+        assert!(said.contains(text), "{args:?}: {said}");
+    }
+}

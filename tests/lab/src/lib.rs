@@ -1,16 +1,33 @@
 //! A pretend Compute Engine on one Linux machine: what `cargo lab` is made of.
 
+pub mod attach;
 pub mod ca;
 pub mod cache;
+pub mod cli;
+pub mod cloud;
 pub mod cloud_content;
+pub mod commands;
+pub mod control_group;
+pub mod disks;
 pub mod docker_apt;
 pub mod files;
+pub mod host;
 pub mod images;
+pub mod machine;
 pub mod metadata_server;
+pub mod network;
 pub mod oci;
+pub mod process;
 pub mod program;
+pub mod progress;
 pub mod real_clients;
 pub mod registry;
 pub mod requests;
+pub mod rootfs;
+pub mod scenarios;
 pub mod signing;
+pub mod size;
 pub mod sources;
+pub mod state;
+pub mod tiers;
+pub mod up;

@@ -1,0 +1,305 @@
+//! The command line of `cargo lab`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Error, Result, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::docker_apt::DockerRepository;
+use crate::metadata_server::FaultChange;
+use crate::size::Size;
+use crate::state::Os;
+
+/// A pretend Compute Engine on this machine. Needs root on Debian; installs what it needs.
+#[derive(Debug, Parser)]
+#[command(name = "cargo lab", bin_name = "cargo lab")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// All commands.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Make a cloud and a bare machine, boot it, show progress until the gateway is ready
+    Up(Up),
+    /// Run a command in the machine
+    Exec {
+        #[command(flatten)]
+        lab: Named,
+        /// Program and arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Reboot the machine and wait for the new result
+    Reboot {
+        #[command(flatten)]
+        lab: Named,
+        /// Cut the power instead of asking
+        #[arg(long)]
+        hard: bool,
+        #[command(flatten)]
+        limit: Limit,
+    },
+    /// Attach, detach or grow a data disk, as `gcloud compute` does
+    Disk {
+        #[command(flatten)]
+        lab: Named,
+        /// What to do with it
+        #[command(subcommand)]
+        change: DiskChange,
+    },
+    /// Make a port of the machine's own 127.0.0.1 reachable on this machine's, like `gcloud compute ssh -- -L`
+    Tunnel {
+        #[command(flatten)]
+        lab: Named,
+        /// The port, the same on both sides
+        #[arg(long, default_value_t = 18789)]
+        port: u16,
+    },
+    /// Print the guest attributes `openclaw/` as JSON
+    GuestAttributes(Named),
+    /// Change what the metadata server answers
+    Metadata {
+        #[command(flatten)]
+        lab: Named,
+        /// What to change
+        #[command(subcommand)]
+        change: Metadata,
+    },
+    /// Print every request that the metadata server got, as JSON lines
+    Requests(Named),
+    /// Remove the lab
+    Down {
+        #[command(flatten)]
+        lab: Named,
+        /// Keep the first data disk as this file; the machine is stopped cleanly before
+        #[arg(long, value_name = "FILE")]
+        keep_disk: Option<PathBuf>,
+    },
+    /// Run the tests: without a tier all of them
+    Test {
+        /// Which ones
+        tier: Option<Tier>,
+        /// Of the machine tier only the scenarios with this in their name
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
+    },
+    #[command(hide = true)]
+    Serve {
+        #[command(flatten)]
+        lab: Named,
+        #[arg(long, value_enum)]
+        docker_repository: DockerRepository,
+    },
+    #[command(hide = true)]
+    Prepare {
+        #[command(flatten)]
+        lab: Named,
+        #[arg(long)]
+        archive: PathBuf,
+        #[arg(long)]
+        install: bool,
+    },
+    #[command(hide = true)]
+    Supervise(Named),
+}
+
+/// Which lab.
+#[derive(Debug, Clone, Args)]
+pub struct Named {
+    /// Name of the lab and of its VM
+    #[arg(long, default_value = "lab")]
+    pub name: String,
+}
+
+/// How long to wait.
+#[derive(Debug, Clone, Args)]
+pub struct Limit {
+    /// Give up waiting after this time
+    #[arg(long, default_value = "20m", value_parser = parse_duration)]
+    pub timeout: Duration,
+}
+
+/// What the machine is made of and how it starts.
+#[derive(Debug, Args)]
+pub struct Up {
+    /// Which lab.
+    #[command(flatten)]
+    pub lab: Named,
+    /// Operating system of the boot disk
+    #[arg(long, value_enum, default_value = "debian-12")]
+    pub os: Os,
+    /// How the binary gets to run
+    #[arg(long, value_enum, default_value = "script-url")]
+    pub boot: Boot,
+    /// An instance attribute beside those that the way in needs
+    #[arg(long = "attr", value_name = "KEY=VALUE", value_parser = parse_pair)]
+    pub attributes: Vec<(String, String)>,
+    /// A project attribute
+    #[arg(long = "project-attr", value_name = "KEY=VALUE", value_parser = parse_pair)]
+    pub project_attributes: Vec<(String, String)>,
+    /// The data disk `openclaw-data`: a size, a file that holds one, or `none`
+    #[arg(long, default_value = "10G", value_name = "SIZE|FILE|none")]
+    pub disk: DataDisk,
+    /// Limit of the whole machine's memory [default: all]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<Size>,
+    /// Size of the boot disk
+    #[arg(long, value_name = "SIZE", default_value = "20G")]
+    pub boot_disk: Size,
+    /// How long to wait for the result.
+    #[command(flatten)]
+    pub limit: Limit,
+    /// Use this binary instead of building one
+    #[arg(long, value_name = "FILE")]
+    pub binary: Option<PathBuf>,
+    /// How the repository that stands for Docker's own answers
+    #[arg(long, value_enum, default_value = "good")]
+    pub docker_repository: DockerRepository,
+    /// A fault of the metadata server from the first request on (see `metadata fault`)
+    #[arg(long = "fault", value_name = "SPEC")]
+    pub faults: Vec<FaultChange>,
+}
+
+/// How the binary gets to run in the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Boot {
+    /// `startup-script-url` names the binary itself
+    ScriptUrl,
+    /// `startup-script` is a loader that fetches it
+    Script,
+    /// It is installed on the boot disk, nothing in the metadata
+    Unit,
+}
+
+/// A change of the attached disks.
+#[derive(Debug, Subcommand)]
+pub enum DiskChange {
+    /// Attach a disk
+    Attach {
+        /// Device name, as in `--device-name`
+        device_name: String,
+        /// A size for a blank disk, or a file that holds one
+        #[arg(value_name = "SIZE|FILE")]
+        content: DataDisk,
+        /// Attach it read-only
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// Detach a disk
+    Detach {
+        /// Device name
+        device_name: String,
+    },
+    /// Make a disk larger
+    Resize {
+        /// Device name
+        device_name: String,
+        /// The new size
+        size: Size,
+    },
+}
+
+/// A change of the metadata.
+#[derive(Debug, Subcommand)]
+pub enum Metadata {
+    /// Set an attribute
+    Set {
+        /// The attribute
+        #[arg(value_name = "KEY=VALUE", value_parser = parse_pair)]
+        pair: (String, String),
+        /// Of the project instead of the instance
+        #[arg(long)]
+        project: bool,
+    },
+    /// Remove an attribute
+    Unset {
+        /// Its key
+        key: String,
+        /// Of the project instead of the instance
+        #[arg(long)]
+        project: bool,
+    },
+    /// Inject a fault
+    Fault {
+        /// What goes wrong, like `path=/computeMetadata/v1/instance/attributes,status=503,for=30s`, or `clear`
+        spec: FaultChange,
+    },
+}
+
+/// A group of tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Tier {
+    /// Format, lints and tests that need neither root nor network
+    Hermetic,
+    /// Whole machines
+    Machine,
+}
+
+/// The data disk of a new machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DataDisk {
+    /// None is attached.
+    None,
+    /// A new, blank one.
+    Blank(Size),
+    /// The content of a file, used in place.
+    File(PathBuf),
+}
+
+impl std::str::FromStr for DataDisk {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.parse::<Size>() {
+            _ if text == "none" => Ok(Self::None),
+            Ok(size) => Ok(Self::Blank(size)),
+            Err(_) if std::path::Path::new(text).is_file() => {
+                Ok(Self::File(std::fs::canonicalize(text).with_context(|| format!("finding {text}"))?))
+            }
+            Err(_) => bail!("`{text}` is neither a size like 10G nor a file nor `none`"),
+        }
+    }
+}
+
+fn parse_pair(text: &str) -> Result<(String, String)> {
+    let (key, value) = text.split_once('=').context("expected KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn parse_duration(text: &str) -> Result<Duration> {
+    let (number, factor) = match text.split_at(text.len().saturating_sub(1)) {
+        (number, "s") => (number, 1),
+        (number, "m") => (number, 60),
+        (number, "h") => (number, 3600),
+        _ => bail!("expected a time like 90s, 20m or 1h"),
+    };
+    let number: u64 = number.parse().context("expected a time like 90s, 20m or 1h")?;
+    Ok(Duration::from_secs(number * factor))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_are_checked() {
+        let cases = [("90s", Some(90)), ("20m", Some(1200)), ("1h", Some(3600)), ("20", None), ("m", None), ("", None)];
+        for (text, seconds) in cases {
+            assert_eq!(parse_duration(text).ok(), seconds.map(Duration::from_secs), "{text}");
+        }
+        assert_eq!(parse_pair("a=b=c").ok(), Some(("a".to_owned(), "b=c".to_owned())));
+        assert_eq!("none".parse::<DataDisk>().ok(), Some(DataDisk::None));
+        assert!("10X".parse::<DataDisk>().is_err());
+    }
+}

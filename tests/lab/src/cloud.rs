@@ -1,0 +1,143 @@
+//! The cloud of one lab: name server, way out, metadata server and web servers, kept by one process.
+//!
+//! That process lives in the cloud's network namespace; its helpers are its children and end with it.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cache::Cache;
+use crate::cloud_content::Content;
+use crate::docker_apt::DockerRepository;
+use crate::machine::detached;
+use crate::metadata_server::{Metadata, Server, control};
+use crate::network::{self, METADATA, STORAGE, UPSTREAM_NAMES};
+use crate::process::Process;
+use crate::state::Lab;
+
+/// What the cloud runs beside its own process.
+const HELPERS: [&str; 2] = ["slirp4netns", "dnsmasq"];
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// Starts the cloud's process, whose metadata server tells `metadata`; returns when all its servers answer.
+pub fn start(lab: &Lab, metadata: &Metadata, repository: DockerRepository) -> Result<()> {
+    let file = metadata_file(lab);
+    let text = serde_json::to_vec_pretty(metadata).context("writing the metadata as JSON")?;
+    fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+    let answers = repository.to_possible_value().context("a hidden kind of repository")?;
+    let mut child = detached(lab, "serve", &["--docker-repository", answers.get_name()])?;
+    let deadline = Instant::now() + START_LIMIT;
+    while !lab.control_socket().exists() {
+        let ended = child.try_wait().context("looking at the cloud's process")?;
+        if ended.is_some() || Instant::now() > deadline {
+            let log = fs::read_to_string(lab.path("serve.log")).unwrap_or_default();
+            bail!("the cloud did not start: {}", log.trim());
+        }
+        sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// Ends the cloud's process and its helpers, also when the process itself was killed.
+pub fn stop(lab: &Lab) -> Result<()> {
+    for what in ["cloud"].iter().chain(&HELPERS) {
+        if let Some(process) = Process::recall(&lab.process_file(what)) {
+            process.end(Duration::from_secs(5)).with_context(|| format!("ending the lab's {what}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Changes or reads what the running metadata server has.
+pub fn client(lab: &Lab) -> Result<control::Client> {
+    control::Client::new(&lab.control_socket())
+}
+
+/// The cloud's whole life, until it is told to end.
+pub fn serve(lab: &Lab, repository: DockerRepository) -> Result<()> {
+    Process::me()?.remember(&lab.process_file("cloud"))?;
+    let mut helpers = vec![way_out(lab)?];
+    network::enter(&lab.cloud())?;
+    helpers.push(name_server(lab)?);
+    let served = runtime()?.block_on(servers(lab, repository));
+    for mut helper in helpers {
+        helper.kill().and_then(|()| helper.wait()).context("ending a helper")?;
+    }
+    served
+}
+
+/// A runtime of one thread, so that the process stays in the namespaces that it entered.
+pub fn runtime() -> Result<Runtime> {
+    Builder::new_current_thread().enable_all().build().context("starting the runtime")
+}
+
+/// The servers that are part of this process. The control socket is the last one: when it is there, all answer.
+async fn servers(lab: &Lab, repository: DockerRepository) -> Result<()> {
+    let mut end = signal(SignalKind::terminate()).context("listening for the end")?;
+    let file = metadata_file(lab);
+    let metadata = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+    let metadata: Metadata =
+        serde_json::from_slice(&metadata).with_context(|| format!("reading {}", file.display()))?;
+    let server = Server::new(metadata);
+    let content = Content::prepare(&Cache::from_env()?)?.start(repository, &lab.content()).await?;
+    let instance = listen(METADATA).await?;
+    let files = axum::serve(listen(STORAGE).await?, server.files_router(lab.files()));
+    let socket = lab.control_socket();
+    tokio::select! {
+        _ = end.recv() => Ok(()),
+        ended = server.clone().serve(instance) => ended,
+        ended = files.into_future() => ended.context("serving files"),
+        ended = content.run() => ended,
+        ended = control::serve(server, &socket) => ended,
+    }
+}
+
+async fn listen(address: Ipv4Addr) -> Result<TcpListener> {
+    TcpListener::bind((address, 80)).await.with_context(|| format!("listening on {address}"))
+}
+
+/// What the metadata server tells at first.
+fn metadata_file(lab: &Lab) -> PathBuf {
+    lab.path("metadata.json")
+}
+
+/// The way out of the namespace, provided by a process outside it.
+fn way_out(lab: &Lab) -> Result<Child> {
+    let mut command = Command::new("slirp4netns");
+    command.args(["--configure", "--mtu=1460", "--disable-host-loopback", "--netns-type=path"]);
+    command.arg(network::path(&lab.cloud())).arg("tap0");
+    let child = command.stdin(Stdio::null()).spawn().context("starting slirp4netns")?;
+    remember(lab, "slirp4netns", &child)?;
+    Ok(child)
+}
+
+/// The name server of the VM. Google's own names stay in the lab: the script runner looks up
+/// `storage.googleapis.com` before any download and waits 100 s for it (facts of the guest agent).
+fn name_server(lab: &Lab) -> Result<Child> {
+    let own = [("metadata.google.internal", METADATA), ("metadata", METADATA), ("googleapis.com", STORAGE)];
+    let mut command = Command::new("dnsmasq");
+    command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"]);
+    command.args(["--user=root", "--pid-file=", "--filter-AAAA", "--cache-size=1000", "--log-facility=-"]);
+    command.arg(format!("--listen-address={METADATA}")).arg(format!("--server={UPSTREAM_NAMES}"));
+    let own = own.map(|(name, address)| (name.to_owned(), IpAddr::V4(address)));
+    for (name, address) in own.into_iter().chain(Content::names()) {
+        command.arg(format!("--address=/{name}/{address}"));
+    }
+    let child = command.stdin(Stdio::null()).spawn().context("starting dnsmasq")?;
+    remember(lab, "dnsmasq", &child)?;
+    Ok(child)
+}
+
+fn remember(lab: &Lab, what: &str, child: &Child) -> Result<()> {
+    let pid = i32::try_from(child.id()).with_context(|| format!("reading the process id of {what}"))?;
+    Process::of(pid)?.remember(&lab.process_file(what))
+}

@@ -1,0 +1,72 @@
+//! The development machine: what the lab needs of it.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::program::run;
+
+/// A program that the lab runs, and the Debian package that brings it.
+const TOOLS: [(&str, &str); 11] = [
+    ("mmdebstrap", "mmdebstrap"),
+    ("systemd-nspawn", "systemd-container"),
+    ("slirp4netns", "slirp4netns"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("docker-registry", "docker-registry"),
+    ("skopeo", "skopeo"),
+    ("nft", "nftables"),
+    ("ip", "iproute2"),
+    ("gpg", "gnupg"),
+    ("apt-ftparchive", "apt-utils"),
+    ("mkfs.ext4", "e2fsprogs"),
+];
+const TARGET: &str = "target/x86_64-unknown-linux-gnu/release/openclaw-init";
+
+/// An error unless the caller is root: namespaces, mounts and block devices need it.
+pub fn require_root() -> Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "the lab makes namespaces and mounts: run it as root");
+    Ok(())
+}
+
+/// Installs the tools that are missing from the development machine's own package sources.
+pub fn install_tools() -> Result<()> {
+    let missing: Vec<&str> = TOOLS.iter().filter(|(tool, _)| !on_path(tool)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("lab: installing {}", missing.join(" "));
+    run(Command::new("apt-get").args(["--quiet", "update"])).context("reading the package lists")?;
+    // Run level 1 keeps Debian's init scripts from starting what a package brings.
+    let mut install = Command::new("apt-get");
+    install.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
+    install.args(["--quiet", "--yes", "--no-install-recommends", "install"]).args(&missing);
+    run(&mut install).context("installing the lab's tools").map(drop)
+}
+
+/// The static binary of this working tree, built now if its sources or the build's `settings` changed.
+pub fn binary(settings: &[(&str, &str)]) -> Result<PathBuf> {
+    let tree = workspace()?;
+    let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "--quiet", "--release", "--package", "openclaw-init", "--bin", "openclaw-init"]);
+    build.envs(settings.iter().copied());
+    let status = build.current_dir(&tree).stdin(Stdio::null()).status().context("starting cargo")?;
+    if !status.success() {
+        bail!("building the release binary failed ({status})");
+    }
+    Ok(tree.join(TARGET))
+}
+
+/// The top of the working tree: the nearest directory upwards that has the lab in it.
+pub fn workspace() -> Result<PathBuf> {
+    let here = env::current_dir().context("finding the current directory")?;
+    let top = here.ancestors().find(|directory| directory.join("tests/lab/Cargo.toml").exists());
+    top.map(Path::to_path_buf).context("this is not the working tree of openclaw-init: run it from there")
+}
+
+fn on_path(tool: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    env::split_paths(&path).chain(usual).any(|directory| directory.join(tool).exists())
+}

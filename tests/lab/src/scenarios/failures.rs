@@ -1,0 +1,106 @@
+//! Every failure ends with its code, a sentence and nothing damaged; every fault that heals ends ready.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::first_boot::is_ready;
+use super::rig::{Rig, Said};
+
+/// `lab up` ended as a failure with `code`, and its report says the sentence with all `parts`.
+fn up_fails(rig: &Rig, code: &str, parts: &[&str], arguments: &[&str]) -> Result<Said> {
+    let said = rig.up_ends(1, arguments)?;
+    said.has(&[&format!("failed:{code}")])?.has(parts)?;
+    Ok(said)
+}
+
+/// One machine, one wrong turn after the other, none of which leaves a trace: at the end it becomes ready.
+pub(super) fn every_wrong_turn_then_ready(rig: &Rig) -> Result<()> {
+    up_fails(rig, "config-invalid", &["openclaw-port", "banana"], &["--attr", "openclaw-port=banana"])?;
+    let attributes = rig.guest_attributes()?;
+    ensure!(attributes["result"] == "failed:config-invalid", "the guest attributes say {attributes}");
+
+    // What is set, the exit code, what the sentence names, what is taken back.
+    let turns: &[(&str, i32, &[&str])] = &[
+        ("openclaw-data-disk=elsewhere", 12, &["elsewhere", "attach-disk"]),
+        ("openclaw-version=2026.1.999", 20, &["2026.1.999", "openclaw-version"]),
+        ("openclaw-image=openclaw/openclaw:0.0.78", 28, &["78", "Missing config"]),
+    ];
+    rig.attribute("openclaw-port")?;
+    for (attribute, code, parts) in turns {
+        rig.attribute(attribute)?;
+        rig.boot(*code)?.has(parts).with_context(|| format!("with {attribute}"))?;
+        rig.attribute(attribute.split('=').next().unwrap_or_default())?;
+    }
+
+    let listen =
+        "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalAddr=>q(127.0.0.1:18789),Listen=>1) or die; sleep";
+    rig.shell(&format!("systemd-run --unit=squatter perl -e '{listen}' && sleep 1"))?;
+    rig.boot(27)?.has(&["18789"])?;
+    rig.shell("systemctl stop squatter")?;
+
+    rig.boot(0)?;
+    is_ready(rig)
+}
+
+pub(super) fn metadata_server_silent_for_ever(rig: &Rig) -> Result<()> {
+    let said = up_fails(
+        rig,
+        "metadata-unreachable",
+        &["169.254.169.254"],
+        &["--boot", "unit", "--fault", "blackhole", "--timeout", "20m"],
+    )?;
+    ensure!(rig.status()?["result"] == "failed:metadata-unreachable", "the status file differs from {}", said.text);
+    let probe = rig.shell("blkid -p /dev/disk/by-id/google-openclaw-data; echo $?")?;
+    ensure!(probe == "2", "something was written to the data disk: {probe}");
+    Ok(())
+}
+
+pub(super) fn metadata_server_busy_at_first(rig: &Rig) -> Result<()> {
+    rig.up(&["--boot", "unit", "--fault", "status=503,for=30s"])?;
+    is_ready(rig)
+}
+
+pub(super) fn no_guest_attributes_and_no_docker_repository(rig: &Rig) -> Result<()> {
+    rig.up(&["--attr", "enable-guest-attributes=FALSE", "--docker-repository", "unreachable"])?;
+    let status = rig.status()?;
+    ensure!(status["result"] == "ready", "the status file says {status}");
+    let warnings = status["detail"]["warnings"].to_string();
+    ensure!(warnings.matches("guest attributes").count() == 1, "the warnings are {warnings}");
+    ensure!(rig.shell("dpkg-query -W -f '${Status}' docker.io")?.contains("installed"), "docker.io is not installed");
+    ensure!(rig.shell("ls /etc/apt/sources.list.d /etc/apt/keyrings | grep docker || true")?.is_empty(), "remains");
+    Ok(())
+}
+
+pub(super) fn docker_repository_with_the_wrong_key(rig: &Rig) -> Result<()> {
+    refuses_repository(rig, "wrong-key", "fingerprint")
+}
+
+pub(super) fn docker_repository_with_two_keys(rig: &Rig) -> Result<()> {
+    refuses_repository(rig, "two-keys", "key")
+}
+
+fn refuses_repository(rig: &Rig, repository: &str, part: &str) -> Result<()> {
+    up_fails(rig, "docker-unusable", &[part], &["--docker-repository", repository])?;
+    ensure!(rig.shell("command -v dockerd || true")?.is_empty(), "an engine was installed all the same");
+    Ok(())
+}
+
+pub(super) fn foreign_disk_is_left_untouched(rig: &Rig) -> Result<()> {
+    let disk = tempfile::Builder::new().suffix(".img").tempfile().context("making a disk")?;
+    disk.as_file().set_len(1 << 30)?;
+    let made = Command::new("/usr/sbin/mkswap").arg(disk.path()).output().context("running mkswap")?;
+    ensure!(made.status.success(), "mkswap: {}", String::from_utf8_lossy(&made.stderr));
+    let before = sha256(disk.path().into())?;
+    let path = disk.path().to_string_lossy().into_owned();
+    up_fails(rig, "disk-foreign", &["swap"], &["--disk", &path, "--attr", "openclaw-docker=distro"])?;
+    rig.lab_ends(0, "down", &[])?;
+    ensure!(sha256(disk.path().into())? == before, "the disk was changed");
+    Ok(())
+}
+
+fn sha256(path: PathBuf) -> Result<String> {
+    let output = Command::new("sha256sum").arg(path).output().context("running sha256sum")?;
+    Ok(String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap_or_default().to_owned())
+}

@@ -1,0 +1,160 @@
+//! The main job on one machine: first boot, second run, reboots, a newer binary.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::rig::Rig;
+use crate::cloud_content;
+
+const TOKEN: &str = "grep ^OPENCLAW_GATEWAY_TOKEN= /home/node/.openclaw/.env";
+const CONTAINER: &str = "docker inspect --format '{{.Id}} {{.State.StartedAt}}' openclaw-gateway";
+
+/// What a person could see of the machine, to be compared before and after.
+struct Seen {
+    attributes: Value,
+    token: String,
+    pulls: usize,
+    writes: usize,
+}
+
+pub(super) fn main_job_reboots_and_updates(rig: &Rig) -> Result<()> {
+    let up = rig.up(&[])?;
+    up.has(&["stage=metadata", "stage=disk", "stage=docker", "stage=image", "stage=gateway", "stage=ready", "18789"])?;
+    is_ready(rig)?;
+    data_is_on_the_disk(rig).context("the data disk")?;
+    shield_holds(rig).context("the metadata shield")?;
+    units_are_valid(rig)?;
+    second_run_changes_nothing(rig).context("a second run")?;
+    clean_reboot(rig).context("a clean reboot")?;
+    hard_reboot(rig).context("a hard reboot")?;
+    binary_gone_then_newer(rig).context("the binary at the URL")
+}
+
+/// The most memory that the program may need, in KiB, whatever it does.
+const PEAK_MEMORY_KIB: u64 = 20 * 1024;
+
+pub(super) fn is_ready(rig: &Rig) -> Result<()> {
+    let attributes = rig.guest_attributes()?;
+    ensure!(attributes["state"] == "ready" && attributes["result"] == "ready", "not ready: {attributes}");
+    ensure!(attributes["version"] == "2026.9.6", "wrong version: {attributes}");
+    let boot_id = rig.shell("cat /proc/sys/kernel/random/boot_id")?;
+    ensure!(attributes["boot-id"] == boot_id.as_str(), "boot id {boot_id} is not in {attributes}");
+    let probe = rig.shell("curl -s http://127.0.0.1:18789/readyz")?;
+    ensure!(probe.contains("\"ready\":true"), "readyz says {probe}");
+    let status = rig.status()?;
+    let peak = status["peak-memory-kib"].as_u64().context("the peak memory is missing")?;
+    ensure!((1..=PEAK_MEMORY_KIB).contains(&peak), "it needed {peak} KiB of memory");
+    Ok(())
+}
+
+fn data_is_on_the_disk(rig: &Rig) -> Result<()> {
+    let mount = rig.shell("findmnt -no FSTYPE,SOURCE /home/node/.openclaw")?;
+    ensure!(mount.starts_with("ext4") && mount.contains("/openclaw]"), "findmnt says {mount}");
+    let access = rig.shell("stat -c '%u:%g %a' /home/node/.openclaw")?;
+    ensure!(access == "1000:1000 700", "access is {access}");
+    let published = rig.shell("docker port openclaw-gateway")?;
+    ensure!(published == "18789/tcp -> 127.0.0.1:18789", "published as {published}");
+    let shown = rig.shell("docker inspect openclaw-gateway")?;
+    let token = rig.shell(TOKEN)?;
+    let secret = token.split_once('=').map(|(_, secret)| secret).unwrap_or_default();
+    ensure!(secret.len() == 64, "the token is not 64 digits");
+    ensure!(!shown.contains(secret), "docker inspect shows the token");
+    let console = rig.shell("journalctl --no-pager")?;
+    ensure!(!console.contains(secret), "the journal shows the token");
+    Ok(())
+}
+
+/// A container's request to the metadata server crosses the forward hook: with our table it ends there,
+/// without it, it arrives. The next run puts the table back.
+fn shield_holds(rig: &Rig) -> Result<()> {
+    let ask = "docker exec openclaw-gateway curl -s -m 3 -H 'Metadata-Flavor: Google' \
+               http://169.254.169.254/computeMetadata/v1/instance/id && echo reached || echo refused";
+    let answer = rig.shell(ask)?;
+    ensure!(answer.ends_with("refused"), "a container reaches the metadata server: {answer}");
+    rig.shell("docker exec openclaw-gateway getent hosts metadata.google.internal").context("DNS in a container")?;
+    rig.shell("nft delete table inet openclaw_init")?;
+    let answer = rig.shell(ask)?;
+    ensure!(answer.ends_with("reached"), "the request did not cross the forward hook: {answer}");
+    rig.boot(0)?.has(&["stage=shield status=ok changes=1"])?;
+    let answer = rig.shell(ask)?;
+    ensure!(answer.ends_with("refused"), "the table did not come back: {answer}");
+    Ok(())
+}
+
+pub(super) fn units_are_valid(rig: &Rig) -> Result<()> {
+    let units = "openclaw-init.service openclaw-gateway-stop.service";
+    let said = rig.shell(&format!("systemd-analyze verify {units} 2>&1 | grep openclaw || true"))?;
+    ensure!(said.is_empty(), "systemd-analyze verify says {said}");
+    rig.shell(&format!("systemctl is-enabled {units}")).map(|_| ())
+}
+
+fn second_run_changes_nothing(rig: &Rig) -> Result<()> {
+    let (container, writes, pulls) = (rig.shell(CONTAINER)?, rig.writes()?, pulls(rig)?);
+    let packages = rig.shell("stat -c %Y /var/log/dpkg.log")?;
+    rig.boot(0)?.has(&["result=ready", "changes=0"])?;
+    ensure!(rig.shell(CONTAINER)? == container, "the container was touched");
+    ensure!(rig.writes()? == writes, "guest attributes were written: {:?}", rig.writes()?);
+    ensure!(pulls == self::pulls(rig)?, "an image was pulled");
+    ensure!(rig.shell("stat -c %Y /var/log/dpkg.log")? == packages, "packages were touched");
+    rig.lab_ends(0, "exec", &["--", "openclaw-init"])?.has(&["ready"])?;
+    ensure!(rig.shell(CONTAINER)? == container, "the carrier touched the container");
+    Ok(())
+}
+
+fn clean_reboot(rig: &Rig) -> Result<()> {
+    let before = look(rig)?;
+    rig.shell("docker exec openclaw-gateway sh -c 'echo kept > /home/node/.openclaw/kept'")?;
+    let said = rig.lab_ends(0, "reboot", &[])?;
+    said.has(&["exit code 0"]).context("the gateway's exit code at shutdown")?;
+    is_the_same_gateway(rig, &before)
+}
+
+fn hard_reboot(rig: &Rig) -> Result<()> {
+    let before = look(rig)?;
+    rig.lab_ends(0, "reboot", &["--hard"])?;
+    is_the_same_gateway(rig, &before)
+}
+
+fn look(rig: &Rig) -> Result<Seen> {
+    let writes = rig.writes()?.len();
+    Ok(Seen { attributes: rig.guest_attributes()?, token: rig.shell(TOKEN)?, pulls: pulls(rig)?, writes })
+}
+
+fn is_the_same_gateway(rig: &Rig, before: &Seen) -> Result<()> {
+    is_ready(rig)?;
+    let after = look(rig)?;
+    ensure!(after.attributes["boot-id"] != before.attributes["boot-id"], "the boot id is the old one");
+    ensure!(after.token == before.token, "the token changed");
+    ensure!(after.pulls == before.pulls, "the image was pulled again");
+    ensure!(rig.shell("cat /home/node/.openclaw/kept")? == "kept", "a file in the state directory is gone");
+    // Of this boot's writes the deletion is the first, and the one result the last.
+    let writes = &rig.writes()?[before.writes..];
+    ensure!(writes.first().map(String::as_str) == Some("DELETE result"), "the first write is another: {writes:?}");
+    ensure!(writes.last().map(String::as_str) == Some("PUT result"), "the last write is another: {writes:?}");
+    ensure!(writes.iter().filter(|write| *write == "PUT result").count() == 1, "two results: {writes:?}");
+    Ok(())
+}
+
+/// Requests for image content that the registry got.
+fn pulls(rig: &Rig) -> Result<usize> {
+    let requests = cloud_content::requests(&rig.machine()?.content())?;
+    let content = |path: &str| path.contains("/manifests/") || path.contains("/blobs/");
+    Ok(requests.iter().filter(|request| content(&request.path)).count())
+}
+
+fn binary_gone_then_newer(rig: &Rig) -> Result<()> {
+    let url = "startup-script-url=http://198.18.0.4";
+    rig.attribute(&format!("{url}/gone"))?;
+    rig.lab_ends(0, "reboot", &[])?;
+    is_ready(rig)?;
+    let installed = rig.shell("sha256sum /usr/local/bin/openclaw-init")?;
+    std::fs::copy(rig.newer_binary(), rig.machine()?.files().join("newer"))?;
+    rig.attribute(&format!("{url}/newer"))?;
+    let before = look(rig)?;
+    rig.lab_ends(0, "reboot", &[])?;
+    let carrier = "journalctl -b -u google-startup-scripts --no-pager | grep -c 'exit status' || true";
+    rig.shell(&format!("for i in $(seq 120); do [ \"$({carrier})\" != 0 ] && break; sleep 1; done"))?;
+    is_the_same_gateway(rig, &before).context("after a newer binary, whose default version is newer")?;
+    ensure!(rig.shell("sha256sum /usr/local/bin/openclaw-init")? != installed, "the newer binary was not installed");
+    Ok(())
+}

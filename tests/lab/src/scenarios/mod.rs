@@ -1,0 +1,70 @@
+//! What must be seen of a whole machine, from outside: every scenario boots real machines with `lab up`.
+//!
+//! Scenarios are independent and run side by side; each uses the command line that a person would use.
+
+mod binary;
+mod failures;
+mod first_boot;
+mod lab_itself;
+mod rig;
+mod sources;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Result, ensure};
+
+use crate::host;
+use crate::tiers::Part;
+use rig::{Binaries, Rig};
+
+/// Machines that boot at the same time; more would only wait for the two cores that a gate has.
+const SIDE_BY_SIDE: usize = 3;
+
+/// A name, which is also the machine's, and what is done with it.
+type Scenario = (&'static str, fn(&Rig) -> Result<()>);
+
+/// Longest first, so that the end of the run is not one machine alone.
+const ALL: &[Scenario] = &[
+    ("silent-metadata", failures::metadata_server_silent_for_ever),
+    ("main-job", first_boot::main_job_reboots_and_updates),
+    ("npm", sources::npm_builds_on_the_machine),
+    ("small", sources::two_gigabytes_of_memory_and_a_small_boot_disk),
+    ("debian-13", sources::debian_13),
+    ("wrong-turns", failures::every_wrong_turn_then_ready),
+    ("slow-metadata", failures::metadata_server_busy_at_first),
+    ("closed-doors", failures::no_guest_attributes_and_no_docker_repository),
+    ("foreign-disk", failures::foreign_disk_is_left_untouched),
+    ("wrong-key", failures::docker_repository_with_the_wrong_key),
+    ("two-keys", failures::docker_repository_with_two_keys),
+    ("clients", sources::real_clients_accept_the_metadata_server),
+    ("lab-itself", lab_itself::lab_itself),
+    ("binary", binary::static_small_and_alone),
+];
+
+/// Runs the scenarios whose name contains `only`, all of them without it. An error means that none could be run.
+pub fn run(only: Option<&str>) -> Result<Vec<Part>> {
+    host::require_root()?;
+    host::install_tools()?;
+    let wanted: VecDeque<_> = ALL.iter().filter(|(name, _)| only.is_none_or(|only| name.contains(only))).collect();
+    ensure!(!wanted.is_empty(), "no scenario has {} in its name", only.unwrap_or_default());
+    let binaries = Arc::new(Binaries::build()?);
+    let (queue, parts) = (Mutex::new(wanted), Mutex::new(Vec::new()));
+    thread::scope(|threads| {
+        for _ in 0..SIDE_BY_SIDE {
+            threads.spawn(|| {
+                while let Some((name, scenario)) = next(&queue) {
+                    let part = Part::run(name, || scenario(&Rig::new(name, &binaries)?));
+                    parts.lock().unwrap_or_else(PoisonError::into_inner).push(part);
+                }
+            });
+        }
+    });
+    Ok(parts.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// The lock is held for the moment of taking one out, not while the scenario runs.
+fn next(queue: &Mutex<VecDeque<&'static Scenario>>) -> Option<&'static Scenario> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+}

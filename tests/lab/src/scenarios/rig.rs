@@ -1,0 +1,186 @@
+//! One lab machine as a scenario uses it: only through the command line.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::host;
+use crate::state::Lab;
+
+/// A default version that no registry has: a gateway that keeps its own never asks for it.
+const NEWER_DEFAULT: (&str, &str) = ("OPENCLAW_INIT_DEFAULT_VERSION", "2099.1.1");
+
+/// The program under test, and one like it that is newer.
+#[derive(Debug)]
+pub(super) struct Binaries {
+    directory: TempDir,
+}
+
+/// A machine's name; the machine goes away with the rig.
+#[derive(Debug)]
+pub(super) struct Rig {
+    name: String,
+    binaries: Arc<Binaries>,
+}
+
+impl Binaries {
+    /// Builds both, the working tree's own last, so that it is the one that stays.
+    pub(super) fn build() -> Result<Self> {
+        let binaries = Self { directory: tempfile::tempdir().context("making a directory for the binaries")? };
+        std::fs::copy(host::binary(&[NEWER_DEFAULT])?, binaries.newer()).context("keeping the newer binary")?;
+        std::fs::copy(host::binary(&[])?, binaries.tested()).context("keeping the binary")?;
+        Ok(binaries)
+    }
+
+    fn tested(&self) -> PathBuf {
+        self.directory.path().join("openclaw-init")
+    }
+
+    fn newer(&self) -> PathBuf {
+        self.directory.path().join("newer")
+    }
+}
+
+/// What a command said: both streams, and its exit code.
+#[derive(Debug)]
+pub(super) struct Said {
+    pub(super) code: i32,
+    pub(super) text: String,
+}
+
+impl Said {
+    /// An error unless `text` holds every one of `parts`.
+    pub(super) fn has(&self, parts: &[&str]) -> Result<&Self> {
+        for part in parts {
+            ensure!(self.text.contains(part), "{part:?} is missing in:\n{}", self.text);
+        }
+        Ok(self)
+    }
+}
+
+impl Rig {
+    /// A name for a machine that does not exist yet; one left from an earlier run is removed.
+    pub(super) fn new(scenario: &str, binaries: &Arc<Binaries>) -> Result<Self> {
+        let rig = Self { name: format!("t-{scenario}"), binaries: Arc::clone(binaries) };
+        rig.lab("down", &[])?;
+        Ok(rig)
+    }
+
+    /// A second machine of the same scenario.
+    pub(super) fn beside(&self, name: &str) -> Result<Self> {
+        Self::new(name, &self.binaries)
+    }
+
+    /// The machine's files on this side.
+    pub(super) fn machine(&self) -> Result<Lab> {
+        Lab::named(&self.name)
+    }
+
+    /// Runs `lab COMMAND --name … ARGUMENTS` to its end, whatever that is.
+    pub(super) fn lab(&self, command: &str, arguments: &[&str]) -> Result<Said> {
+        let program = std::env::current_exe().context("finding the lab's own program")?;
+        let output = Command::new(program)
+            .args([command, "--name", &self.name])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("running lab {command}"))?;
+        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.push_str(&String::from_utf8_lossy(&output.stderr));
+        Ok(Said { code: output.status.code().unwrap_or(-1), text })
+    }
+
+    /// The same, and an error unless it ends with `code`.
+    pub(super) fn lab_ends(&self, code: i32, command: &str, arguments: &[&str]) -> Result<Said> {
+        let said = self.lab(command, arguments)?;
+        if said.code != code {
+            bail!("lab {command} {} ended with {} instead of {code}:\n{}", arguments.join(" "), said.code, said.text);
+        }
+        Ok(said)
+    }
+
+    /// The program under test.
+    pub(super) fn binary(&self) -> PathBuf {
+        self.binaries.tested()
+    }
+
+    /// The same program with a newer default version.
+    pub(super) fn newer_binary(&self) -> PathBuf {
+        self.binaries.newer()
+    }
+
+    /// Makes and boots the machine; `lab up` must end with `code`.
+    pub(super) fn up_ends(&self, code: i32, arguments: &[&str]) -> Result<Said> {
+        let binary = self.binary();
+        let binary = binary.to_str().context("the binary's path is not text")?;
+        self.lab_ends(code, "up", &[&["--binary", binary], arguments].concat())
+    }
+
+    /// Makes the machine and boots it to `ready`.
+    pub(super) fn up(&self, arguments: &[&str]) -> Result<Said> {
+        self.up_ends(0, arguments)
+    }
+
+    /// Runs a shell line inside the machine, which must succeed; its output, trimmed.
+    pub(super) fn shell(&self, line: &str) -> Result<String> {
+        let said = self.lab_ends(0, "exec", &["--", "sh", "-c", line])?;
+        Ok(said.text.trim().to_owned())
+    }
+
+    /// Runs `openclaw-init boot` inside the machine, which must end with `code`.
+    pub(super) fn boot(&self, code: i32) -> Result<Said> {
+        self.lab_ends(code, "exec", &["--", "openclaw-init", "boot"])
+    }
+
+    /// Sets (`KEY=VALUE`) or, without a `=`, unsets an instance attribute.
+    pub(super) fn attribute(&self, change: &str) -> Result<()> {
+        let verb = if change.contains('=') { "set" } else { "unset" };
+        self.lab_ends(0, "metadata", &[verb, change]).map(|_| ())
+    }
+
+    /// The guest attributes of our namespace.
+    pub(super) fn guest_attributes(&self) -> Result<Value> {
+        let said = self.lab_ends(0, "guest-attributes", &[])?;
+        serde_json::from_str(&said.text).with_context(|| format!("reading {}", said.text))
+    }
+
+    /// The status file inside the machine.
+    pub(super) fn status(&self) -> Result<Value> {
+        let text = self.shell("cat /run/openclaw-init/status.json")?;
+        serde_json::from_str(&text).with_context(|| format!("reading {text}"))
+    }
+
+    /// Every request that the metadata server got, oldest first.
+    pub(super) fn requests(&self) -> Result<Vec<Value>> {
+        let said = self.lab_ends(0, "requests", &[])?;
+        said.text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("reading {line}"))).collect()
+    }
+
+    /// The writes to our guest attributes as `METHOD key`, oldest first.
+    pub(super) fn writes(&self) -> Result<Vec<String>> {
+        let key = |request: &Value| {
+            let path = request["path"].as_str()?;
+            let (_, key) = path.split_once("/instance/guest-attributes/openclaw/")?;
+            let method = request["method"].as_str()?;
+            (method != "GET").then(|| format!("{method} {key}"))
+        };
+        Ok(self.requests()?.iter().filter_map(key).collect())
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::env::var_os("OPENCLAW_LAB_KEEP").is_some() {
+            return;
+        }
+        match self.lab("down", &[]) {
+            Ok(said) if said.code == 0 => {}
+            Ok(said) => println!("lab down --name {} failed:\n{}", self.name, said.text),
+            Err(error) => println!("lab down --name {} failed: {error:#}", self.name),
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! The same main job with other systems, image sources and sizes.
+
+use anyhow::{Result, ensure};
+
+use super::binary::resolves_names_by_itself;
+use super::first_boot::{is_ready, units_are_valid};
+use super::rig::Rig;
+use crate::cache::Cache;
+use crate::real_clients;
+
+pub(super) fn debian_13(rig: &Rig) -> Result<()> {
+    rig.up(&["--os", "debian-13"])?;
+    is_ready(rig)?;
+    units_are_valid(rig)?;
+    rig.boot(0)?.has(&["changes=0"])?;
+    resolves_names_by_itself(rig)?;
+    rig.lab_ends(0, "reboot", &["--hard"])?;
+    is_ready(rig)
+}
+
+pub(super) fn npm_builds_on_the_machine(rig: &Rig) -> Result<()> {
+    rig.up(&["--attr", "openclaw-image-source=npm"])?;
+    is_ready(rig)?;
+    let image = rig.shell("docker inspect --format '{{.Config.Image}}' openclaw-gateway")?;
+    ensure!(!image.contains("ghcr.io"), "the gateway runs {image}");
+    rig.boot(0)?.has(&["changes=0"]).map(|_| ())
+}
+
+pub(super) fn two_gigabytes_of_memory_and_a_small_boot_disk(rig: &Rig) -> Result<()> {
+    rig.up(&["--memory", "2G", "--boot-disk", "10G"])?;
+    is_ready(rig)?;
+    let memory: u64 = rig.shell("awk '/MemTotal/ {print $2}' /proc/meminfo")?.parse()?;
+    ensure!(memory <= 2 * 1024 * 1024, "the machine sees {memory} kB of memory");
+    let disk: u64 = rig.shell("df --output=size -BG / | tail -1 | tr -dc 0-9")?.parse()?;
+    ensure!(disk <= 10, "the boot disk has {disk} GB");
+    Ok(())
+}
+
+pub(super) fn real_clients_accept_the_metadata_server(_: &Rig) -> Result<()> {
+    let passed = real_clients::check(&Cache::from_env()?)?;
+    ensure!(!passed.is_empty(), "no client was asked");
+    Ok(())
+}

@@ -1,0 +1,223 @@
+//! `cargo lab up` and `cargo lab down`: a lab from nothing to a booting machine, and back to nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::cache::Cache;
+use crate::cli::{Boot, DataDisk, Up};
+use crate::cloud_content::Content;
+use crate::metadata_server::{self, FaultChange, Metadata, check_attribute};
+use crate::network::STORAGE;
+use crate::process::Process;
+use crate::program::run;
+use crate::sources::Sources;
+use crate::state::{Disk, Lab, Spec};
+use crate::{cloud, control_group, disks, host, machine, network, rootfs};
+
+/// The data disk that the product looks for when nothing is configured.
+const DATA_DISK: &str = "openclaw-data";
+/// Where the product reads which key Docker's repository must have instead of Docker's own.
+const DOCKER_KEY: &str = "etc/openclaw-init/docker-key.fingerprint";
+/// Where the product lives on a machine, and where the cloud's web server has it.
+const INSTALLED: &str = "usr/local/bin/openclaw-init";
+pub const BINARY: &str = "openclaw-init";
+
+/// Makes the lab and switches the machine on. What was begun is removed again when it fails.
+pub fn up(options: &Up) -> Result<Lab> {
+    let lab = Lab::named(&options.lab.name)?;
+    host::install_tools()?;
+    lab.create()?;
+    match build(&lab, options) {
+        Ok(()) => Ok(lab),
+        Err(error) => {
+            down(&lab, None).context("removing what was begun")?;
+            Err(error)
+        }
+    }
+}
+
+fn build(lab: &Lab, options: &Up) -> Result<()> {
+    let binary = match &options.binary {
+        Some(binary) => binary.clone(),
+        None => step("building the static binary", || host::binary(&[]))?,
+    };
+    let cache = Cache::from_env()?;
+    let sources = Sources::of_this_machine()?;
+    let suite = options.os.suite();
+    step("preparing the registries and package repositories", || Content::prepare(&cache))?;
+    let archive = step(&format!("preparing Debian {}", suite.number()), || rootfs::archive(&cache, &sources, suite))?;
+    fs::copy(&binary, lab.files().join(BINARY)).with_context(|| format!("copying {}", binary.display()))?;
+    let disks = data_disks(lab, &options.disk)?;
+    lab.save(&Spec { os: options.os, memory: options.memory, disks })?;
+    step("making the boot disk", || {
+        rootfs::format(&lab.boot_disk(), options.boot_disk)?;
+        prepare(lab, &archive, options.boot)
+    })?;
+    step("starting the cloud", || {
+        network::create(lab)?;
+        cloud::start(lab, &metadata(lab, options)?, options.docker_repository)?;
+        faults(lab, &options.faults)
+    })?;
+    step("switching the machine on", || machine::start(lab))
+}
+
+fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    println!("lab: {what}");
+    work().context(what.to_owned())
+}
+
+fn data_disks(lab: &Lab, disk: &DataDisk) -> Result<Vec<Disk>> {
+    let file = disk_file(lab, DATA_DISK, disk)?;
+    let disk = file.map(|file| Disk { device_name: DATA_DISK.to_owned(), file, read_only: false });
+    Ok(disk.into_iter().collect())
+}
+
+/// The file behind a disk that is to be attached; a blank one is made.
+pub fn disk_file(lab: &Lab, device_name: &str, disk: &DataDisk) -> Result<Option<PathBuf>> {
+    let size = match disk {
+        DataDisk::None => return Ok(None),
+        DataDisk::File(file) => return Ok(Some(file.clone())),
+        DataDisk::Blank(size) => *size,
+    };
+    let file = lab.path(&format!("{device_name}.img"));
+    disks::create(&file, size)?;
+    Ok(Some(file))
+}
+
+/// What the metadata server tells about the new VM.
+fn metadata(lab: &Lab, options: &Up) -> Result<Metadata> {
+    let mut metadata = Metadata::default();
+    let attributes = way_in(options.boot).into_iter().chain(options.attributes.iter().cloned());
+    for (key, value) in attributes {
+        check_attribute(&key, &value)?;
+        metadata.instance.attributes.insert(key, value);
+    }
+    for (key, value) in &options.project_attributes {
+        check_attribute(key, value)?;
+        metadata.project.attributes.insert(key.clone(), value.clone());
+    }
+    let (instance, suite) = (&mut metadata.instance, options.os.suite());
+    lab.name().clone_into(&mut instance.name);
+    instance.hostname = format!("{}.us-central1-a.c.openclaw-lab.internal", lab.name());
+    instance.image = format!("projects/debian-cloud/global/images/debian-{}-{}", suite.number(), suite.codename());
+    // Every VM ever made is another instance; real ids are of this size, too.
+    instance.id = u64::try_from(jiff::Timestamp::now().as_nanosecond()).context("the clock is out of range")?;
+    instance.disks = metadata_disks(lab, &lab.load()?);
+    Ok(metadata)
+}
+
+/// The disks as the metadata server lists them, the boot disk first.
+pub fn metadata_disks(lab: &Lab, spec: &Spec) -> Vec<metadata_server::Disk> {
+    let mut disks = vec![metadata_server::Disk::new(0, lab.name())];
+    for (disk, index) in spec.disks.iter().zip(1..) {
+        let mut listed = metadata_server::Disk::new(index, disk.device_name.as_str());
+        if disk.read_only {
+            "READ_ONLY".clone_into(&mut listed.mode);
+        }
+        disks.push(listed);
+    }
+    disks
+}
+
+fn faults(lab: &Lab, faults: &[FaultChange]) -> Result<()> {
+    let client = cloud::client(lab)?;
+    faults.iter().try_for_each(|fault| cloud::runtime()?.block_on(client.fault(fault.clone())))
+}
+
+/// Fills the boot disk, in a process with mounts of its own.
+fn prepare(lab: &Lab, archive: &Path, boot: Boot) -> Result<()> {
+    let me = std::env::current_exe().context("finding this program's own file")?;
+    let mut command = Command::new(me);
+    command.args(["prepare", "--name", lab.name()]).arg("--archive").arg(archive);
+    run(command.args((boot == Boot::Unit).then_some("--install"))).map(drop)
+}
+
+/// The hidden command behind it: mounts the boot disk, fills it, and installs the product if it is to be there.
+pub fn fill(lab: &Lab, archive: &Path, install: bool) -> Result<()> {
+    machine::leave_mounts()?;
+    control_group::enter(lab, None)?;
+    machine::mount_root(lab)?;
+    let sources = Sources::of_this_machine()?;
+    let content = Content::prepare(&Cache::from_env()?)?;
+    let authority = ("openclaw-lab.crt".to_owned(), content.ca_pem().to_owned());
+    let certificates: Vec<_> = sources.certificates().iter().cloned().chain([authority]).collect();
+    rootfs::populate(lab, archive, &sources, &certificates)?;
+    rootfs::put(&lab.root(), DOCKER_KEY, &format!("{}\n", content.docker_key_fingerprint()))?;
+    if install {
+        let root = lab.root();
+        fs::copy(lab.files().join(BINARY), root.join(INSTALLED)).context("copying the binary to the boot disk")?;
+        rootfs::run_inside(&root, &[&format!("/{INSTALLED}"), "install"]).context("installing the product's units")?;
+    }
+    Ok(())
+}
+
+/// The attributes that the way in needs, as a Compute Engine user would set them.
+fn way_in(boot: Boot) -> Vec<(String, String)> {
+    let url = format!("http://{STORAGE}/{BINARY}");
+    let mut attributes = vec![("enable-guest-attributes".to_owned(), "TRUE".to_owned())];
+    match boot {
+        Boot::ScriptUrl => attributes.push(("startup-script-url".to_owned(), url)),
+        Boot::Script => attributes.push(("startup-script".to_owned(), loader(&url))),
+        Boot::Unit => {}
+    }
+    attributes
+}
+
+/// The shortest loader that an operator could write.
+fn loader(url: &str) -> String {
+    format!(
+        "#!/bin/bash\n\
+         set -eu\n\
+         directory=$(mktemp --directory /var/lib/openclaw-init.XXXXXX)\n\
+         curl --fail --silent --show-error --retry 5 --retry-connrefused --output \"$directory/openclaw-init\" {url}\n\
+         chmod 0755 \"$directory/openclaw-init\"\n\
+         exec \"$directory/openclaw-init\"\n"
+    )
+}
+
+/// Removes a lab completely: processes, mounts, block devices, control groups, namespaces, directory.
+///
+/// With `keep` the machine is stopped cleanly first and its first data disk moved there.
+pub fn down(lab: &Lab, keep: Option<&Path>) -> Result<()> {
+    if keep.is_some() {
+        machine::stop(lab).context("stopping the machine")?;
+    }
+    machine::cut(lab).context("cutting the machine's power")?;
+    cloud::stop(lab).context("stopping the cloud")?;
+    for pid in network::processes(lab)? {
+        if let Ok(process) = Process::of(pid) {
+            process.end(Duration::from_secs(2))?;
+        }
+    }
+    for file in disk_files(lab) {
+        disks::detach(&file)?;
+    }
+    control_group::remove(lab)?;
+    network::remove(lab)?;
+    if let Some(target) = keep {
+        keep_disk(lab, target)?;
+    }
+    if lab.exists() {
+        fs::remove_dir_all(lab.directory()).with_context(|| format!("removing {}", lab.directory().display()))?;
+    }
+    Ok(())
+}
+
+/// Every file that may be behind a block device of the lab.
+fn disk_files(lab: &Lab) -> Vec<PathBuf> {
+    let data = lab.load().map(|spec| spec.disks).unwrap_or_default();
+    let data = data.into_iter().map(|disk| disk.file);
+    data.chain([lab.boot_disk()]).filter(|file| file.exists()).collect()
+}
+
+fn keep_disk(lab: &Lab, target: &Path) -> Result<()> {
+    let spec = lab.load()?;
+    let disk = spec.disks.first().context("the machine has no data disk to keep")?;
+    let mut copy = Command::new("cp");
+    copy.args(["--sparse=always", "--reflink=auto", "--"]).arg(&disk.file).arg(target);
+    run(&mut copy).with_context(|| format!("keeping the data disk as {}", target.display())).map(drop)
+}

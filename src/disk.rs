@@ -7,7 +7,9 @@
 
 mod filesystem;
 mod find;
+mod growth;
 mod history;
+mod intent;
 mod layout;
 mod mount;
 mod probe;
@@ -24,6 +26,7 @@ use filesystem::Plan;
 use find::{Device, Place};
 use history::Last;
 use mount::Mounts;
+use probe::Superblock;
 
 /// Where data disks are mounted, by device name.
 const MOUNT_DIR: &str = "/mnt/disks";
@@ -109,7 +112,11 @@ async fn on_disk(host: &Host, device: &Device, instance: &Instance, last: Option
     one_state(host, device, &data).await?;
     layout::ensure(host, &data).await?;
     layout::mark(host, &root, &device.name, instance).await?;
-    remember(host, device, &root, instance).await?;
+    let (node, superblock) = in_use(host, device, &root).await?;
+    growth::ensure(host, device, &node, &superblock).await;
+    warn_of_copies(host, device, &superblock, instance).await?;
+    let (device_name, uuid) = (device.name.clone(), superblock.uuid);
+    Last { device_name, uuid, instance_id: instance.id }.write(host).await?;
     Ok(data)
 }
 
@@ -148,7 +155,8 @@ async fn mount_new(host: &Host, device: &Device, root: &Path, instance: &Instanc
             adopt(host, device, node, root, instance).await?;
         }
     }
-    mount::ext4(host, node, root).await
+    mount::ext4(host, node, root).await?;
+    intent::forget(host).await
 }
 
 /// Takes a clean file system of somebody else into use. The marker goes through an unmount, which writes
@@ -203,16 +211,34 @@ async fn one_state(host: &Host, device: &Device, data: &DataDir) -> Result<()> {
     )
 }
 
-/// Notes on the boot disk which file system is in use.
-async fn remember(host: &Host, device: &Device, root: &Path, instance: &Instance) -> Result<()> {
+/// The node of the disk or its partition that is mounted at `root`, and the file system's superblock.
+async fn in_use(host: &Host, device: &Device, root: &Path) -> Result<(PathBuf, Superblock)> {
     let mounts = Mounts::read(host).await?;
     let point = mount::resolved(host, root).await?.context("the mount point has gone")?;
     let mounted = mounts.at(&point).with_context(|| format!("nothing is mounted on {}", root.display()))?;
     let node = if mounted.device == device.number { device.node.clone() } else { device.only_partition(host)? };
     let superblock = probe::superblock(&node).await?;
     let superblock = superblock.with_context(|| format!("{} is mounted but has no ext4 superblock", node.display()))?;
-    let last = Last { device_name: device.name.clone(), uuid: superblock.uuid, instance_id: instance.id };
-    last.write(host).await
+    Ok((node, superblock))
+}
+
+/// A disk made from a snapshot has the UUID of its original. That confuses people and programs, not this one:
+/// it mounts the device of the device name.
+async fn warn_of_copies(host: &Host, device: &Device, ours: &Superblock, instance: &Instance) -> Result<()> {
+    for other in instance.disks.iter().filter(|disk| disk.device_name != device.name) {
+        for node in find::nodes(host, &other.device_name).await? {
+            // A disk that cannot be read is not our concern here.
+            if probe::superblock(&node).await.is_ok_and(|found| found.is_some_and(|found| found.uuid == ours.uuid)) {
+                host.warn(format!(
+                    "the disk {} has the same file system UUID as {}, as after a snapshot: {} is the one in use",
+                    other.device_name,
+                    device.name,
+                    device.node.display()
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Runs `work`, which waits for the disk, where it does not hold up the other stages.

@@ -1,18 +1,23 @@
 //! What to do with what is on the disk; making and checking the ext4 file system.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::find::{self, Device};
+use super::intent::{self, Intent};
 use super::layout::MARKER;
 use super::probe::{Content, Superblock, look};
 use crate::failure::{Blame as _, Code};
-use crate::host::Host;
+use crate::host::{Access, Host};
 
 /// The label of the file systems that this program makes.
 const LABEL: &str = "openclaw-data";
+
+/// Where e2fsck keeps what it overwrites, while it runs.
+const UNDO: &str = "/var/lib/openclaw-init/e2fsck.undo";
 
 /// A whole inode table can have to be written where the kernel cannot do it later.
 const MKFS_LIMIT: Duration = Duration::from_secs(600);
@@ -33,7 +38,10 @@ pub(super) enum Plan {
 }
 
 /// Decides from what was found. `marked`: our marker file is on that ext4 file system.
-fn decide(content: &Content, marked: bool, partitions: usize) -> Result<Plan> {
+fn decide(content: &Content, marked: bool, partitions: usize, intent: Intent) -> Result<Plan> {
+    if intent == Intent::Ours && partitions == 0 && may_be_cut_format(content) {
+        return Ok(Plan::Format);
+    }
     let found = match content {
         Content::Blank if partitions == 0 => return Ok(Plan::Format),
         Content::Table(_) if partitions == 1 => return Ok(Plan::Partition),
@@ -43,14 +51,29 @@ fn decide(content: &Content, marked: bool, partitions: usize) -> Result<Plan> {
                 "The disk was cut short: attach the whole one, or restore it from a snapshot.",
             );
         }
+        Content::Ext4(superblock) if intent == Intent::Anothers && !superblock.used => ANOTHERS.to_owned(),
         Content::Ext4(superblock) if superblock.label == LABEL || marked => return Ok(Plan::Check),
         Content::Ext4(superblock) if superblock.clean => return Ok(Plan::Adopt),
         Content::Ext4(_) => "an ext4 file system of somebody else that was not unmounted cleanly".to_owned(),
         Content::Blank => format!("zeros, but {partitions} partitions in the kernel's table"),
         Content::Table(table) => format!("a partition table ({table}) with {partitions} partitions"),
+        Content::Unknown(_) if intent == Intent::Anothers => ANOTHERS.to_owned(),
+        Content::Unknown(at) => format!("no known signature, but a non-zero byte at offset {at}"),
         Content::Other(found) => found.clone(),
     };
     bail!("{found}")
+}
+
+/// What is said of a cut format that this boot disk knows nothing of.
+const ANOTHERS: &str = "the remains of a format that another machine began, or this one with another boot disk";
+
+/// What our own mkfs can leave when it is cut: anything without a signature, or the file system, never mounted.
+fn may_be_cut_format(content: &Content) -> bool {
+    match content {
+        Content::Blank | Content::Unknown(_) => true,
+        Content::Ext4(superblock) => superblock.label == LABEL && !superblock.used,
+        Content::Table(_) | Content::Other(_) => false,
+    }
 }
 
 /// A device with what is to be done with it.
@@ -77,7 +100,11 @@ pub(super) async fn plan(host: &Host, device: &Device) -> Result<Target> {
 async fn plan_for(host: &Host, node: &Path, partitions: usize) -> Result<Plan> {
     let content = look(host, node).await?;
     let marked = matches!(&content, Content::Ext4(found) if found.label != LABEL) && is_marked(host, node).await?;
-    decide(&content, marked, partitions)
+    let intent = match content {
+        Content::Unknown(_) | Content::Ext4(_) => intent::read(host, node).await?,
+        _ => Intent::Nobodys,
+    };
+    decide(&content, marked, partitions, intent)
         .or_else(|error| if error.is::<crate::failure::Verdict>() { Err(error) } else { refuse(error, node) })
 }
 
@@ -99,10 +126,11 @@ async fn is_marked(host: &Host, node: &Path) -> Result<bool> {
     Ok(output.stdout.trim_start().starts_with('{'))
 }
 
-/// Makes the file system on a disk that was proven to be blank.
+/// Makes the file system on a disk that was proven to be blank, or to hold only our own interrupted attempt.
 pub(super) async fn format(host: &Host, node: &Path) -> Result<()> {
     let shown = node.display();
     host.progress(format!("formatting {shown}"));
+    intent::declare(host, node).await?;
     // No -F: mkfs's own refusals stay in force. Nothing to discard, and nothing to overwrite, on a blank disk.
     host.command("mkfs.ext4")
         .args(["-q", "-m", "0", "-L", LABEL, "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"])
@@ -114,7 +142,7 @@ pub(super) async fn format(host: &Host, node: &Path) -> Result<()> {
     host.changed(format!("formatted {shown} as ext4"));
     find::settle(host, &["settle", "--timeout=5"]).await;
     match look(host, node).await? {
-        Content::Ext4(Superblock { label, .. }) if label == LABEL => Ok(()),
+        Content::Ext4(Superblock { label, .. }) if label == LABEL => intent::withdraw(node).await,
         found => bail!("after formatting {shown} there is {found:?} on it"),
     }
 }
@@ -140,14 +168,27 @@ fn checked(code: i32) -> Checked {
     }
 }
 
-/// Checks an unmounted file system of ours, repairing what is safe to repair.
+/// Checks an unmounted file system of ours, repairing what is safe to repair. One that cannot be made safe is
+/// left as it was: whatever e2fsck had written by then is undone.
 pub(super) async fn check(host: &Host, node: &Path) -> Result<()> {
     let shown = node.display();
     host.progress(format!("checking {shown}"));
-    let (mut outcome, mut said) = e2fsck(host, "-p", node).await?;
-    if outcome == Checked::Failed {
-        (outcome, said) = e2fsck(host, "-p", node).await?;
+    host.ensure_dir(super::BOOT_DISK_DIR, Access::root(0o700)).await?;
+    let undo = host.path(UNDO);
+    forget(&undo).await?;
+    let preen = [OsStr::new("-p"), OsStr::new("-z"), undo.as_os_str()];
+    let (mut outcome, mut said) = e2fsck(host, &preen, node).await?;
+    match outcome {
+        Checked::Damaged => {
+            if let Err(error) = host.command("e2undo").arg(&undo).arg(node).timeout(FSCK_LIMIT).run().await {
+                host.warn(format!("what e2fsck wrote to {shown} could not be undone: {error:#}"));
+            }
+        }
+        // Possibly for lack of space for the undo file.
+        Checked::Failed => (outcome, said) = e2fsck(host, &preen[..1], node).await?,
+        Checked::Clean | Checked::Repaired => {}
     }
+    forget(&undo).await?;
     match outcome {
         Checked::Clean => {
             // After a power cut; e2fsck counts it as no correction.
@@ -170,19 +211,35 @@ pub(super) async fn check(host: &Host, node: &Path) -> Result<()> {
     }
 }
 
-/// Checks an unmounted file system of somebody else, writing nothing.
+/// Removes an undo file, if there is one.
+async fn forget(undo: &Path) -> Result<()> {
+    match tokio::fs::remove_file(undo).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", undo.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks an unmounted file system of somebody else, writing nothing. It is read in full, whatever it says of
+/// itself: this happens once in its life.
 pub(super) async fn check_foreign(host: &Host, node: &Path) -> Result<()> {
-    match e2fsck(host, "-n", node).await? {
+    match e2fsck(host, &["-f", "-n"].map(OsStr::new), node).await? {
         (Checked::Clean, _) => Ok(()),
         (_, said) => refuse(anyhow!("an ext4 file system with errors ({said})"), node),
     }
 }
 
-async fn e2fsck(host: &Host, mode: &str, node: &Path) -> Result<(Checked, String)> {
+async fn e2fsck(host: &Host, mode: &[&OsStr], node: &Path) -> Result<(Checked, String)> {
     let codes: Vec<i32> = (1..=15).collect();
-    let output = host.command("e2fsck").arg(mode).arg(node).answers(&codes).timeout(FSCK_LIMIT).run().await?;
+    let output = host.command("e2fsck").args(mode).arg(node).answers(&codes).timeout(FSCK_LIMIT).run().await?;
     let said = if output.stdout.trim().is_empty() { output.stderr } else { output.stdout };
-    Ok((checked(output.code), crate::host::tail(said.trim(), 400).replace('\n', "; ")))
+    // What it says about the undo file is meant for somebody who called it by hand.
+    let lines = said.lines().map(str::trim).filter(|line| {
+        !line.is_empty() && !line.starts_with("Overwriting existing filesystem") && !line.starts_with("e2undo ")
+    });
+    let said = lines.collect::<Vec<_>>().join("; ");
+    Ok((checked(output.code), crate::host::tail(&said, 400).to_owned()))
 }
 
 #[cfg(test)]
@@ -190,13 +247,16 @@ mod tests {
     use super::*;
 
     fn ext4(label: &str, clean: bool, truncated: bool) -> Content {
-        Content::Ext4(Superblock { uuid: "u".into(), label: label.into(), clean, truncated })
+        let (uuid, label) = ("u".into(), label.into());
+        Content::Ext4(Superblock { uuid, label, clean, used: true, truncated, spare: 0 })
     }
 
     #[test]
     fn only_the_provably_blank_is_formatted() {
         let other = Content::Other("xfs".into());
         let table = Content::Table("gpt".into());
+        let dirty = "an ext4 file system of somebody else that was not unmounted cleanly";
+        let short = "The disk was cut short: attach the whole one, or restore it from a snapshot.";
         let cases = [
             (Content::Blank, false, 0, Ok(Plan::Format)),
             (Content::Blank, false, 1, Err("zeros, but 1 partitions in the kernel's table")),
@@ -204,26 +264,42 @@ mod tests {
             (ext4(LABEL, false, false), false, 0, Ok(Plan::Check)),
             (ext4("theirs", false, false), true, 0, Ok(Plan::Check)),
             (ext4("theirs", true, false), false, 0, Ok(Plan::Adopt)),
-            (
-                ext4("", false, false),
-                false,
-                0,
-                Err("an ext4 file system of somebody else that was not unmounted cleanly"),
-            ),
-            (
-                ext4(LABEL, true, true),
-                false,
-                0,
-                Err("The disk was cut short: attach the whole one, or restore it from a snapshot."),
-            ),
+            (ext4("", false, false), false, 0, Err(dirty)),
+            (ext4(LABEL, true, true), false, 0, Err(short)),
             (table.clone(), false, 1, Ok(Plan::Partition)),
             (table.clone(), false, 0, Err("a partition table (gpt) with 0 partitions")),
             (table, false, 2, Err("a partition table (gpt) with 2 partitions")),
+            (Content::Unknown(5), false, 0, Err("no known signature, but a non-zero byte at offset 5")),
             (other, false, 0, Err("xfs")),
         ];
         for (content, marked, partitions, expected) in cases {
-            let found = decide(&content, marked, partitions).map_err(|error| error.to_string());
+            let found = decide(&content, marked, partitions, Intent::Nobodys).map_err(|error| error.to_string());
             assert_eq!(found, expected.map_err(str::to_owned), "{content:?}, {marked}, {partitions}");
+        }
+    }
+
+    #[test]
+    fn a_format_is_repeated_only_when_it_was_ours_and_nobody_used_the_disk_since() {
+        let unused = match ext4(LABEL, true, false) {
+            Content::Ext4(superblock) => Content::Ext4(Superblock { used: false, ..superblock }),
+            other => other,
+        };
+        let cases = [
+            (Content::Unknown(5), 0, Intent::Ours, Some(Plan::Format)),
+            (Content::Unknown(5), 0, Intent::Anothers, None),
+            (Content::Unknown(5), 0, Intent::Nobodys, None),
+            (Content::Unknown(5), 1, Intent::Ours, None),
+            (unused.clone(), 0, Intent::Ours, Some(Plan::Format)),
+            (unused.clone(), 0, Intent::Anothers, None),
+            (unused, 0, Intent::Nobodys, Some(Plan::Check)),
+            (ext4(LABEL, true, false), 0, Intent::Anothers, Some(Plan::Check)),
+            (ext4(LABEL, true, false), 0, Intent::Ours, Some(Plan::Check)),
+            (ext4("theirs", true, false), 0, Intent::Ours, Some(Plan::Adopt)),
+            (Content::Other("xfs".into()), 0, Intent::Ours, None),
+            (Content::Table("dos".into()), 0, Intent::Ours, None),
+        ];
+        for (content, partitions, intent, expected) in cases {
+            assert_eq!(decide(&content, false, partitions, intent).ok(), expected, "{content:?} {intent:?}");
         }
     }
 

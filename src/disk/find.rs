@@ -114,6 +114,8 @@ struct Block {
     holders: Vec<String>,
     /// The device name as the disk itself tells it, where the kernel knows; more than one source.
     names: Vec<String>,
+    /// In bytes.
+    size: u64,
     partitions: Vec<Partition>,
 }
 
@@ -122,6 +124,8 @@ struct Partition {
     index: u32,
     kernel_name: String,
     number: Number,
+    /// The first byte behind it.
+    end: u64,
 }
 
 /// Finds the device of the disk that is attached as `name`, waiting for udev.
@@ -147,6 +151,17 @@ pub(super) async fn device(host: &Host, name: &str) -> Result<Device> {
         }
         tokio::time::sleep(UDEV_POLL).await;
     }
+}
+
+/// The nodes of the disk that is attached as `name` and of its only partition; none when there is no device yet.
+pub(super) async fn nodes(host: &Host, name: &str) -> Result<Vec<PathBuf>> {
+    let (host, name) = (host.clone(), name.to_owned());
+    blocking(move || {
+        let Ok(device) = locate(&host, &name) else { return Ok(Vec::new()) };
+        let partition = device.only_partition(&host).ok();
+        Ok(std::iter::once(device.node).chain(partition).collect())
+    })
+    .await
 }
 
 /// Runs udevadm; a machine without a working udev has its links from elsewhere.
@@ -188,6 +203,7 @@ fn inspect(sysfs: &Path) -> Result<Block> {
         is_partition: sysfs.join("partition").exists(),
         read_only: attribute("ro").trim_ascii() == b"1",
         names: names(&attribute("device/wwid"), &attribute("device/vpd_pg80")),
+        size: sectors(sysfs, "size"),
         ..Block::default()
     };
     let entries = std::fs::read_dir(sysfs).with_context(|| format!("listing {}", sysfs.display()))?;
@@ -196,12 +212,19 @@ fn inspect(sysfs: &Path) -> Result<Block> {
         let Ok(index) = std::fs::read_to_string(path.join("partition")) else { continue };
         let number = std::fs::read_to_string(path.join("dev"))?.parse()?;
         let kernel_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        block.partitions.push(Partition { index: index.trim().parse()?, kernel_name, number });
+        let end = sectors(&path, "start") + sectors(&path, "size");
+        block.partitions.push(Partition { index: index.trim().parse()?, kernel_name, number, end });
     }
     if let Ok(holders) = std::fs::read_dir(sysfs.join("holders")) {
         block.holders = holders.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     }
     Ok(block)
+}
+
+/// The bytes that a sysfs attribute counts in sectors of 512, on every device; 0 when there is none.
+fn sectors(sysfs: &Path, attribute: &str) -> u64 {
+    let count = std::fs::read_to_string(sysfs.join(attribute)).unwrap_or_default();
+    count.trim().parse::<u64>().unwrap_or_default().saturating_mul(512)
 }
 
 /// The names a SCSI disk gives itself: the vendor identifier of page 0x83 (`t10.Google  PersistentDisk  NAME`),
@@ -224,6 +247,12 @@ impl Device {
     /// How many partitions the kernel sees.
     pub(super) fn partitions(&self) -> usize {
         self.block.partitions.len()
+    }
+
+    /// The number of the only partition, and how many bytes of the disk lie behind it.
+    pub(super) fn behind_partition(&self) -> Option<(u32, u64)> {
+        let [partition] = &self.block.partitions[..] else { return None };
+        Some((partition.index, self.block.size.saturating_sub(partition.end)))
     }
 
     /// The device node of the only partition.

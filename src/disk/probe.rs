@@ -34,6 +34,8 @@ pub(super) enum Content {
     Ext4(Superblock),
     /// A partition table of this kind and nothing else.
     Table(String),
+    /// Nothing that is known, but a non-zero byte at this offset.
+    Unknown(u64),
     /// Anything else; a phrase for the operator.
     Other(String),
 }
@@ -45,8 +47,12 @@ pub(super) struct Superblock {
     pub(super) label: String,
     /// Unmounted in order, no journal to replay, no error on record.
     pub(super) clean: bool,
+    /// Mounted at least once.
+    pub(super) used: bool,
     /// The file system needs more bytes than the device has.
     pub(super) truncated: bool,
+    /// Bytes of the device behind the file system.
+    pub(super) spare: u64,
 }
 
 /// Looks at a device (or an image file) that nobody else may be using meanwhile.
@@ -85,7 +91,8 @@ pub(super) async fn superblock(path: &Path) -> Result<Option<Superblock>> {
     .with_context(|| format!("reading the superblock of {}", path.display()))
 }
 
-fn size(file: &File) -> Result<u64> {
+/// The length of a file or block device, in bytes.
+pub(super) fn size(file: &File) -> Result<u64> {
     use std::io::Seek as _;
     let mut file = file;
     Ok(file.seek(std::io::SeekFrom::End(0))?)
@@ -122,7 +129,7 @@ fn contents(file: &File, size: u64, signature: Signature) -> Result<Content> {
     Ok(match signature {
         Signature::Nothing => match first_non_zero(file, size)? {
             None => Content::Blank,
-            Some(at) => Content::Other(format!("no known signature, but a non-zero byte at offset {at}")),
+            Some(at) => Content::Unknown(at),
         },
         Signature::Ambivalent => Content::Other("several signatures that exclude each other".into()),
         Signature::Found { kind: Some(kind), table: None } if kind == "ext4" => match read_superblock(file, size)? {
@@ -134,7 +141,9 @@ fn contents(file: &File, size: u64, signature: Signature) -> Result<Content> {
         Signature::Found { kind: Some(kind), table: Some(table) } => {
             Content::Other(format!("{kind} under a partition table ({table})"))
         }
-        Signature::Found { kind: None, table: None } => Content::Other("something blkid does not name".into()),
+        Signature::Found { kind: None, table: None } => {
+            Content::Other("no file system or partition table that blkid knows by name".into())
+        }
     })
 }
 
@@ -195,12 +204,15 @@ fn read_superblock(file: &File, size: u64) -> Result<Option<Superblock>> {
     }
     let high = if incompatible & 0x80 == 0 { 0 } else { u64::from(u32_at(0x150)) };
     let blocks = high << 32 | u64::from(u32_at(0x4));
+    let needed = blocks.checked_mul(1 << block_bits);
     let end = bytes[0x78..0x88].iter().position(|byte| *byte == 0).unwrap_or(16);
     Ok(Some(Superblock {
         uuid: uuid(&bytes[0x68..0x78]),
         label: String::from_utf8_lossy(&bytes[0x78..0x78 + end]).into_owned(),
         clean: state & 0b11 == 0b01 && incompatible & 0x4 == 0,
-        truncated: blocks.checked_shl(block_bits).is_none_or(|needed| needed > size),
+        used: u32_at(0x2c) != 0 || u16_at(0x34) != 0,
+        truncated: needed.is_none_or(|needed| needed > size),
+        spare: needed.map_or(0, |needed| size.saturating_sub(needed)),
     }))
 }
 

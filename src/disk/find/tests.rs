@@ -90,12 +90,17 @@ fn sysfs_is_read_by_device_number() {
     write("ro", "1\n");
     write("sdb1/partition", "1\n");
     write("sdb1/dev", "8:17\n");
+    write("sdb1/start", "2048\n");
+    write("sdb1/size", "4096\n");
+    write("size", "8192\n");
     write("queue/rotational", "0\n");
     write("holders/dm-0", "");
     let block = inspect(sysfs.path()).unwrap();
     assert!(block.read_only && !block.is_partition);
     assert_eq!(block.holders, ["dm-0"]);
-    let partition = Partition { index: 1, kernel_name: "sdb1".into(), number: "8:17".parse().unwrap() };
+    let partition =
+        Partition { index: 1, kernel_name: "sdb1".into(), number: "8:17".parse().unwrap(), end: 6144 * 512 };
+    assert_eq!(block.size, 8192 * 512);
     assert_eq!(block.partitions, [partition]);
 }
 
@@ -105,7 +110,7 @@ fn a_device_in_other_use_is_refused() {
     let elsewhere = "28 27 8:16 / /data rw - ext4 /dev/sdb rw\n";
     let partition = "28 27 8:17 / /data rw - ext4 /dev/sdb1 rw\n";
     let ours = "28 27 8:16 / /mnt/disks/work rw - ext4 /dev/sdb rw\n29 27 8:16 /openclaw /home/node/.openclaw rw - ext4 /dev/sdb rw\n";
-    let part = || Partition { index: 1, kernel_name: "sdb1".into(), number: "8:17".parse().unwrap() };
+    let part = || Partition { index: 1, kernel_name: "sdb1".into(), number: "8:17".parse().unwrap(), end: 0 };
     let plain = Block::default;
     let partitioned = || Block { partitions: vec![part()], ..plain() };
     let cases = [

@@ -22,6 +22,18 @@ const TOOLS: [(&str, &str); 11] = [
     ("apt-ftparchive", "apt-utils"),
     ("mkfs.ext4", "e2fsprogs"),
 ];
+/// What the disk stage is tested with.
+pub const DISK_TOOLS: [(&str, &str); 9] = [
+    ("mkfs.xfs", "xfsprogs"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    ("mkfs.vfat", "dosfstools"),
+    ("cryptsetup", "cryptsetup-bin"),
+    ("sfdisk", "fdisk"),
+    ("xorriso", "xorriso"),
+    ("mksquashfs", "squashfs-tools"),
+    ("strace", "strace"),
+    ("mkfs.ext4", "e2fsprogs"),
+];
 const TARGET: &str = "target/x86_64-unknown-linux-gnu/release/openclaw-init";
 
 /// An error unless the caller is root: namespaces, mounts and block devices need it.
@@ -30,9 +42,15 @@ pub fn require_root() -> Result<()> {
     Ok(())
 }
 
-/// Installs the tools that are missing from the development machine's own package sources.
+/// Installs the tools that every lab needs.
 pub fn install_tools() -> Result<()> {
-    let missing: Vec<&str> = TOOLS.iter().filter(|(tool, _)| !on_path(tool)).map(|(_, package)| *package).collect();
+    install(&TOOLS)
+}
+
+/// Installs those of `tools` (program, package) that are missing, from the development machine's own package
+/// sources.
+pub fn install(tools: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = tools.iter().filter(|(tool, _)| !on_path(tool)).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -3,6 +3,7 @@
 //! Scenarios are independent and run side by side; each uses the command line that a person would use.
 
 mod binary;
+mod disks;
 mod failures;
 mod first_boot;
 mod lab_itself;
@@ -29,12 +30,14 @@ type Scenario = (&'static str, fn(&Rig) -> Result<()>);
 const ALL: &[Scenario] = &[
     ("silent-metadata", failures::metadata_server_silent_for_ever),
     ("main-job", first_boot::main_job_reboots_and_updates),
+    ("data-disk", disks::data_disk_outlives_its_machine),
     ("npm", sources::npm_builds_on_the_machine),
     ("small", sources::two_gigabytes_of_memory_and_a_small_boot_disk),
     ("debian-13", sources::debian_13),
     ("wrong-turns", failures::every_wrong_turn_then_ready),
     ("slow-metadata", failures::metadata_server_busy_at_first),
     ("closed-doors", failures::no_guest_attributes_and_no_docker_repository),
+    ("disk-corpus", disks::every_kind_of_disk),
     ("foreign-disk", failures::foreign_disk_is_left_untouched),
     ("wrong-key", failures::docker_repository_with_the_wrong_key),
     ("two-keys", failures::docker_repository_with_two_keys),

@@ -1,0 +1,200 @@
+//! Everything that can be on a disk, and what must become of it.
+
+use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use openclaw_init::failure::{Code, code_of, one_line};
+use openclaw_lab::program;
+
+use crate::bench::{Attached, Bench, NAME, alone, command, is_mounted, sha256, tool};
+use crate::images::{self, KEPT, OURS, SIZE, THEIRS, cut, made, partitioned, write_at};
+
+/// How the disk is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Free,
+    ReadOnly,
+    MountedElsewhere,
+    HeldOpen,
+    BootDisk,
+}
+
+/// What the stage must do.
+#[derive(Debug, Clone, Copy)]
+enum Expected {
+    Formatted,
+    /// Mounted with what is in it; the changes hold this text.
+    Mounted(&'static str),
+    /// Left untouched; the sentence holds this text.
+    Refused(Code, &'static str),
+}
+
+use Expected::{Formatted, Mounted, Refused};
+use State::{BootDisk, Free, HeldOpen, MountedElsewhere, ReadOnly};
+
+struct Case {
+    name: &'static str,
+    make: fn(&Path) -> Result<()>,
+    state: State,
+    expected: Expected,
+}
+
+macro_rules! cases {
+    ($($name:literal, $state:expr, $make:expr, $expected:expr;)*) => {
+        [$(Case { name: $name, make: $make, state: $state, expected: $expected },)*]
+    };
+}
+
+const FOREIGN: Code = Code::DiskForeign;
+const DAMAGED: Code = Code::DiskDamaged;
+
+#[rustfmt::skip]
+fn cases() -> impl IntoIterator<Item = Case> {
+    cases![
+        // name, attached, made by, expected
+        "blank", Free, images::zeros, Formatted;
+        "sparse blank", Free, images::sparse, Formatted;
+        "ours, clean", Free, |i| made(i, &[OURS, KEPT]), Mounted("");
+        "ours, journal not replayed", Free, |i| cut(i, &[OURS]), Mounted("replayed the journal");
+        "ours, needs a check", Free,
+            |i| made(i, &[OURS, KEPT, "debugfs -w -R ssv\u{a0}free_blocks_count\u{a0}5 {}", "debugfs -w -R ssv\u{a0}state\u{a0}0 {}"]),
+            Mounted("repaired the file system");
+        "somebody's ext4, clean", Free, |i| made(i, &[THEIRS, KEPT]), Mounted("");
+        "GPT with one clean ext4", Free, images::gpt_with_ext4, Mounted("");
+
+        "random", Free, images::random, Refused(FOREIGN, "no known signature");
+        "ext4 without its first superblock", Free,
+            |i| made(i, &[OURS, "dd if=/dev/zero of={} bs=1024 seek=1 count=1 conv=notrunc status=none"]),
+            Refused(FOREIGN, "no known signature");
+        "ext4 without its first 8 MiB", Free,
+            |i| made(i, &[OURS, "dd if=/dev/zero of={} bs=1M count=8 conv=notrunc status=none"]),
+            Refused(FOREIGN, "no known signature");
+        "ext4, cut short", Free, |i| made(i, &["truncate -s 1200M {}", OURS, "truncate -s 600M {}"]), Refused(DAMAGED, "larger than the disk");
+        "ours, beyond e2fsck -p", Free,
+            |i| made(i, &[OURS, KEPT, "debugfs -w -R clri\u{a0}<2> {}", "debugfs -w -R ssv\u{a0}state\u{a0}0 {}"]),
+            Refused(DAMAGED, "Root inode is not a directory");
+        "ours, journal not replayed, beyond e2fsck -p", Free, images::cut_and_torn, Refused(DAMAGED, "directory corrupted");
+        "somebody's ext4, not unmounted", Free, |i| cut(i, &[THEIRS]), Refused(FOREIGN, "not unmounted cleanly");
+        "somebody's ext4, clean but damaged", Free, |i| made(i, &[THEIRS, "debugfs -w -R clri\u{a0}<2> {}"]), Refused(FOREIGN, "with errors");
+        "xfs", Free, |i| made(i, &["mkfs.xfs -q {}"]), Refused(FOREIGN, "xfs");
+        "btrfs", Free, |i| made(i, &["mkfs.btrfs -q {}"]), Refused(FOREIGN, "btrfs");
+        "vfat", Free, |i| made(i, &["mkfs.vfat {}"]), Refused(FOREIGN, "vfat");
+        "swap", Free, |i| made(i, &["mkswap -q {}"]), Refused(FOREIGN, "swap");
+        "LUKS", Free, |i| made(i, &["cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file /etc/hostname {}"]), Refused(FOREIGN, "crypto_LUKS");
+        "LVM physical volume", Free, images::lvm, Refused(FOREIGN, "LVM2_member");
+        "md member", Free, images::raid, Refused(FOREIGN, "linux_raid_member");
+        "ZFS label", Free, images::zfs, Refused(FOREIGN, "zfs_member");
+        "GPT, empty", Free, |i| partitioned(i, "label: gpt\n"), Refused(FOREIGN, "(gpt) with 0 partitions");
+        "GPT, two partitions", Free, |i| partitioned(i, "label: gpt\n,200M\n,\n"), Refused(FOREIGN, "(gpt) with 2 partitions");
+        "GPT, one empty partition", Free, |i| partitioned(i, "label: gpt\n,\n"), Refused(FOREIGN, "no file system");
+        "DOS table", Free, |i| partitioned(i, "label: dos\n"), Refused(FOREIGN, "(dos) with 0 partitions");
+        "DOS table over ext4", Free,
+            |i| { partitioned(i, "label: dos\n,\n")?; tool("mkfs.ext4 -q -F -L theirs {}", i)?; with_table(i) },
+            Refused(FOREIGN, "");
+        "iso9660", Free, |i| archive(i, "xorriso -as mkisofs -quiet -o {} /etc/apt"), Refused(FOREIGN, "iso9660");
+        "squashfs", Free, |i| archive(i, "mksquashfs /etc/apt {} -quiet -no-progress -noappend"), Refused(FOREIGN, "squashfs");
+        "one block where a sample looks", Free,
+            |i| { images::sparse(i)?; write_at(i, SIZE / 64 / 4096 * 4096 * 33, &[1; 4096]) },
+            Refused(FOREIGN, "no known signature");
+        "of no length", Free, |i| Ok(File::create_new(i).map(drop)?), Refused(FOREIGN, "only 0 bytes");
+        "unreadable", Free, images::unreadable, Refused(DAMAGED, "cannot be read");
+        "read-only", ReadOnly, |i| made(i, &[OURS]), Refused(Code::DiskReadonly, "read-only");
+        "blank, read-only", ReadOnly, images::sparse, Refused(Code::DiskReadonly, "read-only");
+        "mounted elsewhere", MountedElsewhere, |i| made(i, &[OURS, KEPT]), Refused(FOREIGN, "is mounted on");
+        "blank, held by a program", HeldOpen, images::sparse, Refused(FOREIGN, "in use");
+        "the boot disk, by name", BootDisk, images::sparse, Refused(Code::ConfigInvalid, "is the boot disk");
+    ]
+}
+
+/// The table and its end mark, which mkfs has overwritten, as another machine's tool would put them back.
+fn with_table(image: &Path) -> Result<()> {
+    let mut table = [0; 66];
+    table[4] = 0x83;
+    table[8..16].copy_from_slice(&[0, 8, 0, 0, 0, 0, 16, 0]);
+    table[64..].copy_from_slice(&[0x55, 0xaa]);
+    write_at(image, 446, &table)
+}
+
+/// An archive that is a file system, padded to a disk's size.
+fn archive(image: &Path, line: &str) -> Result<()> {
+    tool(line, image)?;
+    tool("truncate -s 600M {}", image).map(drop)
+}
+
+#[test]
+#[ignore = "needs root and the tools that make disks: cargo lab test machine"]
+fn every_disk_is_formatted_mounted_or_left_alone() -> Result<()> {
+    alone("corpus::every_disk_is_formatted_mounted_or_left_alone", || {
+        let mut wrong = Vec::new();
+        for case in cases() {
+            let Case { name, expected, .. } = case;
+            let start = std::time::Instant::now();
+            let outcome = check(&case);
+            println!("{name:44} {expected:44?} {} ms", start.elapsed().as_millis());
+            wrong.extend(outcome.err().map(|error| format!("{name}: {error:#}")));
+        }
+        ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+        Ok(())
+    })
+}
+
+fn check(case: &Case) -> Result<()> {
+    let mut bench = Bench::new()?;
+    let image = bench.image(NAME);
+    (case.make)(&image).context("making the disk")?;
+    let attached = bench.attach(NAME, case.state == ReadOnly)?;
+    let _busy = occupy(&mut bench, &attached, case.state)?;
+    let before = sha256(&image);
+    match case.expected {
+        Formatted => is_used(&bench, &attached.node, "formatted", false),
+        Mounted(text) => is_used(&bench, &attached.node, text, true),
+        Refused(code, text) => {
+            let error = bench.run().0.err().context("it was accepted")?;
+            let said = one_line(&error);
+            ensure!(code_of(&error) == code && said.contains(text), "{}: {said}", code_of(&error).name());
+            ensure!(!is_mounted(&bench.data())?, "it was mounted");
+            drop(attached);
+            if let Ok(before) = before {
+                ensure!(sha256(&image)? == before, "the disk was changed");
+            }
+            Ok(())
+        }
+    }
+}
+
+fn occupy(bench: &mut Bench, attached: &Attached, state: State) -> Result<Option<File>> {
+    match state {
+        MountedElsewhere => {
+            let point: PathBuf = bench.path("elsewhere");
+            fs::create_dir(&point)?;
+            program::run(command("mount").args(["-o", "ro"]).arg(&attached.node).arg(&point))?;
+        }
+        HeldOpen => {
+            let exclusive = nix::fcntl::OFlag::O_EXCL.bits();
+            return Ok(Some(File::options().read(true).custom_flags(exclusive).open(&attached.node)?));
+        }
+        BootDisk => bench.instance.disks.retain(|disk| disk.device_name == NAME),
+        Free | ReadOnly => {}
+    }
+    if state == BootDisk {
+        bench.instance.disks[0].index = 0;
+    }
+    Ok(None)
+}
+
+/// The stage takes the disk into use, a second run changes nothing, and the next boot mounts it again.
+fn is_used(bench: &Bench, node: &Path, text: &str, held_something: bool) -> Result<()> {
+    let changes = bench.changes()?;
+    ensure!(changes.contains(text), "it {changes}");
+    ensure!(changes.contains("formatted") != held_something, "it {changes}");
+    ensure!(!held_something || bench.data().join("kept").exists(), "the file has gone");
+    let source = tool("findmnt -no SOURCE {}", &bench.data())?;
+    ensure!(source.starts_with(&*node.to_string_lossy()), "{source} is mounted");
+    ensure!(bench.changes()?.is_empty(), "the second run changed something: {}", bench.changes()?);
+    bench.unmount()?;
+    let again = bench.changes()?;
+    ensure!(again.split("; ").all(|change| change.starts_with("mounted ")), "after a reboot it {again}");
+    bench.unmount()
+}

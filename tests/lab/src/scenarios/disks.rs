@@ -1,0 +1,114 @@
+//! The data disk through the life of its machines: away and back, with a great many files, on a new machine.
+
+use std::env;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use super::first_boot::is_ready;
+use super::rig::Rig;
+use crate::host;
+
+const TOKEN: &str = "grep ^OPENCLAW_GATEWAY_TOKEN= /home/node/.openclaw/.env";
+/// Who the gateway is, and which devices it knows.
+const IDENTITY: &str = "cd /home/node/.openclaw && find . -type f '(' -path './identity/*' -o -path './devices/*' ')' | sort | xargs -r sha256sum";
+
+/// The disk stage against every kind of disk, in a mount namespace on this machine.
+pub(super) fn every_kind_of_disk(_: &Rig) -> Result<()> {
+    host::install(&host::DISK_TOOLS)?;
+    let mut tests = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    tests.args(["test", "--quiet", "--package", "openclaw-init", "--test", "disk", "--"]);
+    tests.args(["--ignored", "--test-threads", "1"]).current_dir(host::workspace()?).stdin(Stdio::null());
+    let status = tests.status().context("starting cargo test")?;
+    ensure!(status.success(), "the tests of the disk stage ended with {status}");
+    Ok(())
+}
+
+/// One disk: missing for a boot, filled, and at last on another machine.
+pub(super) fn data_disk_outlives_its_machine(rig: &Rig) -> Result<()> {
+    rig.up(&[])?;
+    is_ready(rig)?;
+    let token = rig.shell(TOKEN)?;
+    rig.shell("docker exec openclaw-gateway sh -c 'echo kept > /home/node/.openclaw/kept'")?;
+    away_and_back(rig).context("a missing disk")?;
+    is_the_same_state(rig, &token).context("the disk is back")?;
+    many_files_cost_nothing(rig).context("200,000 files")?;
+
+    let identity = rig.shell(IDENTITY)?;
+    let directory = TempDir::new().context("making a directory for the disk")?;
+    let kept = directory.path().join("kept.img");
+    let kept = kept.to_str().context("the disk's path is no text")?;
+    rig.lab_ends(0, "down", &["--keep-disk", kept])?;
+    let successor = rig.beside("data-disk-2")?;
+    successor.up(&["--disk", kept])?;
+    names_its_machine(&successor)?;
+    is_the_same_state(&successor, &token).context("on a new machine")?;
+    let now = successor.shell(IDENTITY)?;
+    ensure!(now == identity, "the gateway's identity or its devices changed from\n{identity}\nto\n{now}");
+    Ok(())
+}
+
+/// The disk's own record says which instance uses it.
+fn names_its_machine(rig: &Rig) -> Result<()> {
+    let marker = rig.shell("cat /mnt/disks/openclaw-data/openclaw-init/disk.json")?;
+    let id = rig.shell("curl -sH Metadata-Flavor:Google http://metadata/computeMetadata/v1/instance/id")?;
+    ensure!(marker.contains(&id), "the disk's marker names another instance than {id}: {marker}");
+    Ok(())
+}
+
+fn away_and_back(rig: &Rig) -> Result<()> {
+    let file = rig.machine()?.path("openclaw-data.img");
+    let file = file.to_str().context("the disk's path is no text")?;
+    rig.lab_ends(0, "disk", &["detach", "openclaw-data"])?;
+    let said = rig.lab_ends(1, "reboot", &[])?;
+    said.has(&["failed:disk-missing", "the data disk openclaw-data is not attached", "attach-disk"])?;
+    rig.boot(12)?;
+    let written =
+        rig.shell("find /mnt/disks /home/node/.openclaw /var/lib/openclaw-init/data -type f 2> /dev/null || true")?;
+    ensure!(written.is_empty(), "on the boot disk there is now:\n{written}");
+    let started = rig.shell("docker start openclaw-gateway 2>&1 || true")?;
+    ensure!(started.contains("does not exist"), "starting the container says {started}");
+    rig.lab_ends(0, "disk", &["attach", "openclaw-data", file])?;
+    rig.lab_ends(0, "reboot", &[]).map(drop)
+}
+
+fn is_the_same_state(rig: &Rig, token: &str) -> Result<()> {
+    is_ready(rig)?;
+    ensure!(rig.shell(TOKEN)? == token, "the token changed");
+    ensure!(rig.shell("cat /home/node/.openclaw/kept")? == "kept", "a file was lost");
+    Ok(())
+}
+
+/// Runs that change nothing, by turns with and without 200,000 files in the state directory; each run's ms.
+const TURNS: &str = r"
+cd /mnt/disks/openclaw-data
+mkdir aside && (cd aside && seq 200000 | xargs touch) && chown 1000:1000 aside
+for turn in $(seq 61); do
+    for at in aside openclaw/aside; do
+        [ -d $at ] || mv $(ls -d aside openclaw/aside 2> /dev/null) $at
+        start=$(date +%s%N)
+        openclaw-init boot > /tmp/run 2>&1 && grep -q changes=0 /tmp/run || { cat /tmp/run; exit 1; }
+        echo $at $(( ($(date +%s%N) - start) / 1000000 ))
+    done
+done
+";
+
+fn many_files_cost_nothing(rig: &Rig) -> Result<()> {
+    rig.boot(0)?;
+    let said = rig.shell(TURNS)?;
+    let (empty, full) = (times(&said, "aside")?, times(&said, "openclaw/aside")?);
+    println!("runs that change nothing, first quartile and median in ms: {empty:?}; with 200,000 files {full:?}");
+    // Other machines run beside this one: the first quartile is the steadier figure.
+    ensure!(full.0 <= 1.1 * empty.0, "{full:?} ms instead of {empty:?} ms");
+    Ok(())
+}
+
+/// First quartile and median of the times measured at `place`.
+fn times(said: &str, place: &str) -> Result<(f64, f64)> {
+    let times = said.lines().filter_map(|line| line.strip_prefix(place)?.strip_prefix(' '));
+    let mut times: Vec<f64> = times.map(str::parse).collect::<Result<_, _>>()?;
+    times.sort_by(f64::total_cmp);
+    let at = |index: usize| times.get(index).copied().with_context(|| format!("no times in:\n{said}"));
+    Ok((at(times.len() / 4)?, at(times.len() / 2)?))
+}

@@ -77,6 +77,8 @@ codes! {
     GatewayNotReady = 29, "gateway-not-ready", transient;
     /// Not a supported distribution, or not run as root.
     UnsupportedSystem = 30, "unsupported-system", permanent;
+    /// The loader could not fetch this program, and none was installed.
+    LoaderFailed = 31, "loader-failed", permanent;
 }
 
 impl fmt::Display for Code {

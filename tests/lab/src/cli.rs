@@ -100,8 +100,8 @@ pub enum Action {
         lab: Named,
         #[arg(long)]
         archive: PathBuf,
-        #[arg(long)]
-        install: bool,
+        #[arg(long, value_enum)]
+        boot: Boot,
     },
     #[command(hide = true)]
     Supervise(Named),
@@ -169,8 +169,10 @@ pub struct Up {
 pub enum Boot {
     /// `startup-script-url` names the binary itself
     ScriptUrl,
-    /// `startup-script` is a loader that fetches it
+    /// `startup-script` is the loader, which fetches it from Cloud Storage
     Script,
+    /// `user-data` has the loader, for an image with cloud-init
+    CloudInit,
     /// It is installed on the boot disk, nothing in the metadata
     Unit,
 }

@@ -16,7 +16,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cache::Cache;
-use crate::cloud_content::Content;
+use crate::cloud_content::{Content, HTTPS, TlsListener};
 use crate::docker_apt::DockerRepository;
 use crate::machine::detached;
 use crate::metadata_server::{Metadata, Server, control};
@@ -26,6 +26,8 @@ use crate::state::Lab;
 
 /// What the cloud runs beside its own process.
 const HELPERS: [&str; 2] = ["slirp4netns", "dnsmasq"];
+/// The name of Cloud Storage's API.
+const STORAGE_NAME: &str = "storage.googleapis.com";
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// Starts the cloud's process, whose metadata server tells `metadata`; returns when all its servers answer.
@@ -88,7 +90,11 @@ async fn servers(lab: &Lab, repository: DockerRepository) -> Result<()> {
     let metadata: Metadata =
         serde_json::from_slice(&metadata).with_context(|| format!("reading {}", file.display()))?;
     let server = Server::new(metadata);
-    let content = Content::prepare(&Cache::from_env()?)?.start(repository, &lab.content()).await?;
+    let content = Content::prepare(&Cache::from_env()?)?;
+    let certificate = content.ca().server_certificate(&[STORAGE_NAME])?;
+    let storage = TlsListener::bind((STORAGE, HTTPS).into(), &certificate).await?;
+    let storage = axum::serve(storage, server.storage_router(lab.files()));
+    let content = content.start(repository, &lab.content()).await?;
     let instance = listen(METADATA).await?;
     let files = axum::serve(listen(STORAGE).await?, server.files_router(lab.files()));
     let socket = lab.control_socket();
@@ -96,6 +102,7 @@ async fn servers(lab: &Lab, repository: DockerRepository) -> Result<()> {
         _ = end.recv() => Ok(()),
         ended = server.clone().serve(instance) => ended,
         ended = files.into_future() => ended.context("serving files"),
+        ended = storage.into_future() => ended.context("serving Cloud Storage"),
         ended = content.run() => ended,
         ended = control::serve(server, &socket) => ended,
     }

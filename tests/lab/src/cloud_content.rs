@@ -41,7 +41,7 @@ pub const DOCKER_REPOSITORY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 3);
 
 const REGISTRY_NAMES: [&str; 4] = ["ghcr.io", "registry-1.docker.io", "index.docker.io", "auth.docker.io"];
 const DOCKER_REPOSITORY_NAME: &str = "download.docker.com";
-const HTTPS: u16 = 443;
+pub(crate) const HTTPS: u16 = 443;
 /// How long a client may take for its TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long the registry may take until it listens.
@@ -191,13 +191,13 @@ impl Serving {
 }
 
 /// Accepts TLS connections; a client that fails its handshake is dropped without a word.
-struct TlsListener {
+pub(crate) struct TlsListener {
     tcp: TcpListener,
     acceptor: TlsAcceptor,
 }
 
 impl TlsListener {
-    async fn bind(address: SocketAddr, certificate: &ServerCertificate) -> Result<Self> {
+    pub(crate) async fn bind(address: SocketAddr, certificate: &ServerCertificate) -> Result<Self> {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate.chain_pem.as_bytes())
             .collect::<Result<_, _>>()
             .context("reading a server's certificate")?;

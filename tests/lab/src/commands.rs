@@ -38,7 +38,7 @@ pub fn run(action: Action) -> Result<ExitCode> {
         Action::Down { lab, keep_disk } => up::down(&Lab::named(&lab.name)?, keep_disk.as_deref())?,
         Action::Serve { lab, docker_repository } => cloud::serve(&existing(&lab)?, docker_repository)?,
         Action::Supervise(lab) => machine::supervise(&existing(&lab)?)?,
-        Action::Prepare { lab, archive, install } => up::fill(&existing(&lab)?, &archive, install)?,
+        Action::Prepare { lab, archive, boot } => up::fill(&existing(&lab)?, &archive, boot)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,6 +6,7 @@ pub mod cache;
 pub mod cli;
 pub mod cloud;
 pub mod cloud_content;
+pub mod cloud_init;
 pub mod commands;
 pub mod control_group;
 pub mod disks;

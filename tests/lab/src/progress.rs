@@ -17,7 +17,8 @@ use crate::state::Lab;
 /// The product's namespace among the guest attributes.
 pub const NAMESPACE: &str = "openclaw";
 const UNIT: &str = "openclaw-init.service";
-const CARRIER: &str = "google-startup-scripts.service";
+/// What may start it: Google's script runner and, where it is installed, cloud-init.
+const CARRIERS: [&str; 2] = ["google-startup-scripts.service", "cloud-final.service"];
 /// Where the product keeps its report on the machine.
 const STATUS: &str = "run/openclaw-init/status.json";
 /// How often the unit is looked at; the console is followed more closely.
@@ -147,7 +148,7 @@ fn result_of(attributes: &BTreeMap<String, String>, boot_id: Option<&str>) -> Op
 fn ended(lab: &Lab) -> Option<String> {
     let names = "--property=Id,LoadState,ActiveState,SubState,Result,ExecMainExitTimestampMonotonic";
     let mut command = machine::inside(lab).ok()?;
-    let shown = run(command.args(["systemctl", "show", UNIT, CARRIER, names])).ok()?;
+    let shown = run(command.args(["systemctl", "show", UNIT]).args(CARRIERS).arg(names)).ok()?;
     why_ended(&shown)
 }
 
@@ -162,11 +163,14 @@ fn why_ended(shown: &str) -> Option<String> {
         let (active, sub) = (state(name, "ActiveState"), state(name, "SubState"));
         matches!(active.as_deref(), Some("inactive" | "failed")) || sub.as_deref() == Some("exited")
     };
-    if state(UNIT, "LoadState").as_deref() == Some("loaded") {
+    let is_loaded = |name: &str| state(name, "LoadState").as_deref() == Some("loaded");
+    if is_loaded(UNIT) {
         let how = state(UNIT, "Result").unwrap_or_default();
         return (has_run(UNIT) && rests(UNIT)).then(|| format!("{UNIT} ended ({how}) without a result"));
     }
-    (has_run(CARRIER) && rests(CARRIER)).then(|| format!("{CARRIER} ended and there is no {UNIT}"))
+    let carriers: Vec<&str> = CARRIERS.into_iter().filter(|name| is_loaded(name)).collect();
+    let over = !carriers.is_empty() && carriers.iter().all(|name| has_run(name) && rests(name));
+    over.then(|| format!("{} ended and there is no {UNIT}", carriers.join(" and ")))
 }
 
 #[cfg(test)]
@@ -206,11 +210,19 @@ mod tests {
 
     #[test]
     fn the_end_of_all_hope_is_recognised() {
+        let [script_runner, cloud_final] = CARRIERS;
         let unit = |load: &str, active: &str, sub: &str, exit: &str, carrier: &str| {
             format!(
                 "Id={UNIT}\nLoadState={load}\nActiveState={active}\nSubState={sub}\nResult=exit-code\n\
-                 ExecMainExitTimestampMonotonic={exit}\n\nId={CARRIER}\nLoadState=loaded\nActiveState={carrier}\n\
-                 SubState=x\nExecMainExitTimestampMonotonic=5"
+                 ExecMainExitTimestampMonotonic={exit}\n\nId={script_runner}\nLoadState=loaded\n\
+                 ActiveState={carrier}\nSubState=x\nExecMainExitTimestampMonotonic=5\n"
+            )
+        };
+        let with_cloud_init = |exit: &str| {
+            let bare = unit("not-found", "inactive", "dead", "0", "inactive");
+            format!(
+                "{bare}\nId={cloud_final}\nLoadState=loaded\nActiveState=inactive\n\
+                 ExecMainExitTimestampMonotonic={exit}\n"
             )
         };
         let cases = [
@@ -221,6 +233,8 @@ mod tests {
             (unit("loaded", "inactive", "dead", "0", "active"), false),
             (unit("not-found", "inactive", "dead", "0", "activating"), false),
             (unit("not-found", "inactive", "dead", "0", "inactive"), true),
+            (with_cloud_init("0"), false),
+            (with_cloud_init("7"), true),
         ];
         for (shown, over) in cases {
             assert_eq!(why_ended(&shown).is_some(), over, "{shown}");

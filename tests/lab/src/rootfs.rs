@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::cache::Cache;
+use crate::cloud_init;
 use crate::disks;
 use crate::network::METADATA;
 use crate::program::run;
@@ -33,10 +34,11 @@ const PACKAGES: [&str; 13] = [
     "google-guest-agent",
 ];
 
-/// The archive of a bare root file system, from the cache or made now (20 s to 2 min).
-pub fn archive(cache: &Cache, sources: &Sources, suite: Suite) -> Result<PathBuf> {
-    let (list, packages) = (sources.list(suite), PACKAGES.join(","));
-    let name = format!("debian-{}", suite.number());
+/// The archive of a bare root file system, or of one with cloud-init, from the cache or made now (20 s to 2 min).
+pub fn archive(cache: &Cache, sources: &Sources, suite: Suite, cloud_init: bool) -> Result<PathBuf> {
+    let (suffix, more) = if cloud_init { ("-cloud-init", &cloud_init::PACKAGES[..]) } else { ("", &[][..]) };
+    let (list, packages) = (sources.list(suite), [&PACKAGES, more].concat().join(","));
+    let name = format!("debian-{}{suffix}", suite.number());
     let entry = cache.entry(&name, &["1", &list, sources.settings(), &packages], |directory| {
         let (lists, settings) = (directory.join("sources.list"), directory.join("apt.conf"));
         fs::write(&lists, &list).with_context(|| format!("writing {}", lists.display()))?;

@@ -6,22 +6,27 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
+use sha2::{Digest, Sha256};
 
 use crate::cache::Cache;
 use crate::cli::{Boot, DataDisk, Up};
 use crate::cloud_content::Content;
-use crate::metadata_server::{self, FaultChange, Metadata, check_attribute};
+use crate::metadata_server::{self, BUCKET, FaultChange, Metadata, check_attribute};
 use crate::network::STORAGE;
 use crate::process::Process;
 use crate::program::run;
 use crate::sources::Sources;
 use crate::state::{Disk, Lab, Spec};
-use crate::{cloud, control_group, disks, host, machine, network, rootfs};
+use crate::{cloud, cloud_init, control_group, disks, host, machine, network, rootfs};
 
 /// The data disk that the product looks for when nothing is configured.
 const DATA_DISK: &str = "openclaw-data";
 /// Where the product reads which key Docker's repository must have instead of Docker's own.
 const DOCKER_KEY: &str = "etc/openclaw-init/docker-key.fingerprint";
+/// The loader as operators copy it.
+pub const LOADER: &str = include_str!("../../../cloud-init/startup-script.sh");
+const USER_DATA: &str = include_str!("../../../cloud-init/user-data.yaml");
 /// Where the product lives on a machine, and where the cloud's web server has it.
 const INSTALLED: &str = "usr/local/bin/openclaw-init";
 pub const BINARY: &str = "openclaw-init";
@@ -49,7 +54,9 @@ fn build(lab: &Lab, options: &Up) -> Result<()> {
     let sources = Sources::of_this_machine()?;
     let suite = options.os.suite();
     step("preparing the registries and package repositories", || Content::prepare(&cache))?;
-    let archive = step(&format!("preparing Debian {}", suite.number()), || rootfs::archive(&cache, &sources, suite))?;
+    let archive = step(&format!("preparing Debian {}", suite.number()), || {
+        rootfs::archive(&cache, &sources, suite, options.boot == Boot::CloudInit)
+    })?;
     fs::copy(&binary, lab.files().join(BINARY)).with_context(|| format!("copying {}", binary.display()))?;
     let disks = data_disks(lab, &options.disk)?;
     lab.save(&Spec { os: options.os, memory: options.memory, disks })?;
@@ -91,7 +98,7 @@ pub fn disk_file(lab: &Lab, device_name: &str, disk: &DataDisk) -> Result<Option
 /// What the metadata server tells about the new VM.
 fn metadata(lab: &Lab, options: &Up) -> Result<Metadata> {
     let mut metadata = Metadata::default();
-    let attributes = way_in(options.boot).into_iter().chain(options.attributes.iter().cloned());
+    let attributes = way_in(lab, options.boot)?.into_iter().chain(options.attributes.iter().cloned());
     for (key, value) in attributes {
         check_attribute(&key, &value)?;
         metadata.instance.attributes.insert(key, value);
@@ -133,11 +140,12 @@ fn prepare(lab: &Lab, archive: &Path, boot: Boot) -> Result<()> {
     let me = std::env::current_exe().context("finding this program's own file")?;
     let mut command = Command::new(me);
     command.args(["prepare", "--name", lab.name()]).arg("--archive").arg(archive);
-    run(command.args((boot == Boot::Unit).then_some("--install"))).map(drop)
+    let boot = boot.to_possible_value().context("a hidden way in")?;
+    run(command.args(["--boot", boot.get_name()])).map(drop)
 }
 
-/// The hidden command behind it: mounts the boot disk, fills it, and installs the product if it is to be there.
-pub fn fill(lab: &Lab, archive: &Path, install: bool) -> Result<()> {
+/// The hidden command behind it: mounts the boot disk and fills it with what the way in expects there.
+pub fn fill(lab: &Lab, archive: &Path, boot: Boot) -> Result<()> {
     machine::leave_mounts()?;
     control_group::enter(lab, None)?;
     machine::mount_root(lab)?;
@@ -147,36 +155,38 @@ pub fn fill(lab: &Lab, archive: &Path, install: bool) -> Result<()> {
     let certificates: Vec<_> = sources.certificates().iter().cloned().chain([authority]).collect();
     rootfs::populate(lab, archive, &sources, &certificates)?;
     rootfs::put(&lab.root(), DOCKER_KEY, &format!("{}\n", content.docker_key_fingerprint()))?;
-    if install {
-        let root = lab.root();
-        fs::copy(lab.files().join(BINARY), root.join(INSTALLED)).context("copying the binary to the boot disk")?;
-        rootfs::run_inside(&root, &[&format!("/{INSTALLED}"), "install"]).context("installing the product's units")?;
+    let root = lab.root();
+    match boot {
+        Boot::ScriptUrl | Boot::Script => Ok(()),
+        Boot::CloudInit => cloud_init::configure(&root),
+        Boot::Unit => {
+            fs::copy(lab.files().join(BINARY), root.join(INSTALLED)).context("copying the binary to the boot disk")?;
+            let install = [&format!("/{INSTALLED}"), "install"];
+            rootfs::run_inside(&root, &install).context("installing the product's units").map(drop)
+        }
     }
-    Ok(())
 }
 
 /// The attributes that the way in needs, as a Compute Engine user would set them.
-fn way_in(boot: Boot) -> Vec<(String, String)> {
-    let url = format!("http://{STORAGE}/{BINARY}");
-    let mut attributes = vec![("enable-guest-attributes".to_owned(), "TRUE".to_owned())];
+fn way_in(lab: &Lab, boot: Boot) -> Result<Vec<(String, String)>> {
+    let mut attributes = vec![("enable-guest-attributes", "TRUE".to_owned())];
     match boot {
-        Boot::ScriptUrl => attributes.push(("startup-script-url".to_owned(), url)),
-        Boot::Script => attributes.push(("startup-script".to_owned(), loader(&url))),
+        Boot::ScriptUrl => attributes.push(("startup-script-url", format!("http://{STORAGE}/{BINARY}"))),
+        Boot::Script => attributes.push(("startup-script", LOADER.to_owned())),
+        Boot::CloudInit => attributes.push(("user-data", USER_DATA.to_owned())),
         Boot::Unit => {}
     }
-    attributes
+    if matches!(boot, Boot::Script | Boot::CloudInit) {
+        attributes.push(("openclaw-init-url", format!("gs://{BUCKET}/{BINARY}")));
+        attributes.push(("openclaw-init-sha256", sha256(&lab.files().join(BINARY))?));
+    }
+    Ok(attributes.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
-/// The shortest loader that an operator could write.
-fn loader(url: &str) -> String {
-    format!(
-        "#!/bin/bash\n\
-         set -eu\n\
-         directory=$(mktemp --directory /var/lib/openclaw-init.XXXXXX)\n\
-         curl --fail --silent --show-error --retry 5 --retry-connrefused --output \"$directory/openclaw-init\" {url}\n\
-         chmod 0755 \"$directory/openclaw-init\"\n\
-         exec \"$directory/openclaw-init\"\n"
-    )
+/// The SHA-256 of a file as `sha256sum` prints it.
+pub fn sha256(file: &Path) -> Result<String> {
+    let bytes = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+    Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Removes a lab completely: processes, mounts, block devices, control groups, namespaces, directory.

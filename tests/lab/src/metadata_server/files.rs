@@ -21,14 +21,19 @@ async fn handle(State((dir, log)): State<(PathBuf, Log)>, request: Request) -> R
     let (parts, _) = request.into_parts();
     let entry = log.begin("files", &parts);
     let response = match parts.method {
-        Method::GET | Method::HEAD => match open(&dir, parts.uri.path()).await {
-            Some((file, length)) => stream(file, length),
-            None => StatusCode::NOT_FOUND.into_response(),
-        },
+        Method::GET | Method::HEAD => answer(&dir, parts.uri.path()).await,
         _ => StatusCode::METHOD_NOT_ALLOWED.into_response(),
     };
     entry.note(|request| request.status = Some(response.status().as_u16()));
     response
+}
+
+/// The file at `path` below `dir`, or 404.
+pub(super) async fn answer(dir: &Path, path: &str) -> Response {
+    match open(dir, path).await {
+        Some((file, length)) => stream(file, length),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
 }
 
 /// A regular file below `dir` with its length in bytes.

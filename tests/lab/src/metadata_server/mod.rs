@@ -11,6 +11,7 @@ mod files;
 mod guest;
 mod instance;
 mod log;
+mod storage;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ pub use instance::{
     Universe, VirtualClock, check_attribute,
 };
 pub use log::Request;
+pub use storage::BUCKET;
 
 /// A metadata server; a clone is the same server. Every setter wakes the requests that wait for a change.
 #[derive(Debug, Clone)]
@@ -89,6 +91,12 @@ impl Server {
     /// the same log with `files` as their host.
     pub fn files_router(&self, dir: impl Into<PathBuf>) -> Router {
         files::router(dir.into(), self.shared.log.clone())
+    }
+
+    /// Cloud Storage with the files below `dir` as the objects of [`BUCKET`], private: an access token is needed.
+    /// Requests are in the same log with `storage` as their host.
+    pub fn storage_router(&self, dir: impl Into<PathBuf>) -> Router {
+        storage::router(dir.into(), self.shared.log.clone())
     }
 
     /// Also appends every request from now on to `path`, as one line of JSON when it is answered or given up.

@@ -3,10 +3,12 @@
 //! Scenarios are independent and run side by side; each uses the command line that a person would use.
 
 mod binary;
+mod cloud_init;
 mod disks;
 mod failures;
 mod first_boot;
 mod lab_itself;
+mod loader;
 mod rig;
 mod sources;
 
@@ -31,6 +33,8 @@ const ALL: &[Scenario] = &[
     ("silent-metadata", failures::metadata_server_silent_for_ever),
     ("main-job", first_boot::main_job_reboots_and_updates),
     ("data-disk", disks::data_disk_outlives_its_machine),
+    ("loader", loader::script_with_every_turn_of_the_loader),
+    ("cloud-init", cloud_init::boots_and_other_carriers),
     ("npm", sources::npm_builds_on_the_machine),
     ("small", sources::two_gigabytes_of_memory_and_a_small_boot_disk),
     ("debian-13", sources::debian_13),
@@ -43,6 +47,7 @@ const ALL: &[Scenario] = &[
     ("two-keys", failures::docker_repository_with_two_keys),
     ("clients", sources::real_clients_accept_the_metadata_server),
     ("lab-itself", lab_itself::lab_itself),
+    ("shellcheck", loader::shell_scripts_are_clean),
     ("binary", binary::static_small_and_alone),
 ];
 

@@ -1,0 +1,149 @@
+//! The loader, as the value of `startup-script`: it runs what is pinned, or the last good copy, or ends with a reason.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::first_boot::is_ready;
+use super::rig::Rig;
+use crate::host;
+use crate::metadata_server::ACCESS_TOKEN;
+use crate::program::run;
+use crate::up::sha256;
+
+const RUN: &str = "google_metadata_script_runner startup 2>&1";
+const WEB: &str = "http://198.18.0.4";
+const BUCKET: &str = "gs://openclaw-lab";
+/// Executed in the place of the product, it tells from where.
+const STAND_IN: &str = "#!/bin/sh\necho stand-in at $0\n";
+/// An object's name may hold anything.
+const ODD_NAME: &str = "builds/stand in+50%?&#";
+const LAST_GOOD_COPY: [&str; 2] = ["running the copy that is installed", "result=ready"];
+
+/// What the two attributes say, what the loader says then, and how many times it asked for the program.
+struct Case {
+    url: String,
+    sha256: String,
+    says: Vec<String>,
+    requests: usize,
+}
+
+pub(super) fn shell_scripts_are_clean(_: &Rig) -> Result<()> {
+    let directory = host::workspace()?.join("cloud-init");
+    let mut command = Command::new("shellcheck");
+    command.arg(directory.join("startup-script.sh"));
+    run(&mut command).map(|_| ())
+}
+
+/// Nothing at the URL at first boot; then what is pinned; then every way in which it can be out of reach.
+pub(super) fn script_with_every_turn_of_the_loader(rig: &Rig) -> Result<()> {
+    nothing_there_at_first_boot(rig)?;
+    rig.attribute(&format!("openclaw-init-url={BUCKET}/openclaw-init"))?;
+    rig.lab_ends(0, "reboot", &[])?;
+    is_ready(rig).context("after the URL was corrected")?;
+    ensure!(asked(rig)? == 2, "not one request for each boot: {:?}", rig.requests()?);
+    let journal = rig.shell("journalctl --no-pager; cat /proc/*/cmdline | tr '\\0' ' '")?;
+    ensure!(!journal.contains(ACCESS_TOKEN), "the access token can be seen");
+
+    let stand_in = rig.machine()?.files().join("stand-in");
+    fs::write(&stand_in, STAND_IN)?;
+    let odd = rig.machine()?.files().join(ODD_NAME);
+    fs::create_dir_all(odd.parent().context("the file has no directory")?)?;
+    fs::copy(&stand_in, odd)?;
+    let stand_in = sha256(&stand_in)?;
+    for case in cases(&stand_in, &sha256(&rig.binary())?) {
+        rig.attribute(&format!("openclaw-init-url={}", case.url))?;
+        rig.attribute(&format!("openclaw-init-sha256={}", case.sha256))?;
+        says(rig, &case).with_context(|| format!("with {} and {}", case.url, case.sha256))?;
+    }
+    attributes_of_the_project_and_none(rig, &stand_in)?;
+    without_curl_and_without_exec(rig)?;
+    temporary_directory_without_exec(rig)
+}
+
+fn nothing_there_at_first_boot(rig: &Rig) -> Result<()> {
+    let missing = format!("openclaw-init-url={BUCKET}/missing");
+    let said = rig.up_ends(1, &["--boot", "script", "--attr", &missing])?;
+    said.has(&["loader: FAILED: cannot fetch gs://openclaw-lab/missing", "404", "failed:loader-failed"])?;
+    ensure!(rig.guest_attributes()?["state"] == "failed", "the state is not failed");
+    rig.shell("journalctl -u google-startup-scripts | grep 'exit status 31'").map(|_| ())
+}
+
+fn cases(stand_in: &str, installed: &str) -> Vec<Case> {
+    let case = |url: &str, sha256: &str, says: &[&str], requests| Case {
+        url: url.to_owned(),
+        sha256: sha256.to_owned(),
+        says: says.iter().map(|part| (*part).to_owned()).collect(),
+        requests,
+    };
+    let runs = ["stand-in at /usr/local/lib/openclaw-init/openclaw-init"];
+    let last = |why: &'static str| [&[why][..], &LAST_GOOD_COPY].concat();
+    vec![
+        case(&format!("{BUCKET}/openclaw-init"), installed, &["result=ready"], 0),
+        case(&format!("{WEB}/stand-in"), stand_in, &runs, 1),
+        case(&format!("{BUCKET}/stand-in"), stand_in, &runs, 1),
+        case(&format!("{BUCKET}/{ODD_NAME}"), stand_in, &runs, 1),
+        case(&format!("{WEB}/stand-in"), &"0".repeat(64), &last("is not the file with the SHA-256 0000"), 1),
+        case(&format!("{WEB}/stand-in"), "banana", &last("is not the file with the SHA-256 banana"), 1),
+        case(&format!("{WEB}/missing"), stand_in, &last("cannot fetch http://198.18.0.4/missing"), 1),
+        case("gs://elsewhere/stand-in", stand_in, &last("cannot fetch gs://elsewhere/stand-in"), 1),
+        case(&format!("{WEB}:81/stand-in"), stand_in, &last("cannot fetch http://198.18.0.4:81/stand-in"), 0),
+        case("file:///bin/true", stand_in, &last("neither gs://BUCKET/OBJECT"), 0),
+    ]
+}
+
+fn says(rig: &Rig, case: &Case) -> Result<()> {
+    let before = asked(rig)?;
+    let said = rig.shell(RUN)?;
+    for part in &case.says {
+        ensure!(said.contains(part), "{part:?} is missing in:\n{said}");
+    }
+    let requests = asked(rig)? - before;
+    ensure!(requests == case.requests, "{requests} requests instead of {}:\n{said}", case.requests);
+    Ok(())
+}
+
+/// Requests for the program, wherever it is.
+fn asked(rig: &Rig) -> Result<usize> {
+    let program = |host: &serde_json::Value| host == "files" || host == "storage";
+    Ok(rig.requests()?.iter().filter(|request| program(&request["host"])).count())
+}
+
+fn attributes_of_the_project_and_none(rig: &Rig, sha256: &str) -> Result<()> {
+    let has = |parts: &[&str]| {
+        let said = rig.shell(RUN)?;
+        let missing = parts.iter().find(|part| !said.contains(**part));
+        missing.map_or(Ok(()), |part| Err(anyhow::anyhow!("{part:?} is missing in:\n{said}")))
+    };
+    rig.attribute(&format!("openclaw-init-url={WEB}/stand-in"))?;
+    rig.attribute("openclaw-init-sha256")?;
+    has(&["openclaw-init-sha256 is not set", "result=ready"])?;
+    rig.lab_ends(0, "metadata", &["set", "--project", &format!("openclaw-init-sha256={sha256}")])?;
+    has(&["stand-in at"])
+}
+
+fn without_curl_and_without_exec(rig: &Rig) -> Result<()> {
+    rig.shell("dpkg --remove --force-depends curl")?;
+    let said = rig.shell(RUN)?;
+    ensure!(said.contains("stand-in at"), "without curl it says {said}");
+    rig.shell("mount -t tmpfs -o noexec tmpfs /usr/local/lib")?;
+    let said = rig.shell(RUN)?;
+    ensure!(said.contains("noexec") && said.contains("result=ready"), "without exec it says {said}");
+    rig.shell("umount /usr/local/lib").map(|_| ())
+}
+
+/// Google's runner puts scripts into the temporary directory. It then cannot start the loader, which nobody can
+/// help from inside; the unit does not need it.
+fn temporary_directory_without_exec(rig: &Rig) -> Result<()> {
+    let unit = "/etc/systemd/system/google-startup-scripts.service.d";
+    let remount = "[Service]\\nExecStartPre=mount -o remount,noexec /tmp\\n";
+    rig.shell(&format!("mkdir {unit} && printf '{remount}' > {unit}/noexec.conf"))?;
+    rig.lab_ends(0, "reboot", &["--hard"])?;
+    is_ready(rig).context("with a temporary directory without exec")?;
+    rig.shell("journalctl -b -u google-startup-scripts | grep 'exit status 126'")?;
+    rig.shell("sed -i 's|^run_dir =.*|run_dir = /var/lib|' /etc/default/instance_configs.cfg")?;
+    let said = rig.shell(RUN)?;
+    ensure!(said.contains("stand-in at"), "with another directory for scripts it says {said}");
+    Ok(())
+}

@@ -12,7 +12,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::config::Config;
 use crate::docker::{Engine, RepositoryTrust};
 use crate::failure::{Blame, Code};
 use crate::host::Host;
@@ -20,7 +19,7 @@ use crate::metadata::Client;
 use crate::record::Record;
 use crate::report::{Ready, Report};
 use crate::stage::{Failure, Stage, stage};
-use crate::{disk, docker, gateway, image, report, secrets, shield, units};
+use crate::{bake, disk, docker, gateway, image, report, secrets, shield, units};
 
 /// Where everything about the present boot lives; gone after it.
 pub const RUN_DIR: &str = "/run/openclaw-init";
@@ -52,11 +51,7 @@ pub enum Tries {
 /// Brings the gateway up and reports how it went. The outer error is a machine on which not even a run
 /// can start; the inner one is what the report says.
 pub async fn boot(host: &Host, metadata: Client, tries: Tries) -> Result<Result<Ready, Failure>> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(anyhow!("this user is not root"))
-            .blame(Code::UnsupportedSystem, "Run it as root: sudo openclaw-init boot.");
-    }
-    let _only_run = lock(host).await?;
+    let _only_run = only_run(host).await?;
     let report = Report::start(host, metadata.clone()).await?;
     let outcome = match tokio::time::timeout(RUN_DEADLINE, stages(host, &metadata, &report)).await {
         Ok(outcome) => outcome,
@@ -76,7 +71,7 @@ async fn stages(host: &Host, metadata: &Client, report: &Report) -> Result<Ready
     let instance = stage(report, Stage::Metadata, metadata.instance(METADATA_DEADLINE)).await?;
     report.instance(&instance);
     let config = stage(report, Stage::Config, async {
-        let (config, warnings) = Config::from_attributes(&instance.attributes)?;
+        let (config, warnings) = bake::configure(host, &instance.attributes).await?;
         for warning in warnings {
             host.warn(warning);
         }
@@ -134,8 +129,12 @@ pub async fn stop(host: &Host, metadata: &Client) -> Result<()> {
     Ok(())
 }
 
-/// One run at a time, whoever starts it.
-async fn lock(host: &Host) -> Result<Flock<std::fs::File>> {
+/// One run at a time, whoever starts it, and only as root.
+pub(crate) async fn only_run(host: &Host) -> Result<Flock<std::fs::File>> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(anyhow!("this user is not root"))
+            .blame(Code::UnsupportedSystem, "Run the same command as root, with sudo.");
+    }
     let path = host.path(RUN_DIR).join("lock");
     std::fs::create_dir_all(host.path(RUN_DIR)).with_context(|| format!("making {RUN_DIR}"))?;
     let file = std::fs::File::create(&path).with_context(|| format!("opening {}", path.display()))?;

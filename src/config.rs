@@ -86,6 +86,8 @@ pub struct ImageConfig {
     pub source: ImageSource,
     /// `openclaw-npm-registry`.
     pub npm_registry: Option<String>,
+    /// The version for an empty state when the operator chose none.
+    pub default_version: String,
 }
 
 /// `openclaw-image-source`.
@@ -172,6 +174,7 @@ fn image(given: &mut Given<'_>) -> ImageConfig {
         reference: given.get("openclaw-image", check::image),
         source: given.get("openclaw-image-source", image_source).unwrap_or(ImageSource::Release),
         npm_registry: given.get("openclaw-npm-registry", check::base_url),
+        default_version: DEFAULT_VERSION.to_owned(),
     };
     if image.reference.is_some() && image.source == ImageSource::Npm {
         given.refuse(
@@ -238,7 +241,13 @@ mod tests {
         let expected = Config {
             disk: DiskChoice::Default,
             docker: DockerConfig { source: DockerSource::Auto, apt_url: DEFAULT_DOCKER_APT_URL.to_owned() },
-            image: ImageConfig { version: None, reference: None, source: ImageSource::Release, npm_registry: None },
+            image: ImageConfig {
+                version: None,
+                reference: None,
+                source: ImageSource::Release,
+                npm_registry: None,
+                default_version: DEFAULT_VERSION.to_owned(),
+            },
             gateway: GatewayConfig {
                 port: 18789,
                 bind: IpAddr::V4(Ipv4Addr::LOCALHOST),

@@ -1,6 +1,9 @@
 //! Log lines as the serial console and the journal want them: short, ASCII, no time stamps, no colours.
 
 use std::fmt;
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
 
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -8,6 +11,9 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::registry::LookupSpan;
 
+use tokio::time::Instant;
+
+use crate::host::Host;
 use crate::report::Console;
 
 /// The longest line: Google's script runner dies of one over 64 KiB, and the serial console is read by people.
@@ -20,6 +26,35 @@ pub fn init(verbose: bool) {
         tracing_subscriber::filter::Targets::new().with_target("openclaw_init", level).with_default(Level::ERROR);
     let lines = tracing_subscriber::fmt::layer().with_writer(|| Console).event_format(Lines);
     tracing_subscriber::registry().with(lines.with_filter(filter)).init();
+}
+
+/// How often a command that is not a boot shows how far it is.
+const PROGRESS_PACE: Duration = Duration::from_secs(10);
+
+/// Prints every change that `work` makes to the machine, as it makes it, and now and then its progress.
+pub async fn narrate<T>(host: &Host, work: impl Future<Output = T>) -> T {
+    let (mut work, mut notes) = (pin!(work), host.notes());
+    let (mut shown, mut last) = (notes.borrow().changes.len(), Instant::now());
+    loop {
+        let outcome = tokio::select! {
+            outcome = &mut work => Some(outcome),
+            _ = notes.changed() => None,
+        };
+        let now = notes.borrow_and_update().clone();
+        for (_, change) in &now.changes[shown..] {
+            tracing::info!("{change}");
+        }
+        if let Some(outcome) = outcome {
+            return outcome;
+        }
+        if let Some((stage, text)) =
+            now.progress.filter(|_| now.changes.len() == shown && last.elapsed() > PROGRESS_PACE)
+        {
+            tracing::info!("{stage}: {text}");
+            last = Instant::now();
+        }
+        shown = now.changes.len();
+    }
 }
 
 struct Lines;

@@ -13,6 +13,7 @@ mod intent;
 mod layout;
 mod mount;
 mod probe;
+mod release;
 
 use std::path::{Path, PathBuf};
 
@@ -27,6 +28,7 @@ use find::{Device, Place};
 use history::Last;
 use mount::Mounts;
 use probe::Superblock;
+pub use release::{present, release};
 
 /// Where data disks are mounted, by device name.
 const MOUNT_DIR: &str = "/mnt/disks";
@@ -36,6 +38,9 @@ const BOOT_DISK_DIR: &str = "/var/lib/openclaw-init";
 
 /// Where the data lives when it lives on the boot disk.
 const BOOT_DISK_DATA: &str = "/var/lib/openclaw-init/data";
+
+/// What the boot disk knows of data disks: one machine's own, so nothing for an image.
+pub const REMEMBERED: [&str; 3] = [history::FILE, intent::FILE, filesystem::UNDO];
 
 /// Where people look for the state: the path that it has in the container.
 const PEOPLES_PATH: &str = "/home/node/.openclaw";

@@ -66,6 +66,18 @@ pub async fn ensure(host: &Host, config: &DockerConfig, trust: &RepositoryTrust)
     start(host).await
 }
 
+/// The engine of a machine that has one, started if need be; nothing is installed.
+pub async fn present(host: &Host) -> Result<Option<Engine>> {
+    if let Some(engine) = answering(host).await? {
+        return Ok(Some(engine));
+    }
+    if systemd::property(host, UNIT, "LoadState").await? != "loaded" {
+        return Ok(None);
+    }
+    systemd::ensure_started(host, UNIT).await?;
+    answer(host).await.map(Some)
+}
+
 /// The engine if one answers, `None` if none does; one that answers and cannot be used is an error.
 async fn answering(host: &Host) -> Result<Option<Engine>> {
     let socket = host.path(SOCKET);

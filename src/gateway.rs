@@ -208,6 +208,24 @@ fn explain_start(error: DockerError, config: &GatewayConfig) -> Error {
     }
 }
 
+/// Whether there is a container of the gateway's name, running or not.
+pub async fn exists(engine: &Engine) -> Result<bool> {
+    Ok(inspect(engine).await?.is_some())
+}
+
+/// Removes the container, stopped first with the full grace; one that this program did not make is refused.
+pub async fn remove(host: &Host, engine: &Engine) -> Result<()> {
+    one_off::remove(engine).await?;
+    let Some(observed) = observe(engine).await? else { return Ok(()) };
+    if observed.is_alive() {
+        stop_container(engine, STOP_SECONDS).await?;
+        host.changed(format!("stopped container {NAME}"));
+    }
+    engine.client.remove_container(NAME, None).await.with_context(|| format!("removing container {NAME}"))?;
+    host.changed(format!("removed container {NAME}"));
+    Ok(())
+}
+
 /// Stops the container with a grace of `seconds` and returns its exit code, `None` when there is no
 /// container. After it `unless-stopped` does not start it by itself.
 pub async fn stop(engine: &Engine, seconds: u32) -> Result<Option<i64>> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use bollard::models::ImageInspect;
 
-use crate::config::{DEFAULT_VERSION, ImageConfig, ImageSource};
+use crate::config::{ImageConfig, ImageSource};
 use crate::docker::Engine;
 use crate::failure::{Blame, Code};
 use crate::host::Host;
@@ -97,7 +97,7 @@ fn decide(config: &ImageConfig, record: &Record) -> Wanted {
         ImageSource::Npm => Source::Npm,
     };
     let Some(version) = record.version.clone() else {
-        let version = config.version.clone().unwrap_or_else(|| DEFAULT_VERSION.to_owned());
+        let version = config.version.clone().unwrap_or_else(|| config.default_version.clone());
         let source = config.reference.clone().map_or(source, Source::Reference);
         // A record that was lost, or a run that was cut before it wrote the first one.
         let warning = record.state_exists.then(|| {
@@ -165,12 +165,15 @@ async fn present(engine: &Engine, reference: &str) -> Result<Option<ImageInspect
 mod tests {
     use super::*;
 
+    const BAKED: &str = "2026.9.4";
+
     fn config(version: Option<&str>, reference: Option<&str>, source: ImageSource) -> ImageConfig {
         ImageConfig {
             version: version.map(str::to_owned),
             reference: reference.map(str::to_owned),
             source,
             npm_registry: None,
+            default_version: BAKED.to_owned(),
         }
     }
 
@@ -195,10 +198,10 @@ mod tests {
         let own = record(Some("2026.9.5"), None, Some("registry.example/claw:9"));
         #[rustfmt::skip]
         let cases = [
-            (config(None, None, Release), &empty, DEFAULT_VERSION, Source::Release, false),
+            (config(None, None, Release), &empty, BAKED, Source::Release, false),
             (config(Some("2026.9.1"), None, Npm), &empty, "2026.9.1", Source::Npm, false),
-            (config(None, Some("x/y:1"), Release), &empty, DEFAULT_VERSION, reference("x/y:1"), false),
-            (config(None, None, Release), &unknown, DEFAULT_VERSION, Source::Release, true),
+            (config(None, Some("x/y:1"), Release), &empty, BAKED, reference("x/y:1"), false),
+            (config(None, None, Release), &unknown, BAKED, Source::Release, true),
             (config(None, None, Release), &owned, "2026.9.5", Source::Release, false),
             (config(None, None, Npm), &owned, "2026.9.5", Source::Npm, false),
             (config(Some("2026.9.5"), None, Release), &owned, "2026.9.5", Source::Release, false),

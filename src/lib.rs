@@ -4,6 +4,7 @@
 //! decides, applies and verifies; none of them trusts a marker of an earlier run.
 
 pub mod apt_key;
+pub mod bake;
 pub mod bootstrap;
 pub mod carrier;
 pub mod config;
@@ -21,9 +22,11 @@ pub mod os_release;
 pub mod packages;
 pub mod record;
 pub mod report;
+pub mod seal;
 pub mod secret;
 pub mod secrets;
 pub mod shield;
 pub mod stage;
 pub mod systemd;
+pub mod uninstall;
 pub mod units;

@@ -8,7 +8,7 @@ use openclaw_init::carrier::{self, Followed};
 use openclaw_init::failure::{code_of, one_line};
 use openclaw_init::host::Host;
 use openclaw_init::metadata::Client;
-use openclaw_init::{bootstrap, console, units};
+use openclaw_init::{bake, bootstrap, console, seal, uninstall, units};
 
 /// Turns a bare Compute Engine VM into a ready OpenClaw gateway, and keeps it that way over every reboot.
 ///
@@ -43,6 +43,18 @@ enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// Prepares the boot disk of an image: Docker, the gateway's image, this program and its units. No
+    /// secrets, no state. `seal` comes next.
+    Bake(bake::Options),
+    /// Removes from the boot disk what must not be in an image: identities, secrets, caches, logs. The last
+    /// command before the machine is switched off.
+    Seal {
+        /// Also on a machine that has a gateway: its container goes, and its data if that is on the boot disk.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Removes the container, the units and this program. Data, Docker and images stay.
+    Uninstall,
     /// Stops the gateway with the grace that this kind of machine allows. The next boot starts it again.
     Stop,
 }
@@ -72,6 +84,9 @@ async fn run(command: Option<Command>) -> ExitCode {
         Some(Command::Boot { unit }) => boot(&host, unit).await,
         Some(Command::Install) => units::install(&host).await.map(|_| ExitCode::SUCCESS),
         Some(Command::Status { json, wait }) => status(&host, json, wait).await,
+        Some(Command::Bake(options)) => told(&host, bake::run(&host, &options)).await,
+        Some(Command::Seal { force }) => told(&host, seal::run(&host, force)).await,
+        Some(Command::Uninstall) => told(&host, uninstall::run(&host)).await,
         Some(Command::Stop) => stop(&host).await,
     };
     outcome.unwrap_or_else(|error| failed(&error))
@@ -90,6 +105,12 @@ async fn boot(host: &Host, unit: bool) -> anyhow::Result<ExitCode> {
         Ok(_) => Ok(ExitCode::SUCCESS),
         Err(failure) => Ok(failure.code().exit_code().into()),
     }
+}
+
+/// A command that tells each of its changes, and its last words.
+async fn told(host: &Host, work: impl Future<Output = anyhow::Result<String>>) -> anyhow::Result<ExitCode> {
+    tracing::info!("{}", console::narrate(host, work).await?);
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn stop(host: &Host) -> anyhow::Result<ExitCode> {

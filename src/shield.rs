@@ -52,7 +52,7 @@ pub async fn ensure(host: &Host, access: MetadataAccess) -> Result<()> {
                 "containers can reach the metadata server, and with it the VM's service account and all \
                  attributes (openclaw-metadata-access=allow)",
             );
-            allow(host).await
+            remove(host).await
         }
     }
 }
@@ -82,7 +82,8 @@ async fn load(host: &Host) -> Result<()> {
     is_wanted(&found).then_some(()).ok_or_else(|| anyhow!("the loaded table is not what was written: {found}"))
 }
 
-async fn allow(host: &Host) -> Result<()> {
+/// Removes the table and what loads it.
+pub async fn remove(host: &Host) -> Result<()> {
     systemd::remove_unit(host, UNIT).await?;
     host.remove_file(RULESET_FILE).await?;
     let no_nft = packages::installed(host, &["nftables"]).await?.is_empty();

@@ -85,6 +85,11 @@ impl Failure {
     }
 }
 
+/// Lets `work` be that of a stage, outside of a boot: its changes and its progress belong to it.
+pub async fn within<T>(stage: Stage, work: impl Future<Output = T>) -> T {
+    CURRENT.scope(stage, work).await
+}
+
 /// Runs one stage: tells the report that it began and ended, prints its one end line with outcome,
 /// changes and duration, and tags a failure with the stage.
 pub async fn stage<T>(
@@ -94,7 +99,7 @@ pub async fn stage<T>(
 ) -> Result<T, Failure> {
     let started = Instant::now();
     report.begin(stage);
-    let outcome = CURRENT.scope(stage, work).await;
+    let outcome = within(stage, work).await;
     let ms = started.elapsed().as_millis();
     report.end(stage, started.elapsed(), outcome.is_ok());
     let changes = report.changes_of(stage);

@@ -73,9 +73,7 @@ async fn install_program(host: &Host) -> Result<bool> {
     if tokio::task::spawn_blocking(move || same_content(&left, &right)).await?? {
         return Ok(false);
     }
-    let owner = host.command("dpkg-query").args(["--search", PROGRAM]).answers(&[1]).run().await?;
-    if owner.code == 0 {
-        let package = owner.stdout.split(':').next().unwrap_or_default();
+    if let Some(package) = package(host).await? {
         return Err(anyhow!("{PROGRAM} belongs to the package {package}")).blame(
             Code::UnsupportedSystem,
             format!("Update it with apt, or remove the package: apt-get remove {package}."),
@@ -86,6 +84,24 @@ async fn install_program(host: &Host) -> Result<bool> {
         .with_context(|| format!("installing {PROGRAM}"))?;
     host.changed(format!("installed {PROGRAM}"));
     Ok(true)
+}
+
+/// The package that owns the program's path, if any.
+async fn package(host: &Host) -> Result<Option<String>> {
+    let owner = host.command("dpkg-query").args(["--search", PROGRAM]).answers(&[1]).run().await?;
+    Ok((owner.code == 0).then(|| owner.stdout.split(':').next().unwrap_or_default().to_owned()))
+}
+
+/// Stops and removes the units, then the program, unless a package owns that.
+pub async fn remove(host: &Host) -> Result<()> {
+    for unit in [BOOT_UNIT, STOP_UNIT] {
+        systemd::remove_unit(host, unit).await?;
+    }
+    match package(host).await? {
+        Some(package) => host.warn(format!("{PROGRAM} stays: remove its package (apt-get remove {package})")),
+        None => drop(host.remove_file(PROGRAM).await?),
+    }
+    Ok(())
 }
 
 /// Compares without holding either file in memory.

@@ -17,7 +17,7 @@ use crate::host::{Access, Host};
 const LABEL: &str = "openclaw-data";
 
 /// Where e2fsck keeps what it overwrites, while it runs.
-const UNDO: &str = "/var/lib/openclaw-init/e2fsck.undo";
+pub(super) const UNDO: &str = "/var/lib/openclaw-init/e2fsck.undo";
 
 /// A whole inode table can have to be written where the kernel cannot do it later.
 const MKFS_LIMIT: Duration = Duration::from_secs(600);

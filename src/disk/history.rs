@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::{Access, Host};
 
 /// Beside the boot disk's other state of this program; `seal` removes it from an image.
-const FILE: &str = "/var/lib/openclaw-init/data-disk.json";
+pub(super) const FILE: &str = "/var/lib/openclaw-init/data-disk.json";
 
 /// The data disk that was last in use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,7 +14,7 @@ use super::{blocking, probe};
 use crate::host::{Access, Host};
 
 /// The boot disk's copy.
-const FILE: &str = "/var/lib/openclaw-init/formatting";
+pub(super) const FILE: &str = "/var/lib/openclaw-init/formatting";
 
 const BLOCK: usize = 4096;
 const MAGIC: &[u8; 16] = b"openclaw format\n";

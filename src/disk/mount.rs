@@ -77,6 +77,11 @@ impl Mounts {
         self.0.iter().rev().find(|mount| mount.point == point)
     }
 
+    /// All of them, in the order in which they were mounted.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Mount> {
+        self.0.iter()
+    }
+
     /// Where any of `devices` is mounted.
     pub(super) fn of(&self, devices: &[Number]) -> impl Iterator<Item = &Mount> {
         self.0.iter().filter(|mount| devices.contains(&mount.device))
@@ -168,7 +173,7 @@ fn same_directory(one: &Path, other: &Path) -> Result<bool> {
 }
 
 /// True when `path` is an empty directory or does not exist.
-async fn is_empty(host: &Host, path: &Path) -> Result<bool> {
+pub(super) async fn is_empty(host: &Host, path: &Path) -> Result<bool> {
     match tokio::fs::read_dir(host.path(path)).await {
         Ok(mut entries) => Ok(entries.next_entry().await?.is_none()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),

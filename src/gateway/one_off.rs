@@ -71,7 +71,7 @@ async fn finish(engine: &Engine, secrets: &Secrets) -> Result<()> {
 }
 
 /// Removes the container, also one that a cut run left behind. It holds no state: killing it is fine.
-async fn remove(engine: &Engine) -> Result<()> {
+pub(super) async fn remove(engine: &Engine) -> Result<()> {
     let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
     match engine.client.remove_container(NAME, Some(options)).await {
         Err(error) if !is_missing(&error) => Err(error).with_context(|| format!("removing container {NAME}")),

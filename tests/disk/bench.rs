@@ -149,11 +149,24 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        let mut done = vec![self.unmount().map(|()| String::new())];
-        for made in ["mnt", "home"].map(|path| self.path(path)).iter().filter(|path| path.exists()) {
-            done.push(tool("chattr -R -i {}", made));
+        if let Err(error) = self.clear() {
+            println!("the bench is not cleared: {error:#}");
         }
-        done.iter().filter_map(|done| done.as_ref().err()).for_each(|error| println!("{error:#}"));
+    }
+}
+
+impl Bench {
+    /// Unmounts everything below the root and lets it be removed.
+    fn clear(&self) -> Result<()> {
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
+        for point in points.filter(|point| point.starts_with(self.root.path())) {
+            tool("umount --lazy {}", point)?;
+        }
+        for made in ["mnt", "home"].map(|path| self.path(path)).iter().filter(|path| path.exists()) {
+            tool("chattr -R -i {}", made)?;
+        }
+        Ok(())
     }
 }
 

@@ -78,6 +78,9 @@ pub enum Action {
         /// Keep the first data disk as this file; the machine is stopped cleanly before
         #[arg(long, value_name = "FILE")]
         keep_disk: Option<PathBuf>,
+        /// Keep the boot disk as this file, likewise: an image for `up --image`
+        #[arg(long, value_name = "FILE")]
+        keep_boot_disk: Option<PathBuf>,
     },
     /// Run the tests: without a tier all of them
     Test {
@@ -93,6 +96,8 @@ pub enum Action {
         lab: Named,
         #[arg(long, value_enum)]
         docker_repository: DockerRepository,
+        #[arg(long)]
+        closed: bool,
     },
     #[command(hide = true)]
     Prepare {
@@ -124,7 +129,7 @@ pub struct Limit {
 }
 
 /// What the machine is made of and how it starts.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Up {
     /// Which lab.
     #[command(flatten)]
@@ -153,6 +158,9 @@ pub struct Up {
     /// How long to wait for the result.
     #[command(flatten)]
     pub limit: Limit,
+    /// Boot from this image (see `down --keep-boot-disk`)
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
     /// Use this binary instead of building one
     #[arg(long, value_name = "FILE")]
     pub binary: Option<PathBuf>,
@@ -175,6 +183,10 @@ pub enum Boot {
     CloudInit,
     /// It is installed on the boot disk, nothing in the metadata
     Unit,
+    /// It is part of a baked and sealed image, made first; the machine has no way to the internet
+    Baked,
+    /// It does not
+    Nothing,
 }
 
 /// A change of the attached disks.

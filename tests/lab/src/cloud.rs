@@ -31,12 +31,16 @@ const STORAGE_NAME: &str = "storage.googleapis.com";
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// Starts the cloud's process, whose metadata server tells `metadata`; returns when all its servers answer.
-pub fn start(lab: &Lab, metadata: &Metadata, repository: DockerRepository) -> Result<()> {
+///
+/// Without a `repository` there is no internet: neither a way out nor what the lab has of it, only the metadata server.
+pub fn start(lab: &Lab, metadata: &Metadata, repository: Option<DockerRepository>) -> Result<()> {
     let file = metadata_file(lab);
     let text = serde_json::to_vec_pretty(metadata).context("writing the metadata as JSON")?;
     fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
-    let answers = repository.to_possible_value().context("a hidden kind of repository")?;
-    let mut child = detached(lab, "serve", &["--docker-repository", answers.get_name()])?;
+    let answers = repository.unwrap_or(DockerRepository::Unreachable).to_possible_value();
+    let answers = answers.context("a hidden kind of repository")?;
+    let closed = if repository.is_none() { &["--closed"][..] } else { &[] };
+    let mut child = detached(lab, "serve", &[&["--docker-repository", answers.get_name()], closed].concat())?;
     let deadline = Instant::now() + START_LIMIT;
     while !lab.control_socket().exists() {
         let ended = child.try_wait().context("looking at the cloud's process")?;
@@ -65,9 +69,9 @@ pub fn client(lab: &Lab) -> Result<control::Client> {
 }
 
 /// The cloud's whole life, until it is told to end.
-pub fn serve(lab: &Lab, repository: DockerRepository) -> Result<()> {
+pub fn serve(lab: &Lab, repository: Option<DockerRepository>) -> Result<()> {
     Process::me()?.remember(&lab.process_file("cloud"))?;
-    let mut helpers = vec![way_out(lab)?];
+    let mut helpers: Vec<Child> = repository.map(|_| way_out(lab)).transpose()?.into_iter().collect();
     network::enter(&lab.cloud())?;
     helpers.push(name_server(lab)?);
     let served = runtime()?.block_on(servers(lab, repository));
@@ -83,29 +87,52 @@ pub fn runtime() -> Result<Runtime> {
 }
 
 /// The servers that are part of this process. The control socket is the last one: when it is there, all answer.
-async fn servers(lab: &Lab, repository: DockerRepository) -> Result<()> {
+async fn servers(lab: &Lab, repository: Option<DockerRepository>) -> Result<()> {
     let mut end = signal(SignalKind::terminate()).context("listening for the end")?;
     let file = metadata_file(lab);
     let metadata = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
     let metadata: Metadata =
         serde_json::from_slice(&metadata).with_context(|| format!("reading {}", file.display()))?;
     let server = Server::new(metadata);
-    let content = Content::prepare(&Cache::from_env()?)?;
-    let certificate = content.ca().server_certificate(&[STORAGE_NAME])?;
-    let storage = TlsListener::bind((STORAGE, HTTPS).into(), &certificate).await?;
-    let storage = axum::serve(storage, server.storage_router(lab.files()));
-    let content = content.start(repository, &lab.content()).await?;
+    let internet = match repository {
+        Some(repository) => Some(internet(lab, repository, &server).await?),
+        None => None,
+    };
+    let internet = async {
+        match internet {
+            Some(serving) => serving.await,
+            None => std::future::pending().await,
+        }
+    };
     let instance = listen(METADATA).await?;
-    let files = axum::serve(listen(STORAGE).await?, server.files_router(lab.files()));
     let socket = lab.control_socket();
     tokio::select! {
         _ = end.recv() => Ok(()),
         ended = server.clone().serve(instance) => ended,
-        ended = files.into_future() => ended.context("serving files"),
-        ended = storage.into_future() => ended.context("serving Cloud Storage"),
-        ended = content.run() => ended,
+        ended = internet => ended,
         ended = control::serve(server, &socket) => ended,
     }
+}
+
+/// What the lab has of the internet. When this returns it listens; the future that it returns serves.
+async fn internet(
+    lab: &Lab,
+    repository: DockerRepository,
+    server: &Server,
+) -> Result<impl Future<Output = Result<()>> + use<>> {
+    let content = Content::prepare(&Cache::from_env()?)?;
+    let files = axum::serve(listen(STORAGE).await?, server.files_router(lab.files()));
+    let certificate = content.ca().server_certificate(&[STORAGE_NAME])?;
+    let storage = TlsListener::bind((STORAGE, HTTPS).into(), &certificate).await?;
+    let storage = axum::serve(storage, server.storage_router(lab.files()));
+    let content = content.start(repository, &lab.content()).await?;
+    Ok(async {
+        tokio::select! {
+            ended = files.into_future() => ended.context("serving files"),
+            ended = storage.into_future() => ended.context("serving Cloud Storage"),
+            ended = content.run() => ended,
+        }
+    })
 }
 
 async fn listen(address: Ipv4Addr) -> Result<TcpListener> {

@@ -13,6 +13,7 @@ use crate::cli::{Action, DiskChange, Metadata, Named, Up};
 use crate::metadata_server::Level;
 use crate::progress::{self, Console, NAMESPACE, Outcome};
 use crate::state::Lab;
+use crate::up::Keep;
 use crate::{attach, cloud, cloud_content, control_group, host, machine, network, tiers, up};
 
 /// The port on which the product publishes the gateway.
@@ -35,8 +36,12 @@ pub fn run(action: Action) -> Result<ExitCode> {
         Action::GuestAttributes(lab) => guest_attributes(&existing(&lab)?)?,
         Action::Metadata { lab, change } => metadata(&existing(&lab)?, change)?,
         Action::Requests(lab) => requests(&existing(&lab)?)?,
-        Action::Down { lab, keep_disk } => up::down(&Lab::named(&lab.name)?, keep_disk.as_deref())?,
-        Action::Serve { lab, docker_repository } => cloud::serve(&existing(&lab)?, docker_repository)?,
+        Action::Down { lab, keep_disk, keep_boot_disk } => {
+            up::down(&Lab::named(&lab.name)?, &Keep { data_disk: keep_disk, boot_disk: keep_boot_disk })?;
+        }
+        Action::Serve { lab, docker_repository, closed } => {
+            cloud::serve(&existing(&lab)?, (!closed).then_some(docker_repository))?;
+        }
         Action::Supervise(lab) => machine::supervise(&existing(&lab)?)?,
         Action::Prepare { lab, archive, boot } => up::fill(&existing(&lab)?, &archive, boot)?,
     }

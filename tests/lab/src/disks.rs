@@ -19,6 +19,13 @@ pub fn create(file: &Path, size: Size) -> Result<()> {
     disk.set_len(size.0).with_context(|| format!("giving the disk {} its size", file.display()))
 }
 
+/// Copies a disk; what is empty takes no space.
+pub fn copy(disk: &Path, file: &Path) -> Result<()> {
+    let mut copy = Command::new("cp");
+    copy.args(["--sparse=always", "--reflink=auto", "--"]).arg(disk).arg(file);
+    run(&mut copy).with_context(|| format!("copying the disk {} to {}", disk.display(), file.display())).map(drop)
+}
+
 /// A block device that is `file`; returns its node.
 pub fn attach(file: &Path, read_only: bool) -> Result<PathBuf> {
     let mut command = Command::new("losetup");

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::program::run;
 
 /// A program that the lab runs, and the Debian package that brings it.
-const TOOLS: [(&str, &str); 12] = [
+const TOOLS: [(&str, &str); 13] = [
     ("mmdebstrap", "mmdebstrap"),
     ("systemd-nspawn", "systemd-container"),
     ("slirp4netns", "slirp4netns"),
@@ -21,6 +21,7 @@ const TOOLS: [(&str, &str); 12] = [
     ("gpg", "gnupg"),
     ("apt-ftparchive", "apt-utils"),
     ("mkfs.ext4", "e2fsprogs"),
+    ("packer", "packer"),
     ("shellcheck", "shellcheck"),
 ];
 /// What the disk stage is tested with.

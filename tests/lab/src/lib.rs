@@ -1,6 +1,7 @@
 //! A pretend Compute Engine on one Linux machine: what `cargo lab` is made of.
 
 pub mod attach;
+pub mod boot_image;
 pub mod ca;
 pub mod cache;
 pub mod cli;

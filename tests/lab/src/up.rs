@@ -18,7 +18,7 @@ use crate::process::Process;
 use crate::program::run;
 use crate::sources::Sources;
 use crate::state::{Disk, Lab, Spec};
-use crate::{cloud, cloud_init, control_group, disks, host, machine, network, rootfs};
+use crate::{boot_image, cloud, cloud_init, control_group, disks, host, machine, network, rootfs};
 
 /// The data disk that the product looks for when nothing is configured.
 const DATA_DISK: &str = "openclaw-data";
@@ -39,7 +39,7 @@ pub fn up(options: &Up) -> Result<Lab> {
     match build(&lab, options) {
         Ok(()) => Ok(lab),
         Err(error) => {
-            down(&lab, None).context("removing what was begun")?;
+            down(&lab, &Keep::default()).context("removing what was begun")?;
             Err(error)
         }
     }
@@ -60,13 +60,18 @@ fn build(lab: &Lab, options: &Up) -> Result<()> {
     fs::copy(&binary, lab.files().join(BINARY)).with_context(|| format!("copying {}", binary.display()))?;
     let disks = data_disks(lab, &options.disk)?;
     lab.save(&Spec { os: options.os, memory: options.memory, disks })?;
-    step("making the boot disk", || {
-        rootfs::format(&lab.boot_disk(), options.boot_disk)?;
-        prepare(lab, &archive, options.boot)
+    step("making the boot disk", || match (&options.image, options.boot) {
+        (Some(image), _) => disks::copy(image, &lab.boot_disk()),
+        (None, Boot::Baked) => boot_image::make(lab, options, &binary),
+        (None, _) => {
+            rootfs::format(&lab.boot_disk(), options.boot_disk)?;
+            prepare(lab, &archive, options.boot)
+        }
     })?;
     step("starting the cloud", || {
         network::create(lab)?;
-        cloud::start(lab, &metadata(lab, options)?, options.docker_repository)?;
+        let open = options.boot != Boot::Baked;
+        cloud::start(lab, &metadata(lab, options)?, open.then_some(options.docker_repository))?;
         faults(lab, &options.faults)
     })?;
     step("switching the machine on", || machine::start(lab))
@@ -157,7 +162,7 @@ pub fn fill(lab: &Lab, archive: &Path, boot: Boot) -> Result<()> {
     rootfs::put(&lab.root(), DOCKER_KEY, &format!("{}\n", content.docker_key_fingerprint()))?;
     let root = lab.root();
     match boot {
-        Boot::ScriptUrl | Boot::Script => Ok(()),
+        Boot::ScriptUrl | Boot::Script | Boot::Baked | Boot::Nothing => Ok(()),
         Boot::CloudInit => cloud_init::configure(&root),
         Boot::Unit => {
             fs::copy(lab.files().join(BINARY), root.join(INSTALLED)).context("copying the binary to the boot disk")?;
@@ -174,7 +179,7 @@ fn way_in(lab: &Lab, boot: Boot) -> Result<Vec<(String, String)>> {
         Boot::ScriptUrl => attributes.push(("startup-script-url", format!("http://{STORAGE}/{BINARY}"))),
         Boot::Script => attributes.push(("startup-script", LOADER.to_owned())),
         Boot::CloudInit => attributes.push(("user-data", USER_DATA.to_owned())),
-        Boot::Unit => {}
+        Boot::Unit | Boot::Baked | Boot::Nothing => {}
     }
     if matches!(boot, Boot::Script | Boot::CloudInit) {
         attributes.push(("openclaw-init-url", format!("gs://{BUCKET}/{BINARY}")));
@@ -189,11 +194,20 @@ pub fn sha256(file: &Path) -> Result<String> {
     Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// What is left of a lab that is removed: files to which its disks are copied.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// For the first data disk.
+    pub data_disk: Option<PathBuf>,
+    /// For the boot disk.
+    pub boot_disk: Option<PathBuf>,
+}
+
 /// Removes a lab completely: processes, mounts, block devices, control groups, namespaces, directory.
 ///
-/// With `keep` the machine is stopped cleanly first and its first data disk moved there.
-pub fn down(lab: &Lab, keep: Option<&Path>) -> Result<()> {
-    if keep.is_some() {
+/// With something to `keep` the machine is stopped cleanly first.
+pub fn down(lab: &Lab, keep: &Keep) -> Result<()> {
+    if *keep != Keep::default() {
         machine::stop(lab).context("stopping the machine")?;
     }
     machine::cut(lab).context("cutting the machine's power")?;
@@ -208,9 +222,7 @@ pub fn down(lab: &Lab, keep: Option<&Path>) -> Result<()> {
     }
     control_group::remove(lab)?;
     network::remove(lab)?;
-    if let Some(target) = keep {
-        keep_disk(lab, target)?;
-    }
+    keep_disks(lab, keep)?;
     if lab.exists() {
         fs::remove_dir_all(lab.directory()).with_context(|| format!("removing {}", lab.directory().display()))?;
     }
@@ -224,10 +236,11 @@ fn disk_files(lab: &Lab) -> Vec<PathBuf> {
     data.chain([lab.boot_disk()]).filter(|file| file.exists()).collect()
 }
 
-fn keep_disk(lab: &Lab, target: &Path) -> Result<()> {
-    let spec = lab.load()?;
-    let disk = spec.disks.first().context("the machine has no data disk to keep")?;
-    let mut copy = Command::new("cp");
-    copy.args(["--sparse=always", "--reflink=auto", "--"]).arg(&disk.file).arg(target);
-    run(&mut copy).with_context(|| format!("keeping the data disk as {}", target.display())).map(drop)
+fn keep_disks(lab: &Lab, keep: &Keep) -> Result<()> {
+    if let Some(target) = &keep.data_disk {
+        let spec = lab.load()?;
+        let disk = spec.disks.first().context("the machine has no data disk to keep")?;
+        disks::copy(&disk.file, target)?;
+    }
+    keep.boot_disk.iter().try_for_each(|target| disks::copy(&lab.boot_disk(), target))
 }

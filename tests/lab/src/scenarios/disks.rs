@@ -98,17 +98,17 @@ fn many_files_cost_nothing(rig: &Rig) -> Result<()> {
     rig.boot(0)?;
     let said = rig.shell(TURNS)?;
     let (empty, full) = (times(&said, "aside")?, times(&said, "openclaw/aside")?);
-    println!("runs that change nothing, first quartile and median in ms: {empty:?}; with 200,000 files {full:?}");
-    // Other machines run beside this one: the first quartile is the steadier figure.
+    println!("runs that change nothing, fastest and median in ms: {empty:?}; with 200,000 files {full:?}");
+    // Other machines run beside this one; the fastest run is the one that they disturbed least.
     ensure!(full.0 <= 1.1 * empty.0, "{full:?} ms instead of {empty:?} ms");
     Ok(())
 }
 
-/// First quartile and median of the times measured at `place`.
+/// The fastest and the median of the times measured at `place`.
 fn times(said: &str, place: &str) -> Result<(f64, f64)> {
     let times = said.lines().filter_map(|line| line.strip_prefix(place)?.strip_prefix(' '));
     let mut times: Vec<f64> = times.map(str::parse).collect::<Result<_, _>>()?;
     times.sort_by(f64::total_cmp);
     let at = |index: usize| times.get(index).copied().with_context(|| format!("no times in:\n{said}"));
-    Ok((at(times.len() / 4)?, at(times.len() / 2)?))
+    Ok((at(0)?, at(times.len() / 2)?))
 }

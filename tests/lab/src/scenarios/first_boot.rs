@@ -127,8 +127,10 @@ fn is_the_same_gateway(rig: &Rig, before: &Seen) -> Result<()> {
     ensure!(after.token == before.token, "the token changed");
     ensure!(after.pulls == before.pulls, "the image was pulled again");
     ensure!(rig.shell("cat /home/node/.openclaw/kept")? == "kept", "a file in the state directory is gone");
-    // Of this boot's writes the deletion is the first, and the one result the last.
+    // Of this boot's writes the deletion is the first, and the one result the last. Before it the shutdown
+    // may have said `stopping`.
     let writes = &rig.writes()?[before.writes..];
+    let writes = writes.strip_prefix(&["PUT state".to_owned()]).unwrap_or(writes);
     ensure!(writes.first().map(String::as_str) == Some("DELETE result"), "the first write is another: {writes:?}");
     ensure!(writes.last().map(String::as_str) == Some("PUT result"), "the last write is another: {writes:?}");
     ensure!(writes.iter().filter(|write| *write == "PUT result").count() == 1, "two results: {writes:?}");

@@ -2,6 +2,7 @@
 //!
 //! Scenarios are independent and run side by side; each uses the command line that a person would use.
 
+mod baked;
 mod binary;
 mod cloud_init;
 mod disks;
@@ -35,16 +36,19 @@ const ALL: &[Scenario] = &[
     ("data-disk", disks::data_disk_outlives_its_machine),
     ("loader", loader::script_with_every_turn_of_the_loader),
     ("cloud-init", cloud_init::boots_and_other_carriers),
+    ("baked-image", baked::sealed_image_boots_without_internet),
     ("npm", sources::npm_builds_on_the_machine),
     ("small", sources::two_gigabytes_of_memory_and_a_small_boot_disk),
     ("debian-13", sources::debian_13),
     ("wrong-turns", failures::every_wrong_turn_then_ready),
+    ("baked-13", baked::baked_on_debian_13),
     ("slow-metadata", failures::metadata_server_busy_at_first),
     ("closed-doors", failures::no_guest_attributes_and_no_docker_repository),
     ("disk-corpus", disks::every_kind_of_disk),
     ("foreign-disk", failures::foreign_disk_is_left_untouched),
     ("wrong-key", failures::docker_repository_with_the_wrong_key),
     ("two-keys", failures::docker_repository_with_two_keys),
+    ("packer", baked::packer_template_is_valid),
     ("clients", sources::real_clients_accept_the_metadata_server),
     ("lab-itself", lab_itself::lab_itself),
     ("shellcheck", loader::shell_scripts_are_clean),

@@ -14,7 +14,7 @@ use crate::state::Lab;
 /// A default version that no registry has: a gateway that keeps its own never asks for it.
 const NEWER_DEFAULT: (&str, &str) = ("OPENCLAW_INIT_DEFAULT_VERSION", "2099.1.1");
 
-/// The program under test, and one like it that is newer.
+/// The program under test, one like it that is newer, and the lab's own.
 #[derive(Debug)]
 pub(super) struct Binaries {
     directory: TempDir,
@@ -30,10 +30,17 @@ pub(super) struct Rig {
 impl Binaries {
     /// Builds both, the working tree's own last, so that it is the one that stays.
     pub(super) fn build() -> Result<Self> {
+        println!("== building the static binary, and one with a newer default");
         let binaries = Self { directory: tempfile::tempdir().context("making a directory for the binaries")? };
+        // The running program's own file may be gone: building the tests has put a newer one in its place.
+        std::fs::copy("/proc/self/exe", binaries.lab()).context("keeping the lab's own program")?;
         std::fs::copy(host::binary(&[NEWER_DEFAULT])?, binaries.newer()).context("keeping the newer binary")?;
         std::fs::copy(host::binary(&[])?, binaries.tested()).context("keeping the binary")?;
         Ok(binaries)
+    }
+
+    fn lab(&self) -> PathBuf {
+        self.directory.path().join("lab")
     }
 
     fn tested(&self) -> PathBuf {
@@ -82,8 +89,7 @@ impl Rig {
 
     /// Runs `lab COMMAND --name … ARGUMENTS` to its end, whatever that is.
     pub(super) fn lab(&self, command: &str, arguments: &[&str]) -> Result<Said> {
-        let program = std::env::current_exe().context("finding the lab's own program")?;
-        let output = Command::new(program)
+        let output = Command::new(self.binaries.lab())
             .args([command, "--name", &self.name])
             .args(arguments)
             .stdin(Stdio::null())

@@ -1,0 +1,166 @@
+//! A baked and sealed image: searched, booted without internet; and a machine that is left again.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::first_boot::{is_ready, units_are_valid};
+use super::rig::Rig;
+use crate::host;
+use crate::program::run;
+
+/// What a builder must not leave in its image: a token in a gateway's state on its boot disk.
+const TOKEN: &str = "5eed5eed0123456789abcdef0123456789abcdef0123456789abcdef5eed5eed";
+
+/// Makes a builder a machine with a past: host keys, and the state of a gateway.
+const PAST: &str = "set -e
+apt-get install -qq -y --no-install-recommends openssh-server > /dev/null 2>&1
+install -d /var/lib/openclaw-init/data/openclaw /root/.ssh
+echo TOKEN=$0 > /var/lib/openclaw-init/data/openclaw/.env
+echo $0 > /root/.bash_history
+cp /etc/ssh/ssh_host_ed25519_key.pub /root/.ssh/authorized_keys
+sync";
+
+/// What tells this machine from others, one a line: its id, Docker's, its host key.
+const IDENTITY: &str =
+    "cat /etc/machine-id; docker info --format '{{.ID}}'; cut -d ' ' -f 2 /etc/ssh/ssh_host_ed25519_key.pub";
+
+/// Mounts an image where nobody else sees it, and lists what must not be in it: by name, then by content
+/// ($3: a file with what to search for).
+const SEARCH: &str = r#"set -eu
+mount -o ro,loop "$1" "$2"
+cd "$2"
+find etc/ssh -name 'ssh_host_*'
+find root home -name authorized_keys -o -name '.*_history'
+find var/lib/apt/lists var/cache/apt var/log -type f ! -name lock
+find var/log/journal var/lib/docker/containers var/lib/docker/swarm -mindepth 1
+for path in etc/docker/key.json var/lib/docker/engine-id var/lib/dbus/machine-id var/lib/openclaw-init/data*; do
+  [ ! -e "$path" ] || echo "$path"
+done
+[ ! -s etc/machine-id ] || echo etc/machine-id
+grep --recursive --text --files-with-matches --fixed-strings --file "$3" . || [ $? = 1 ]
+"#;
+
+/// Bakes with a program whose own default version no registry has: the baked one must count.
+pub(super) fn sealed_image_boots_without_internet(rig: &Rig) -> Result<()> {
+    let builder = rig.beside("baked-builder")?;
+    let newer = rig.newer_binary();
+    let newer = newer.to_str().context("the binary's path is not text")?;
+    builder.lab_ends(1, "up", &["--boot", "nothing", "--disk", "none", "--boot-disk", "8G", "--binary", newer])?;
+    let fetch = "curl -fsS -o /root/openclaw-init http://198.18.0.4/openclaw-init && chmod 0755 /root/openclaw-init";
+    builder.shell(fetch)?;
+    builder.shell("/root/openclaw-init bake --version 2026.9.6 2>&1 && rm /root/openclaw-init")?;
+    builder.lab_ends(0, "exec", &["--", "sh", "-c", PAST, TOKEN])?;
+    let identity = builder.shell(IDENTITY)?;
+    ensure!(identity.lines().count() == 3, "the builder's identity is {identity}");
+    refuses_to_seal(&builder, "/var/lib/openclaw-init/data/openclaw")?;
+    builder.lab_ends(0, "exec", &["--", "openclaw-init", "seal", "--force"])?.has(&[
+        "Docker's identity",
+        "SSH host keys",
+        "the gateway's state",
+        "sealed",
+    ])?;
+    // Beside the labs' own directories, where there is room for disks.
+    let labs = builder.machine()?.directory().parent().context("the lab has no parent directory")?.to_owned();
+    let image = tempfile::Builder::new().prefix("image-").tempfile_in(labs).context("making a file for the image")?;
+    let file = image.path().to_str().context("the image's path is not text")?;
+    builder.lab_ends(0, "down", &["--keep-boot-disk", file])?;
+    holds_nothing_of(image.path(), &identity).context("the sealed image")?;
+
+    let up = rig.up(&["--boot", "baked", "--image", file])?;
+    drop(image);
+    up.has(&[
+        "stage=docker status=ok changes=0",
+        "stage=shield status=ok changes=0",
+        "stage=image status=ok changes=0",
+    ])?;
+    is_ready(rig)?;
+    let own = rig.shell(IDENTITY)?;
+    ensure!(identity.lines().all(|line| !own.contains(line)), "{own} has something of the builder's {identity}");
+    for place in ["https://ghcr.io/", "https://download.docker.com/", "http://198.18.0.4/"] {
+        ensure!(rig.shell(&format!("curl -s -m 3 {place} || echo none"))? == "none", "{place} can be reached");
+    }
+    rig.boot(0)?.has(&["changes=0"])?;
+    rig.lab_ends(0, "reboot", &[])?;
+    is_ready(rig)?;
+    rig.lab_ends(0, "reboot", &["--hard"])?;
+    is_ready(rig)?;
+    refuses_to_seal(rig, "container openclaw-gateway")?;
+    leaves_only_data_and_docker(rig).context("uninstall")
+}
+
+pub(super) fn baked_on_debian_13(rig: &Rig) -> Result<()> {
+    rig.up(&["--boot", "baked", "--os", "debian-13"])?;
+    is_ready(rig)?;
+    units_are_valid(rig)
+}
+
+fn refuses_to_seal(rig: &Rig, part: &str) -> Result<()> {
+    let id = rig.shell("cat /etc/machine-id")?;
+    rig.lab_ends(1, "exec", &["--", "openclaw-init", "seal"])?.has(&["has a gateway", part, "--force"])?;
+    ensure!(!id.is_empty() && rig.shell("cat /etc/machine-id")? == id, "it was sealed all the same");
+    Ok(())
+}
+
+/// Searches the image as its files show it, and for the secret as its raw bytes show it.
+fn holds_nothing_of(image: &Path, identity: &str) -> Result<()> {
+    let directory = tempfile::tempdir().context("making a directory to mount on")?;
+    let (root, patterns) = (directory.path().join("root"), directory.path().join("patterns"));
+    std::fs::create_dir(&root)?;
+    std::fs::write(&patterns, format!("{identity}\n{TOKEN}\n"))?;
+    let mut search = Command::new("unshare");
+    search.args(["--mount", "sh", "-c", SEARCH, "search"]).args([image, &root, &patterns]);
+    let found = run(&mut search)?;
+    ensure!(found.is_empty(), "found in it:\n{found}");
+    // Without the option --text it passes over the holes.
+    let raw = Command::new("grep").args(["--quiet", "--fixed-strings", TOKEN]).arg(image).status();
+    ensure!(raw.context("searching the image")?.code() == Some(1), "its free space holds the token");
+    Ok(())
+}
+
+fn leaves_only_data_and_docker(rig: &Rig) -> Result<()> {
+    let token = rig.shell("grep ^OPENCLAW_GATEWAY_TOKEN= /home/node/.openclaw/.env")?;
+    rig.lab_ends(0, "exec", &["--", "openclaw-init", "uninstall"])?.has(&["stopped container", "the data", "stay"])?;
+    let left = "docker ps --all --quiet; ls /usr/local/bin /usr/local/lib/openclaw-init /etc/openclaw-init | grep -v -e : -e docker-key; \
+                ls -d /home/node/.openclaw /mnt/disks/*; systemctl list-unit-files --no-legend 'openclaw*'; \
+                nft list table inet openclaw_init; findmnt --noheadings --list --output TARGET | grep openclaw";
+    let left = rig.shell(&format!("{{ {left}; }} 2> /dev/null || true"))?;
+    ensure!(left.is_empty(), "it left behind:\n{left}");
+    ensure!(rig.shell("docker images --quiet")?.lines().count() == 1, "the image is gone");
+    let kept = rig.shell("mount -o ro /dev/disk/by-id/google-openclaw-data /mnt && cat /mnt/openclaw/.env")?;
+    ensure!(kept.contains(&token), "the data is not what it was");
+    Ok(())
+}
+
+/// Debian's Packer, older than the plugins, checks all but the file that names them.
+pub(super) fn packer_template_is_valid(rig: &Rig) -> Result<()> {
+    let directory = tempfile::tempdir().context("making a directory for the template")?;
+    for name in ["openclaw.pkr.hcl", "variables.pkr.hcl"] {
+        std::fs::copy(host::workspace()?.join("packer").join(name), directory.path().join(name))?;
+    }
+    let binary = format!("binary={}", rig.binary().display());
+    let validate = |variable: &str| {
+        let mut packer = Command::new("packer");
+        packer.env("CHECKPOINT_DISABLE", "1").env("PACKER_CONFIG_DIR", directory.path()).env("HOME", directory.path());
+        packer.args(["validate", "-var", "project_id=my-project", "-var", &binary, "-var", variable, "."]);
+        let output = packer.current_dir(directory.path()).output().context("running packer")?;
+        let said = [output.stdout, output.stderr].concat();
+        anyhow::Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+    };
+    let cases = [
+        ("openclaw_version=2026.9.6", None),
+        ("image_source=npm", None),
+        ("openclaw_version=latest", Some("exact version")),
+        ("image_source=source", Some("release or npm")),
+        ("project_id=My Project", Some("project id")),
+        ("zone=us-central1", Some("us-central1-a")),
+        ("disk_size=2", Some("at least 10")),
+    ];
+    for (variable, complaint) in cases {
+        let (valid, said) = validate(variable)?;
+        ensure!(valid == complaint.is_none(), "{variable}: {said}");
+        ensure!(said.contains(complaint.unwrap_or_default()), "{variable}: {said}");
+    }
+    Ok(())
+}

@@ -17,12 +17,9 @@ use crate::failure::{Blame, Code};
 use crate::host::Host;
 use crate::metadata::Client;
 use crate::record::Record;
-use crate::report::{Ready, Report};
+use crate::report::{RUN_DIR, Ready, Report};
 use crate::stage::{Failure, Stage, stage};
 use crate::{bake, disk, docker, gateway, image, report, secrets, shield, units};
-
-/// Where everything about the present boot lives; gone after it.
-pub const RUN_DIR: &str = "/run/openclaw-init";
 
 /// How long the metadata server may keep us waiting.
 const METADATA_DEADLINE: Duration = Duration::from_secs(120);

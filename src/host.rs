@@ -209,15 +209,18 @@ fn has_access(found: &std::fs::Metadata, access: Access) -> bool {
     found.permissions().mode() & 0o7777 == access.mode && found.uid() == access.uid && found.gid() == access.gid
 }
 
+/// Gives the file exactly `access`; true when it had another.
+///
 /// Through the open file: its path may lie where the gateway can put a link to something else.
-fn set_access(file: &File, access: Access) -> Result<()> {
+pub(crate) fn set_access(file: &File, access: Access) -> Result<bool> {
     if has_access(&file.metadata()?, access) {
-        return Ok(());
+        return Ok(false);
     }
     nix::unistd::fchown(file, Some(access.uid.into()), Some(access.gid.into()))
         .with_context(|| format!("giving it to {}:{}", access.uid, access.gid))?;
     file.set_permissions(std::fs::Permissions::from_mode(access.mode))
-        .with_context(|| format!("setting mode {:04o}", access.mode))
+        .with_context(|| format!("setting mode {:04o}", access.mode))?;
+    Ok(true)
 }
 
 fn write_durably(path: &Path, content: &[u8], access: Access) -> Result<()> {

@@ -1,8 +1,8 @@
 //! `openclaw.json`: JSON5, the user's own. This program reads it; only the gateway's own tools write it.
 
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::config::GatewayConfig;
 use crate::disk::DataDir;
 use crate::failure::{Blame, Code};
-use crate::host::{Access, Host};
+use crate::host::{Access, Host, set_access};
 
 /// The port inside the container; the published one may differ.
 pub const INNER_PORT: u16 = 18789;
@@ -60,13 +60,7 @@ pub async fn settle_access(host: &Host, data: &DataDir) -> Result<bool> {
     let shown = path.display().to_string();
     let changed = tokio::task::spawn_blocking(move || {
         let Some(file) = open_untrusted(&path)? else { return Ok(false) };
-        let found = file.metadata()?;
-        if found.mode() & 0o7777 == ACCESS.mode && found.uid() == ACCESS.uid && found.gid() == ACCESS.gid {
-            return Ok(false);
-        }
-        nix::unistd::fchown(&file, Some(ACCESS.uid.into()), Some(ACCESS.gid.into()))?;
-        file.set_permissions(Permissions::from_mode(ACCESS.mode))?;
-        anyhow::Ok(true)
+        set_access(&file, ACCESS)
     })
     .await
     .context("waiting for a file's owner to be set")?

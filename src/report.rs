@@ -31,8 +31,8 @@ pub use status::{Changes, Detail, Machine, State, Status};
 /// The kernel's name for this boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Everything in it is gone with the boot.
-const RUN_DIR: &str = "/run/openclaw-init";
+/// Where everything about the present boot lives; gone after it.
+pub const RUN_DIR: &str = "/run/openclaw-init";
 
 /// How long the end of a run may wait for its last words to arrive.
 const FLUSH_LIMIT: Duration = Duration::from_secs(20);

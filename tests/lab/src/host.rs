@@ -36,7 +36,7 @@ pub const DISK_TOOLS: [(&str, &str); 9] = [
     ("strace", "strace"),
     ("mkfs.ext4", "e2fsprogs"),
 ];
-const TARGET: &str = "target/x86_64-unknown-linux-gnu/release/openclaw-init";
+const TARGET: &str = "target/x86_64-unknown-linux-gnu";
 
 /// An error unless the caller is root: namespaces, mounts and block devices need it.
 pub fn require_root() -> Result<()> {
@@ -66,16 +66,20 @@ pub fn install(tools: &[(&str, &str)]) -> Result<()> {
 }
 
 /// The static binary of this working tree, built now if its sources or the build's `settings` changed.
+///
+/// As released, unless `$OPENCLAW_LAB_PROFILE` names another profile: `dev` builds in a tenth of the time.
 pub fn binary(settings: &[(&str, &str)]) -> Result<PathBuf> {
     let tree = workspace()?;
+    let profile = env::var("OPENCLAW_LAB_PROFILE").unwrap_or_else(|_| "release".into());
     let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.args(["build", "--quiet", "--release", "--package", "openclaw-init", "--bin", "openclaw-init"]);
+    build.args(["build", "--quiet", "--profile", &profile, "--package", "openclaw-init", "--bin", "openclaw-init"]);
     build.envs(settings.iter().copied());
     let status = build.current_dir(&tree).stdin(Stdio::null()).status().context("starting cargo")?;
     if !status.success() {
-        bail!("building the release binary failed ({status})");
+        bail!("building the static binary failed ({status})");
     }
-    Ok(tree.join(TARGET))
+    let directory = if profile == "dev" { "debug" } else { &profile };
+    Ok(tree.join(TARGET).join(directory).join("openclaw-init"))
 }
 
 /// The top of the working tree: the nearest directory upwards that has the lab in it.

@@ -1,6 +1,7 @@
 //! The gateway's image: which version, from where, pulled or built only when it is not there.
 
 mod build;
+mod choice;
 mod pull;
 
 use std::time::Duration;
@@ -8,11 +9,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use bollard::models::ImageInspect;
 
-use crate::config::{ImageConfig, ImageSource};
+use crate::config::ImageConfig;
 use crate::docker::Engine;
 use crate::failure::{Blame, Code};
 use crate::host::Host;
 use crate::record::Record;
+
+use choice::Source;
 
 /// How long the whole stage may take (the design's deadline).
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
@@ -49,7 +52,7 @@ pub struct Image {
 /// Fails with [`Code::ImageNotFound`], [`Code::ImagePullFailed`], [`Code::ImageBuildFailed`],
 /// [`Code::OutOfMemory`] or [`Code::NoSpace`].
 pub async fn ensure(host: &Host, engine: &Engine, config: &ImageConfig, record: &Record) -> Result<Image> {
-    let wanted = decide(config, record);
+    let wanted = choice::decide(config, record);
     if let Some(warning) = wanted.warning {
         host.warn(warning);
     }
@@ -72,69 +75,6 @@ pub async fn ensure(host: &Host, engine: &Engine, config: &ImageConfig, record: 
         .await
         .map_err(|_| anyhow!("the image was not there after {} minutes", DEADLINE.as_secs() / 60))
         .blame(late, "Check the VM's way to the registry, then run `sudo systemctl restart openclaw-init`.")?
-}
-
-/// Which image this machine should have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Wanted {
-    version: String,
-    source: Source,
-    warning: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Source {
-    Release,
-    Npm,
-    Reference(String),
-}
-
-/// The operator's choice for an empty state. An existing state keeps what last owned it: replacing a
-/// version needs a backup and a way back, which this version of the program does not have yet.
-fn decide(config: &ImageConfig, record: &Record) -> Wanted {
-    let source = match config.source {
-        ImageSource::Release => Source::Release,
-        ImageSource::Npm => Source::Npm,
-    };
-    let Some(version) = record.version.clone() else {
-        let version = config.version.clone().unwrap_or_else(|| config.default_version.clone());
-        let source = config.reference.clone().map_or(source, Source::Reference);
-        // A record that was lost, or a run that was cut before it wrote the first one.
-        let warning = record.state_exists.then(|| {
-            format!(
-                "nothing tells which version the existing state belongs to: trying {version}, \
-                 which refuses the state of a newer one"
-            )
-        });
-        return Wanted { version, source, warning };
-    };
-    let explicit = record.image.clone().filter(|image| !is_standard(image, &version));
-    let warning = match (&config.reference, &config.version) {
-        (Some(reference), _) if record.image.as_ref() != Some(reference) => Some(format!("image {reference}")),
-        (None, Some(choice)) if *choice != version && record.choice.as_ref() != Some(choice) => {
-            Some(format!("version {choice}"))
-        }
-        _ => None,
-    };
-    let warning = warning.map(|asked| {
-        let kept = explicit.as_ref().map_or_else(|| format!("version {version}"), |image| format!("image {image}"));
-        format!(
-            "the attributes ask for {asked}, but the state belongs to {kept} and keeps it: \
-             this version of openclaw-init cannot update existing state"
-        )
-    });
-    let source = match (explicit, &config.reference) {
-        (Some(explicit), _) => Source::Reference(explicit),
-        // The recorded image is a standard one and was named explicitly.
-        (None, Some(reference)) if record.image.as_ref() == Some(reference) => Source::Reference(reference.clone()),
-        (None, _) => source,
-    };
-    Wanted { version, source, warning }
-}
-
-/// True for an image that this program chooses by itself for `version`.
-fn is_standard(image: &str, version: &str) -> bool {
-    official(version).iter().any(|official| official == image) || image == built(version)
 }
 
 fn official(version: &str) -> [String; 2] {
@@ -164,60 +104,6 @@ async fn present(engine: &Engine, reference: &str) -> Result<Option<ImageInspect
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const BAKED: &str = "2026.9.4";
-
-    fn config(version: Option<&str>, reference: Option<&str>, source: ImageSource) -> ImageConfig {
-        ImageConfig {
-            version: version.map(str::to_owned),
-            reference: reference.map(str::to_owned),
-            source,
-            npm_registry: None,
-            default_version: BAKED.to_owned(),
-        }
-    }
-
-    fn record(version: Option<&str>, choice: Option<&str>, image: Option<&str>) -> Record {
-        Record {
-            version: version.map(str::to_owned),
-            choice: choice.map(str::to_owned),
-            image: image.map(str::to_owned),
-            ..Record::default()
-        }
-    }
-
-    #[test]
-    fn an_empty_state_gets_what_the_operator_chose_and_a_state_keeps_what_it_has() {
-        use ImageSource::{Npm, Release};
-        let reference = |text: &str| Source::Reference(text.to_owned());
-        let hub = "openclaw/openclaw:2026.9.5";
-        let empty = record(None, None, None);
-        let unknown = Record { state_exists: true, ..Record::default() };
-        let owned = record(Some("2026.9.5"), None, Some(hub));
-        let chosen = record(Some("2026.9.5"), Some("latest"), Some(hub));
-        let own = record(Some("2026.9.5"), None, Some("registry.example/claw:9"));
-        #[rustfmt::skip]
-        let cases = [
-            (config(None, None, Release), &empty, BAKED, Source::Release, false),
-            (config(Some("2026.9.1"), None, Npm), &empty, "2026.9.1", Source::Npm, false),
-            (config(None, Some("x/y:1"), Release), &empty, BAKED, reference("x/y:1"), false),
-            (config(None, None, Release), &unknown, BAKED, Source::Release, true),
-            (config(None, None, Release), &owned, "2026.9.5", Source::Release, false),
-            (config(None, None, Npm), &owned, "2026.9.5", Source::Npm, false),
-            (config(Some("2026.9.5"), None, Release), &owned, "2026.9.5", Source::Release, false),
-            (config(Some("2026.9.6"), None, Release), &owned, "2026.9.5", Source::Release, true),
-            (config(Some("latest"), None, Release), &chosen, "2026.9.5", Source::Release, false),
-            (config(None, Some(hub), Release), &owned, "2026.9.5", reference(hub), false),
-            (config(None, Some("x/y:1"), Release), &owned, "2026.9.5", Source::Release, true),
-            (config(None, Some("x/y:1"), Release), &own, "2026.9.5", reference("registry.example/claw:9"), true),
-            (config(None, None, Release), &own, "2026.9.5", reference("registry.example/claw:9"), false),
-        ];
-        for (config, record, version, source, warned) in cases {
-            let wanted = decide(&config, record);
-            assert_eq!((wanted.version.as_str(), &wanted.source), (version, &source), "{config:?} {record:?}");
-            assert_eq!(wanted.warning.is_some(), warned, "{config:?} {record:?}");
-        }
-    }
 
     #[test]
     fn the_version_is_read_from_the_label_then_from_the_tag() {

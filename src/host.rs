@@ -18,6 +18,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::process::{Child, Command as Process};
 use tokio::sync::watch;
 
+use crate::cut;
 use crate::stage::{self, Stage};
 
 /// Where programs are looked for; the environment's own PATH is not trusted.
@@ -90,6 +91,7 @@ impl Host {
         let what = what.into();
         tracing::debug!("changed: {what}");
         self.notes.send_modify(|notes| notes.changes.push((stage::current(), what)));
+        cut::step("changed").pass();
     }
 
     /// Warns the operator: printed once, kept in the report.
@@ -150,12 +152,12 @@ impl Host {
         access: Access,
     ) -> Result<bool> {
         let (path, content) = (self.path(path), content.into());
-        let shown = path.display().to_string();
+        let (shown, step) = (path.display().to_string(), cut::step("write"));
         let changed = tokio::task::spawn_blocking(move || {
             if holds(&path, &content, access)? {
                 return Ok(false);
             }
-            write_durably(&path, &content, access).map(|()| true)
+            write_durably(&path, &content, access, &step).map(|()| true)
         })
         .await
         .context("waiting for a file to be written")?
@@ -223,14 +225,18 @@ pub(crate) fn set_access(file: &File, access: Access) -> Result<bool> {
     Ok(true)
 }
 
-fn write_durably(path: &Path, content: &[u8], access: Access) -> Result<()> {
+fn write_durably(path: &Path, content: &[u8], access: Access, step: &cut::Step) -> Result<()> {
     let directory = path.parent().ok_or_else(|| anyhow!("the path has no directory"))?;
+    step.at("before");
     let mut file = tempfile::NamedTempFile::new_in(directory).context("creating a temporary file beside it")?;
     file.write_all(content).context("writing the temporary file")?;
     set_access(file.as_file(), access)?;
     file.as_file().sync_all().context("syncing the temporary file")?;
+    step.at("written");
     file.persist(path).map_err(|error| error.error).context("renaming the temporary file")?;
-    sync_dir(directory)
+    sync_dir(directory)?;
+    step.at("after");
+    Ok(())
 }
 
 /// Syncs a directory, so that a rename in it survives a power cut.
@@ -326,13 +332,15 @@ impl Command {
 
     /// Like [`Command::run`], and shows each line of standard output while the program runs.
     pub async fn run_lines(self, on_line: impl FnMut(&str)) -> Result<Output> {
-        let shown = self.shown();
+        let (shown, step) = (self.shown(), cut::step(&self.program.to_string_lossy()));
         tracing::debug!("running {shown}");
+        step.at("before");
         let child = self.spawn().with_context(|| format!("starting {shown}"))?;
         let output = tokio::time::timeout(self.timeout, collect(child, self.stdin, on_line))
             .await
             .map_err(|_| anyhow!("{shown} did not end within {} s", self.timeout.as_secs()))?
             .with_context(|| format!("running {shown}"))?;
+        step.at("after");
         match output {
             (Some(code), stdout, stderr) if self.answers.contains(&code) => Ok(Output { code, stdout, stderr }),
             (code, stdout, stderr) => {

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use reqwest::{Client, redirect};
+use reqwest::{Client, RequestBuilder, Response, redirect};
 use rustls::{ClientConfig, RootCertStore};
+
+use crate::cut;
 
 /// The metadata server is one hop away: a connection that takes longer is a link that is not up yet.
 const METADATA_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -39,6 +41,18 @@ pub async fn internet_client() -> Result<Client> {
         .read_timeout(INTERNET_READ_TIMEOUT)
         .build()
         .context("building the internet's HTTP client")
+}
+
+/// Sends one request; returns with the head of the answer.
+#[expect(clippy::disallowed_methods, reason = "the one place that sends requests")]
+pub async fn send(request: RequestBuilder) -> reqwest::Result<Response> {
+    let (client, request) = request.build_split();
+    let request = request?;
+    let step = cut::step(&format!("http-{}", request.method().as_str().to_ascii_lowercase()));
+    step.at("before");
+    let answer = client.execute(request).await;
+    step.at("after");
+    answer
 }
 
 /// Without a provider every client panics when built, the one for plain HTTP too. A second call finds

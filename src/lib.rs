@@ -9,6 +9,7 @@ pub mod bootstrap;
 pub mod carrier;
 pub mod config;
 pub mod console;
+pub mod cut;
 pub mod disk;
 pub mod docker;
 pub mod failure;

@@ -8,7 +8,7 @@ use openclaw_init::carrier::{self, Followed};
 use openclaw_init::failure::{code_of, one_line};
 use openclaw_init::host::Host;
 use openclaw_init::metadata::Client;
-use openclaw_init::{bake, bootstrap, console, seal, uninstall, units};
+use openclaw_init::{bake, bootstrap, console, cut, seal, uninstall, units};
 
 /// Turns a bare Compute Engine VM into a ready OpenClaw gateway, and keeps it that way over every reboot.
 ///
@@ -67,6 +67,7 @@ and on the serial console (lines that start with \"openclaw:\").";
 fn main() -> ExitCode {
     let cli = Cli::parse();
     console::init(cli.verbose);
+    cut::arm(environment("OPENCLAW_INIT_CUT"), environment("OPENCLAW_INIT_CUT_LOG").map(Into::into));
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into()),
@@ -92,11 +93,14 @@ async fn run(command: Option<Command>) -> ExitCode {
     outcome.unwrap_or_else(|error| failed(&error))
 }
 
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
 /// The metadata server of this machine, or the one that Google's clients would be pointed at.
 fn metadata() -> anyhow::Result<Client> {
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-    let host = std::env::var("GCE_METADATA_HOST").ok();
-    Client::new(host.as_deref())
+    Client::new(environment("GCE_METADATA_HOST").as_deref())
 }
 
 async fn boot(host: &Host, unit: bool) -> anyhow::Result<ExitCode> {

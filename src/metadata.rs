@@ -189,7 +189,7 @@ impl Client {
 
 /// One request: its status and whole body, if the answer really is a metadata server's.
 async fn send(request: RequestBuilder) -> Result<(StatusCode, Vec<u8>), Trouble> {
-    let response = request.send().await.map_err(Trouble::of_transport)?;
+    let response = http::send(request).await.map_err(Trouble::of_transport)?;
     let status = response.status();
     let flavored = response.headers().get(FLAVOR.0).is_some_and(|flavor| flavor == FLAVOR.1);
     // An error page may come without the header; what claims to be an answer may not.

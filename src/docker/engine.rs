@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, anyhow};
 use bollard::{API_DEFAULT_VERSION, Docker};
 
+use crate::cut;
 use crate::failure::{Blame, Code};
 
 /// Where the engine listens.
@@ -41,7 +42,7 @@ impl Engine {
         let api = (api.major_version, api.minor_version);
         check(&version, api, components)?;
 
-        let client = with_version_in_path(client, api);
+        let client = with_cuts_and_version_in_path(client, api);
         client.ping().await.context("pinging the engine")?;
         Ok(Self { client, version, buildkit: found.os.as_deref() == Some("linux") })
     }
@@ -65,10 +66,11 @@ fn check(version: &str, api: (usize, usize), mut components: impl Iterator<Item 
     Ok(())
 }
 
-/// Puts the negotiated version in front of every path: bollard 0.21 negotiates it and then does not send it,
+/// Makes every request a named point, and puts the negotiated version in front of its path: bollard 0.21 negotiates it and then does not send it,
 /// and requests without one are deprecated.
-fn with_version_in_path(client: Docker, (major, minor): (usize, usize)) -> Docker {
+fn with_cuts_and_version_in_path(client: Docker, (major, minor): (usize, usize)) -> Docker {
     client.with_request_modifier(move |mut request| {
+        cut::step(&format!("docker-{}", request.method().as_str().to_ascii_lowercase())).at("before");
         let mut parts = request.uri().clone().into_parts();
         let path = parts.path_and_query.as_ref().map_or("/", |path| path.as_str());
         // Both conversions succeed: what was a path stays one with a path in front.

@@ -9,7 +9,7 @@ use backon::{ExponentialBuilder, Retryable as _};
 use crate::apt_key::{DOCKER_FINGERPRINT, Fingerprint, only_key};
 use crate::failure::{Blame, Code, code_of};
 use crate::host::{Access, Host};
-use crate::http::internet_client;
+use crate::http;
 use crate::os_release::Distribution;
 use crate::packages::Apt;
 
@@ -126,9 +126,9 @@ impl Repository<'_> {
     }
 
     async fn fetch_key(&self) -> Result<Vec<u8>> {
-        let (client, url) = (internet_client().await?, format!("{}/gpg", self.uri()));
+        let (client, url) = (http::internet_client().await?, format!("{}/gpg", self.uri()));
         let fetch = || async {
-            let mut reply = client.get(&url).timeout(KEY_TRY_LIMIT).send().await?.error_for_status()?;
+            let mut reply = http::send(client.get(&url).timeout(KEY_TRY_LIMIT)).await?.error_for_status()?;
             let mut key = Vec::new();
             while let Some(chunk) = reply.chunk().await? {
                 key.extend_from_slice(&chunk);

@@ -74,7 +74,7 @@ impl<'a> Probe<'a> {
     async fn get(&self, path: &str) -> Answer {
         // Without the token the gateway tells a peer behind the published port no details.
         let request = self.client.get(format!("http://{}/{path}", self.address)).bearer_auth(self.token.expose());
-        let body = async { request.timeout(TIMEOUT).send().await?.bytes().await };
+        let body = async { http::send(request.timeout(TIMEOUT)).await?.bytes().await };
         match body.await {
             Ok(body) => match serde_json::from_slice(&body) {
                 Ok(body @ Value::Object(_)) => Answer::Json(body),

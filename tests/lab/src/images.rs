@@ -24,6 +24,8 @@ use crate::sources::{Sources, Suite};
 
 /// The gateway version of the good image.
 pub const GATEWAY_VERSION: &str = "2026.9.6";
+/// The gateway version that a machine is updated from: real, too, and with an older form of state.
+pub const OLDER_GATEWAY_VERSION: &str = "2026.8.2";
 /// The tag of an image whose gateway always refuses to start: exit code 78 and "Missing config".
 pub const REFUSING_VERSION: &str = "0.0.78";
 /// The path of the gateway's image on ghcr.io and on Docker Hub.
@@ -102,7 +104,7 @@ const TRUST: &str = "NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt";
 
 /// The storage directory of a registry that has all images, built when the cache does not have it.
 ///
-/// Takes about three minutes the first time. Needs root, `mmdebstrap`, `systemd-nspawn`, `npm`, `skopeo` and
+/// Takes about four minutes the first time. Needs root, `mmdebstrap`, `systemd-nspawn`, `npm`, `skopeo` and
 /// `docker-registry`.
 pub fn storage(cache: &Cache, sources: &Sources) -> Result<PathBuf> {
     let recipe = sources.recipe(Suite::Bookworm);
@@ -110,6 +112,7 @@ pub fn storage(cache: &Cache, sources: &Sources) -> Result<PathBuf> {
         RECIPE,
         &recipe,
         GATEWAY_VERSION,
+        OLDER_GATEWAY_VERSION,
         NODE_VERSION,
         NPM_VERSION,
         GATEWAY_PACKAGES,
@@ -138,16 +141,18 @@ fn build(directory: &Path, sources: &Sources) -> Result<()> {
         let packages = format!("--setenv=PACKAGES={GATEWAY_PACKAGES}");
         inside(root, &[&packages], GATEWAY_STEP)
     })?;
-    let with = |app| base.iter().chain([&packages, app]).cloned().collect::<Vec<_>>();
+    let with = |app: &Layer| base.iter().chain([&packages, app]).cloned().collect::<Vec<_>>();
     let refusing = tree.step(&layout, "the refusing program", refusing_program)?;
     layout.image(GATEWAY_REPOSITORY, REFUSING_VERSION, &with(&refusing), &gateway_config(REFUSING_VERSION))?;
 
-    fs::remove_dir_all(tree.root().join("app")).context("removing the refusing program")?;
-    let gateway = tree.step(&layout, "the gateway's program", |root| {
-        inside(root, &[&format!("--setenv=VERSION={GATEWAY_VERSION}")], GATEWAY_PROGRAM_STEP)
-    })?;
-    for tag in [GATEWAY_VERSION, "latest"] {
-        layout.image(GATEWAY_REPOSITORY, tag, &with(&gateway), &gateway_config(GATEWAY_VERSION))?;
+    for (version, tags) in [(OLDER_GATEWAY_VERSION, &[] as &[&str]), (GATEWAY_VERSION, &["latest"])] {
+        fs::remove_dir_all(tree.root().join("app")).context("removing the program before")?;
+        let gateway = tree.step(&layout, "the gateway's program", |root| {
+            inside(root, &[&format!("--setenv=VERSION={version}")], GATEWAY_PROGRAM_STEP)
+        })?;
+        for tag in tags.iter().chain([&version]) {
+            layout.image(GATEWAY_REPOSITORY, tag, &with(&gateway), &gateway_config(version))?;
+        }
     }
 
     push(&layout, directory)?;

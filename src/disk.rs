@@ -23,12 +23,13 @@ use crate::config::DiskChoice;
 use crate::failure::{Blame as _, Code};
 use crate::host::{Access, Host};
 use crate::metadata::Instance;
+use crate::switch;
 use filesystem::Plan;
 use find::{Device, Place};
 use history::Last;
 use mount::Mounts;
 use probe::Superblock;
-pub use release::{present, release};
+pub use release::{hide, present, release};
 
 /// Where data disks are mounted, by device name.
 const MOUNT_DIR: &str = "/mnt/disks";
@@ -84,6 +85,7 @@ pub async fn ensure(host: &Host, choice: &DiskChoice, instance: &Instance) -> Re
             let data = layout::data_dir(Path::new(BOOT_DISK_DATA), true);
             host.ensure_dir(BOOT_DISK_DIR, Access::root(0o700)).await?;
             host.ensure_dir(BOOT_DISK_DATA, Access::root(0o700)).await?;
+            switch::complete(host, &data).await?;
             layout::ensure(host, &data).await?;
             data
         }
@@ -114,6 +116,7 @@ async fn on_disk(host: &Host, device: &Device, instance: &Instance, last: Option
     if !is_mounted(device, present.as_ref())? {
         mount_new(host, device, &root, instance, last).await?;
     }
+    switch::complete(host, &data).await?;
     one_state(host, device, &data).await?;
     layout::ensure(host, &data).await?;
     layout::mark(host, &root, &device.name, instance).await?;

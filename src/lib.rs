@@ -28,6 +28,7 @@ pub mod secret;
 pub mod secrets;
 pub mod shield;
 pub mod stage;
+pub mod switch;
 pub mod systemd;
 pub mod uninstall;
 pub mod units;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail};
-use nix::mount::MsFlags;
+use nix::mount::{MntFlags, MsFlags};
 
 use super::blocking;
 use crate::failure::{Blame as _, Code};
@@ -220,6 +220,15 @@ async fn mount(host: &Host, source: &Path, point: &Path, kind: Option<&'static s
 pub(super) async fn unmount(host: &Host, point: &Path) -> Result<()> {
     let path = host.path(point);
     blocking(move || Ok(nix::mount::umount(&path)?)).await.with_context(|| format!("unmounting {}", point.display()))
+}
+
+/// Takes away what was mounted at `point`, also while somebody uses it; for them it goes on.
+pub(super) async fn detach(host: &Host, point: &Path) -> Result<()> {
+    let path = host.path(point);
+    let detached = blocking(move || Ok(nix::mount::umount2(&path, MntFlags::MNT_DETACH)?)).await;
+    detached.with_context(|| format!("unmounting {}", point.display()))?;
+    host.changed(format!("unmounted {}", point.display()));
+    Ok(())
 }
 
 #[cfg(test)]

@@ -43,6 +43,16 @@ pub async fn release(host: &Host) -> Result<()> {
     Ok(())
 }
 
+/// Takes the state from where people look for it, until [`super::ensure`] shows it there again: for the time
+/// in which another directory takes its place. Who is in it sees what was there before.
+pub async fn hide(host: &Host) -> Result<()> {
+    let Some(point) = mount::resolved(host, Path::new(PEOPLES_PATH)).await? else { return Ok(()) };
+    if Mounts::read(host).await?.at(&point).is_some() {
+        mount::detach(host, Path::new(PEOPLES_PATH)).await?;
+    }
+    Ok(())
+}
+
 /// Mounted file systems below the directory of data disks that carry our marker.
 async fn our_disks(host: &Host) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();

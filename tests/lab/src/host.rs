@@ -69,17 +69,26 @@ pub fn install(tools: &[(&str, &str)]) -> Result<()> {
 ///
 /// As released, unless `$OPENCLAW_LAB_PROFILE` names another profile: `dev` builds in a tenth of the time.
 pub fn binary(settings: &[(&str, &str)]) -> Result<PathBuf> {
-    let tree = workspace()?;
     let profile = env::var("OPENCLAW_LAB_PROFILE").unwrap_or_else(|_| "release".into());
+    build(&profile, "openclaw-init", "openclaw-init", settings)
+}
+
+/// The program that stands in for the gateway, built now if its sources changed.
+pub fn stand_in() -> Result<PathBuf> {
+    build("release", "openclaw-stand-in", "stand-in", &[])
+}
+
+fn build(profile: &str, package: &str, program: &str, settings: &[(&str, &str)]) -> Result<PathBuf> {
+    let tree = workspace()?;
     let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.args(["build", "--quiet", "--profile", &profile, "--package", "openclaw-init", "--bin", "openclaw-init"]);
+    build.args(["build", "--quiet", "--profile", profile, "--package", package, "--bin", program]);
     build.envs(settings.iter().copied());
     let status = build.current_dir(&tree).stdin(Stdio::null()).status().context("starting cargo")?;
     if !status.success() {
-        bail!("building the static binary failed ({status})");
+        bail!("building {program} failed ({status})");
     }
-    let directory = if profile == "dev" { "debug" } else { &profile };
-    Ok(tree.join(TARGET).join(directory).join("openclaw-init"))
+    let directory = if profile == "dev" { "debug" } else { profile };
+    Ok(tree.join(TARGET).join(directory).join(program))
 }
 
 /// The top of the working tree: the nearest directory upwards that has the lab in it.

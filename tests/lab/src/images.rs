@@ -40,7 +40,7 @@ const NPM_VERSION: &str = "11.21.2";
 /// Part of the cache key: to be raised when the steps below change and the texts do not.
 const RECIPE: &str = "1";
 /// The user that upstream's images run as, and its group.
-const NODE_USER: u32 = 1000;
+pub(crate) const NODE_USER: u32 = 1000;
 
 /// What upstream's image takes from apt.
 const GATEWAY_PACKAGES: &str = "ca-certificates curl git hostname lsof openssl procps python3 tini";
@@ -99,7 +99,7 @@ if (command === "--version") {
 const HEALTH_CHECK: &str =
     "fetch('http://127.0.0.1:18789/healthz').then((r)=>process.exit(r.ok?0:1)).catch(()=>process.exit(1))";
 
-const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const TRUST: &str = "NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt";
 
 /// The storage directory of a registry that has all images, built when the cache does not have it.
@@ -241,7 +241,7 @@ fn node_config() -> Value {
 }
 
 /// Upstream's image configuration (its Dockerfile, middle of 2026).
-fn gateway_config(version: &str) -> Value {
+pub(crate) fn gateway_config(version: &str) -> Value {
     const SECOND: u64 = 1_000_000_000;
     json!({
         "User": "node",
@@ -299,8 +299,8 @@ impl Tree {
     }
 }
 
-/// Fills `directory/storage` by pushing every image of the layout to a registry on loopback.
-fn push(layout: &Layout, directory: &Path) -> Result<()> {
+/// Adds to `directory/storage` by pushing every image of the layout to a registry on loopback.
+pub(crate) fn push(layout: &Layout, directory: &Path) -> Result<()> {
     let storage = directory.join("storage");
     let address = free_port()?;
     let registry = Registry { storage: &storage, address, tls: None, read_only: false };

@@ -30,6 +30,7 @@ pub mod scenarios;
 pub mod signing;
 pub mod size;
 pub mod sources;
+pub mod stand_in;
 pub mod state;
 pub mod tiers;
 pub mod up;

@@ -18,7 +18,7 @@ use crate::failure::{Blame, Code};
 use crate::host::{Access, Host};
 use crate::record::Record;
 use crate::stage::{Stage, within};
-use crate::{docker, image, shield, units};
+use crate::{docker, image, shield, swap, units};
 
 /// The directory of what root decided for this machine, and the file in it that tells what was baked.
 pub(crate) const DIRECTORY: &str = "/etc/openclaw-init";
@@ -77,6 +77,7 @@ pub async fn run(host: &Host, options: &Options) -> Result<String> {
     let config = options.config()?;
     let trust = RepositoryTrust::of(host).await?;
     let engine = within(Stage::Docker, docker::ensure(host, &config.docker, &trust)).await?;
+    within(Stage::Swap, swap::ensure(host, config.swap)).await;
     within(Stage::Shield, shield::ensure(host, MetadataAccess::Block)).await?;
     within(Stage::Image, image::ensure(host, &engine, &config.image, &Record::default())).await?;
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! metadata - config
+//!    |- swap
 //!    |- disk ------ DataDir ---------------+
 //!    |- docker ---- Engine - shield -+     |
 //!    |                               image + secrets - gateway - ready
@@ -19,7 +20,7 @@ use crate::metadata::Client;
 use crate::record::Record;
 use crate::report::{RUN_DIR, Ready, Report};
 use crate::stage::{Failure, Stage, stage};
-use crate::{bake, disk, docker, gateway, image, report, secrets, shield, units};
+use crate::{bake, disk, docker, gateway, image, report, secrets, shield, swap, units};
 
 /// How long the metadata server may keep us waiting.
 const METADATA_DEADLINE: Duration = Duration::from_secs(120);
@@ -79,14 +80,18 @@ async fn stages(host: &Host, metadata: &Client, report: &Report) -> Result<Ready
     .await?;
     report.run_id(config.run_id.clone());
 
-    // Both reach a clean point, whatever becomes of the other.
-    let (data, engine) = tokio::join!(
+    // Each reaches a clean point, whatever becomes of the others.
+    let (swap, data, engine) = tokio::join!(
+        stage(report, Stage::Swap, async {
+            swap::ensure(host, config.swap).await;
+            Ok(())
+        }),
         stage(report, Stage::Disk, disk::ensure(host, &config.disk, &instance)),
         stage(report, Stage::Docker, async {
             docker::ensure(host, &config.docker, &RepositoryTrust::of(host).await?).await
         }),
     );
-    let (data, engine) = (data?, engine?);
+    let ((), data, engine) = (swap?, data?, engine?);
 
     stage(report, Stage::Shield, shield::ensure(host, config.metadata_access)).await?;
     let record = Record::read(host, &data).await.map_err(|error| Failure { stage: Stage::Image, error })?;

@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use anyhow::Result;
 
 use crate::secret::Secret;
+use crate::swap::SwapChoice;
 
 use check::Checked;
 use given::Given;
@@ -38,6 +39,8 @@ pub struct Config {
     pub image: ImageConfig,
     /// The container.
     pub gateway: GatewayConfig,
+    /// Swap on the boot disk (`openclaw-swap`).
+    pub swap: SwapChoice,
     /// Whether containers may reach the metadata server (`openclaw-metadata-access`).
     pub metadata_access: MetadataAccess,
     /// Echoed in the report (`openclaw-run-id`).
@@ -133,10 +136,10 @@ impl Config {
             docker: docker(&mut given),
             image: image(&mut given),
             gateway: gateway(&mut given),
+            swap: given.get("openclaw-swap", swap).unwrap_or(SwapChoice::Auto),
             metadata_access: given.get("openclaw-metadata-access", metadata_access).unwrap_or(MetadataAccess::Block),
             run_id: given.get("openclaw-run-id", check::run_id),
         };
-        given.get("openclaw-swap", swap);
         given.outcome()?;
         let warnings = config.warnings().chain(attributes.keys().filter_map(|key| keys::unknown(key))).collect();
         Ok((config, warnings))
@@ -216,10 +219,12 @@ fn image_source(value: &str) -> Checked<ImageSource> {
     check::one_of(value, &[("release", ImageSource::Release), ("npm", ImageSource::Npm)])
 }
 
-/// Swap files are not made by this version; what asks for none, or leaves the choice, is honoured by that.
-fn swap(value: &str) -> Checked<()> {
-    check::one_of(value, &[("auto", ()), ("off", ())])
-        .map_err(|allowed| format!("a size is not implemented in this version of openclaw-init; it {allowed}"))
+fn swap(value: &str) -> Checked<SwapChoice> {
+    match value {
+        "auto" => Ok(SwapChoice::Auto),
+        "off" => Ok(SwapChoice::Off),
+        size => check::swap_size(size).map(SwapChoice::Size),
+    }
 }
 
 fn bind(value: &str) -> Checked<IpAddr> {
@@ -254,6 +259,7 @@ mod tests {
                 token: None,
                 env: BTreeMap::new(),
             },
+            swap: SwapChoice::Auto,
             metadata_access: MetadataAccess::Block,
             run_id: None,
         };
@@ -277,7 +283,7 @@ mod tests {
             ("openclaw-docker-apt-url", "http://10.0.0.2/docker/"),
             ("openclaw-metadata-access", "allow"),
             ("openclaw-run-id", "run 1"),
-            ("openclaw-swap", "off"),
+            ("openclaw-swap", "2G"),
         ])?;
         assert_eq!(config.image.version.as_deref(), Some("2026.9.6"));
         assert_eq!(config.image.source, ImageSource::Npm);
@@ -289,6 +295,7 @@ mod tests {
         assert_eq!(config.docker.apt_url, "http://10.0.0.2/docker");
         assert_eq!(config.docker.source, DockerSource::Distro);
         assert_eq!(config.metadata_access, MetadataAccess::Allow);
+        assert_eq!(config.swap, SwapChoice::Size(2 << 30));
         assert_eq!(config.run_id.as_deref(), Some("run 1"));
         assert_eq!(warnings.len(), 2, "the literal token and the open address: {warnings:?}");
         Ok(())
@@ -301,7 +308,7 @@ mod tests {
             ("openclaw-version", "latest", &["exact version"]),
             ("openclaw-image-source", "source", &["not implemented"]),
             ("openclaw-image-source", "git", &["release, npm"]),
-            ("openclaw-swap", "2G", &["not implemented", "auto, off"]),
+            ("openclaw-swap", "2T", &["auto, off", "such as 2G"]),
             ("openclaw-config", "{}", &["not implemented", "remove it"]),
             ("openclaw-secret-KEY", "projects/p/secrets/s/versions/1", &["openclaw-secret-KEY", "not implemented"]),
             ("openclaw-bind", "localhost", &["IP address"]),

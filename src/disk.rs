@@ -35,7 +35,7 @@ pub use release::{hide, present, release};
 const MOUNT_DIR: &str = "/mnt/disks";
 
 /// This program's own directory on the boot disk.
-const BOOT_DISK_DIR: &str = "/var/lib/openclaw-init";
+pub(crate) const BOOT_DISK_DIR: &str = "/var/lib/openclaw-init";
 
 /// Where the data lives when it lives on the boot disk.
 const BOOT_DISK_DATA: &str = "/var/lib/openclaw-init/data";

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::bootstrap::only_run;
 use crate::docker::Engine;
 use crate::host::Host;
-use crate::{disk, docker, gateway};
+use crate::{disk, docker, gateway, swap};
 
 /// What goes, and where it is. Of a pattern with `**` only the files: packages want their directories back.
 /// systemd's part is its own list for images (its documentation, `BUILDING_IMAGES`).
@@ -78,6 +78,7 @@ pub async fn run(host: &Host, force: bool) -> Result<String> {
         remove(host, STATE).await?;
     }
     quiet(host).await?;
+    swap::remove(host).await?;
     clean_cloud_init(host).await?;
     empty_machine_id(host).await?;
     remove_all(host).await?;

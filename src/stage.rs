@@ -16,6 +16,8 @@ pub enum Stage {
     Metadata,
     /// Checking the attributes.
     Config,
+    /// Swap, where memory is short.
+    Swap,
     /// The Docker Engine.
     Docker,
     /// The data disk.
@@ -38,6 +40,7 @@ impl Stage {
         match self {
             Self::Metadata => "metadata",
             Self::Config => "config",
+            Self::Swap => "swap",
             Self::Docker => "docker",
             Self::Disk => "disk",
             Self::Shield => "shield",

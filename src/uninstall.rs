@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::bake;
 use crate::bootstrap::only_run;
 use crate::host::Host;
-use crate::{disk, docker, gateway, shield, units};
+use crate::{disk, docker, gateway, shield, swap, units};
 
 /// What the loader and cloud-init's user-data leave beside the program.
 const LOADER_DIRECTORY: &str = "/usr/local/lib/openclaw-init";
@@ -24,6 +24,7 @@ pub async fn run(host: &Host) -> Result<String> {
     let data = disk::present(host).await?;
     disk::release(host).await?;
     shield::remove(host).await?;
+    swap::remove(host).await?;
     host.remove_file(bake::FILE).await?;
     remove_if_empty(host, bake::DIRECTORY).await?;
     host.remove_file(PER_BOOT_SCRIPT).await?;

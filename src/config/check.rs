@@ -8,6 +8,9 @@ pub(super) type Checked<T> = Result<T, String>;
 /// A gateway token shorter than this could be guessed; the gateway itself accepts any.
 const TOKEN_LENGTH: usize = 32;
 
+/// Less swap helps nobody, more is a slip.
+const SWAP_SIZES: std::ops::RangeInclusive<u64> = (64 << 20)..=(64 << 30);
+
 /// What people leave in a template. The gateway exits on some of these, takes others for real.
 const PLACEHOLDERS: &[&str] = &["change-me", "changeme", "undefined", "null", "blank", "placeholder", "your-token"];
 
@@ -158,6 +161,20 @@ pub(super) fn base_url(value: &str) -> Checked<String> {
     }
 }
 
+/// The size of a swap file in bytes, given in mebibytes (`M`) or gibibytes (`G`).
+pub(super) fn swap_size(value: &str) -> Checked<u64> {
+    let size = |number: &str, unit: u64| number.parse::<u64>().ok()?.checked_mul(unit);
+    let digits = |number: &str| number.bytes().all(|byte| byte.is_ascii_digit());
+    let bytes = match (value.strip_suffix('M'), value.strip_suffix('G')) {
+        (Some(number), _) if digits(number) => size(number, 1 << 20),
+        (_, Some(number)) if digits(number) => size(number, 1 << 30),
+        _ => None,
+    };
+    bytes
+        .filter(|bytes| SWAP_SIZES.contains(bytes))
+        .ok_or_else(|| "must be one of: auto, off, or a size from 64M to 64G such as 2G".to_owned())
+}
+
 /// A literal gateway token. Never shown in a message.
 pub(super) fn token(value: &str) -> Checked<Secret> {
     let lower = value.to_ascii_lowercase();
@@ -303,6 +320,16 @@ mod tests {
             ],
         );
         assert_eq!(base_url("https://a/b/").as_deref(), Ok("https://a/b"));
+    }
+
+    #[test]
+    fn swap_sizes() {
+        accepts(
+            swap_size,
+            &["64M", "2048M", "2G", "64G"],
+            &["", "G", "2", "2g", "+2G", "-2G", "2 G", "2GB", "0G", "65G", "63M", "99999999999999999999G"],
+        );
+        assert_eq!(swap_size("512M"), Ok(512 << 20));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::docker::Engine;
 use crate::failure::{Code, Verdict};
 use crate::host::Host;
 use crate::image::Image;
+use crate::memory::{self, LARGER_MACHINE};
 use crate::report::Ready;
 use crate::secrets::Secrets;
 
@@ -34,7 +35,7 @@ const SHORT_PATIENCE: Duration = Duration::from_secs(5);
 /// The gateway's "restarting me will not help".
 const REFUSED: i64 = 78;
 
-/// Killed; in a container nearly always by the kernel for lack of memory.
+/// Killed; in a container nearly always by the kernel for lack of memory, and certainly if its count rose.
 const KILLED: i64 = 137;
 
 /// How often the gateway may end in one wait before its code is taken for its final word.
@@ -55,6 +56,7 @@ pub async fn wait_ready(
 ) -> Result<Ready> {
     let (begun, since) = (Instant::now(), Timestamp::now());
     let probe = Probe::new(config, &secrets.token)?;
+    let kills = memory::kills(host).await;
     let (mut unwell_since, mut restarts) = (None, None);
     loop {
         let container = inspect(engine).await?.ok_or_else(|| anyhow!("container {NAME} is gone"))?;
@@ -62,7 +64,8 @@ pub async fn wait_ready(
         let count = container.restart_count.unwrap_or_default();
         if !is_up(&state) || *restarts.get_or_insert(count) != count {
             let exits = exits(engine, since, &state).await?;
-            if let Some(crash) = Crash::of(&exits, &state) {
+            let starved = memory::kills(host).await > kills;
+            if let Some(crash) = Crash::of(&exits, &state, starved) {
                 return Err(give_up(host, engine, secrets, crash).await);
             }
         }
@@ -126,15 +129,17 @@ enum Crash {
 }
 
 impl Crash {
-    /// `None` while the engine may still bring the gateway up.
-    fn of(exits: &[i64], state: &ContainerState) -> Option<Self> {
+    /// `None` while the engine may still bring the gateway up. `starved`: the kernel has killed somebody for
+    /// lack of memory since the gateway was started.
+    fn of(exits: &[i64], state: &ContainerState, starved: bool) -> Option<Self> {
         let gone = !matches!(state.status, Some(Status::RUNNING | Status::RESTARTING));
         let count = |code| exits.iter().filter(|&&exit| exit == code).count();
         let certain = if gone { 1 } else { CERTAIN_EXITS };
         if count(REFUSED) >= certain {
             return Some(Self::Refused);
         }
-        if state.oom_killed == Some(true) || count(KILLED) >= CERTAIN_EXITS {
+        let certain = if starved { 1 } else { CERTAIN_EXITS };
+        if state.oom_killed == Some(true) || count(KILLED) >= certain {
             return Some(Self::OutOfMemory);
         }
         let last = exits.last().copied();
@@ -147,7 +152,7 @@ impl Crash {
     fn told(&self) -> String {
         match self {
             Self::Refused => format!("the gateway refused to start (exit code {REFUSED})"),
-            Self::OutOfMemory => "the gateway was killed for lack of memory".to_owned(),
+            Self::OutOfMemory => "the gateway was killed for lack of memory, and stays stopped".to_owned(),
             Self::Looping(code) => format!("the gateway ended {LOOP_EXITS} times, last with exit code {code}"),
             Self::Stopped(code) => format!("the gateway's container stopped with exit code {code}"),
             Self::Late(note) => format!("the gateway was not ready after {} s ({note})", DEADLINE.as_secs()),
@@ -161,12 +166,7 @@ impl Crash {
                 "It was stopped, since starting it again cannot help. Correct /home/node/.openclaw/openclaw.json as its \
                  last lines say, then run `sudo systemctl restart openclaw-init`.",
             ),
-            Self::OutOfMemory => (
-                Code::OutOfMemory,
-                "It was stopped. Give the VM more memory: `gcloud compute instances stop VM --zone=ZONE`, `gcloud compute \
-                 instances set-machine-type VM --zone=ZONE --machine-type=e2-medium`, `gcloud compute instances start VM \
-                 --zone=ZONE`.",
-            ),
+            Self::OutOfMemory => (Code::OutOfMemory, LARGER_MACHINE),
             Self::Looping(_) | Self::Stopped(_) | Self::Late(_) => (
                 Code::GatewayNotReady,
                 "See `sudo docker logs openclaw-gateway`, then run `sudo systemctl restart openclaw-init`.",
@@ -212,7 +212,11 @@ mod tests {
             (&[], Status::CREATED, false, Some(Crash::Stopped(0))),
         ];
         for (exits, status, oom, crash) in cases {
-            assert_eq!(Crash::of(exits, &state(status, oom)), crash, "{exits:?} {status:?} {oom}");
+            assert_eq!(Crash::of(exits, &state(status, oom), false), crash, "{exits:?} {status:?} {oom}");
         }
+        let starved = |exits: &[i64], status| Crash::of(exits, &state(status, false), true);
+        assert_eq!(starved(&[137], Status::RESTARTING), Some(Crash::OutOfMemory));
+        assert_eq!(starved(&[137], Status::EXITED), Some(Crash::OutOfMemory));
+        assert_eq!(starved(&[1], Status::RESTARTING), None);
     }
 }

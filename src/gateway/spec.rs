@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType, PortBinding, RestartPolicy,
     RestartPolicyNameEnum,
@@ -15,6 +15,7 @@ use crate::disk::DataDir;
 use crate::docker::Engine;
 use crate::host::Host;
 use crate::image::Image;
+use crate::memory::{self, MIB};
 use crate::openclaw_config::INNER_PORT;
 
 /// The state directory inside the container.
@@ -41,8 +42,6 @@ const LEAST_MEMORY: u64 = 768 * MIB;
 /// The limit is a multiple of this, so that a new kernel's slightly different total changes nothing.
 const MEMORY_STEP: u64 = 64 * MIB;
 
-const MIB: u64 = 1 << 20;
-
 /// How long the engine counts no failed health check: a first boot on a shared core and a cold disk.
 const HEALTH_START_NANOSECONDS: i64 = 300_000_000_000;
 
@@ -59,9 +58,7 @@ pub(super) struct Machine {
 
 impl Machine {
     pub(super) async fn observe(host: &Host, engine: &Engine, image: &Image) -> Result<Self> {
-        let meminfo = host.read("/proc/meminfo").await?.unwrap_or_default();
-        let memory =
-            mem_total(&String::from_utf8_lossy(&meminfo)).ok_or_else(|| anyhow!("no MemTotal in /proc/meminfo"))?;
+        let memory = memory::total(host).await?;
         let info = engine.client.info().await.context("asking the engine what it supports")?;
         let inspect = engine
             .client
@@ -81,12 +78,6 @@ impl Machine {
         let share = self.memory * MEMORY_PERCENT / 100;
         (share / MEMORY_STEP * MEMORY_STEP).max(LEAST_MEMORY)
     }
-}
-
-fn mem_total(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }
 
 /// The container as it should be created, labelled with the fingerprint of all of it.
@@ -287,8 +278,6 @@ mod tests {
         assert_eq!(limit(2000 * MIB), 1472);
         assert_eq!(limit(2001 * MIB), 1472);
         assert_eq!(limit(900 * MIB), 768);
-        assert_eq!(mem_total("MemTotal:        4030412 kB\nMemFree: 1 kB\n"), Some(4_030_412 * 1024));
-        assert_eq!(mem_total(""), None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::stage::{Failure, Stage};
 /// engine are prepared at the same time; the state is the first one that is not finished.
 const PHASES: &[(State, &[Stage])] = &[
     (State::Starting, &[Stage::Metadata, Stage::Config]),
-    (State::Installing, &[Stage::Docker]),
+    (State::Installing, &[Stage::Swap, Stage::Docker]),
     (State::Disk, &[Stage::Disk]),
     (State::Image, &[Stage::Shield, Stage::Image]),
     (State::Gateway, &[Stage::Secrets, Stage::Gateway, Stage::Ready]),
@@ -221,6 +221,7 @@ mod tests {
             (Stage::Metadata, State::Starting),
             (Stage::Config, State::Installing),
             (Stage::Disk, State::Installing),
+            (Stage::Swap, State::Installing),
             (Stage::Secrets, State::Installing),
             (Stage::Docker, State::Image),
             (Stage::Image, State::Image),

@@ -23,6 +23,7 @@ pub mod openclaw_config;
 pub mod os_release;
 pub mod packages;
 pub mod record;
+pub mod replica;
 pub mod report;
 pub mod seal;
 pub mod secret;

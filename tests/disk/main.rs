@@ -11,3 +11,4 @@ mod corpus;
 mod formatting;
 mod images;
 mod living;
+mod replica;

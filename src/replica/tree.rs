@@ -1,0 +1,147 @@
+//! Directories as open files: whatever somebody else puts in their place, only what was opened is touched.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, Metadata};
+use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+
+/// An open directory. Its entries are reached through the descriptor and by one name only, so no link can
+/// lead anywhere else.
+#[derive(Debug)]
+pub(super) struct Dir(File);
+
+/// How often an entry is looked at anew when it changes under our hands.
+const TRIES: u32 = 5;
+
+/// An entry of a directory, opened as what it is.
+#[derive(Debug)]
+pub(super) enum Entry {
+    Directory(Dir),
+    File(File, Metadata),
+    Link(PathBuf, Metadata),
+    /// A fifo, a socket, a device, or where another file system is mounted: nothing that has content.
+    Special,
+    Gone,
+}
+
+impl Dir {
+    /// Opens a directory whose parents nobody but root can change.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        open(path, OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).map(Self)
+    }
+
+    /// The entry `name` as a path that begins at the open directory.
+    pub(super) fn at(&self, name: impl AsRef<Path>) -> PathBuf {
+        of(&self.0).join(name)
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.0
+    }
+
+    pub(super) fn metadata(&self) -> io::Result<Metadata> {
+        self.0.metadata()
+    }
+
+    /// The names of the entries, sorted.
+    pub(super) fn names(&self) -> io::Result<Vec<OsString>> {
+        let mut names: Vec<_> =
+            fs::read_dir(of(&self.0))?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>()?;
+        names.sort();
+        Ok(names)
+    }
+
+    /// What `name` is, itself; `None` when there is nothing of that name.
+    pub(super) fn look(&self, name: &OsStr) -> io::Result<Option<Metadata>> {
+        match fs::symlink_metadata(self.at(name)) {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens `name`, whatever it is by now: others may replace it at any time.
+    pub(super) fn open_entry(&self, name: &OsStr) -> io::Result<Entry> {
+        let mut tries = 0;
+        loop {
+            match self.try_open(name) {
+                Err(error) if is_race(&error) && tries < TRIES => tries += 1,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn try_open(&self, name: &OsStr) -> io::Result<Entry> {
+        let Some(found) = self.look(name)? else { return Ok(Entry::Gone) };
+        let kind = found.file_type();
+        if found.dev() != self.0.metadata()?.dev() {
+            Ok(Entry::Special)
+        } else if kind.is_dir() {
+            Self::open(&self.at(name)).map(Entry::Directory)
+        } else if kind.is_symlink() {
+            Ok(Entry::Link(fs::read_link(self.at(name))?, found))
+        } else if kind.is_file() {
+            let file = self.regular(name)?;
+            let found = file.metadata()?;
+            Ok(Entry::File(file, found))
+        } else {
+            Ok(Entry::Special)
+        }
+    }
+
+    /// Opens a regular file for reading; anything else is an error, and nothing waits for a fifo's writer.
+    pub(super) fn regular(&self, name: &OsStr) -> io::Result<File> {
+        let file = open(&self.at(name), OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK)?;
+        if file.metadata()?.is_file() { Ok(file) } else { Err(Errno::ESTALE.into()) }
+    }
+
+    /// Makes a file that nobody else can read.
+    pub(super) fn create(&self, name: &OsStr) -> io::Result<File> {
+        File::options().read(true).write(true).create_new(true).mode(0o600).open(self.at(name))
+    }
+
+    /// Makes `name` a directory, in the place of whatever else is there.
+    pub(super) fn ensure_directory(&self, name: &OsStr) -> io::Result<Self> {
+        let present = self.look(name)?;
+        if present.as_ref().is_some_and(|found| !found.is_dir()) {
+            self.remove(name)?;
+        }
+        if !present.is_some_and(|found| found.is_dir()) {
+            fs::DirBuilder::new().mode(0o700).create(self.at(name))?;
+        }
+        Self::open(&self.at(name))
+    }
+
+    /// Removes `name` and all that is in it; true when there was something.
+    pub(super) fn remove(&self, name: &OsStr) -> io::Result<bool> {
+        let Some(found) = self.look(name)? else { return Ok(false) };
+        let path = self.at(name);
+        if found.is_dir() {
+            fs::remove_dir_all(path)?;
+        } else {
+            fs::remove_file(path)?;
+        }
+        Ok(true)
+    }
+}
+
+fn open(path: &Path, flags: OFlag) -> io::Result<File> {
+    File::options().read(true).custom_flags(flags.bits()).open(path)
+}
+
+/// An open file as a path: whoever opens it gets this very file.
+pub(super) fn of(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Whether the error says that an entry is not any more what it was a moment ago.
+fn is_race(error: &io::Error) -> bool {
+    let raced =
+        [Errno::ENOENT, Errno::ELOOP, Errno::ENOTDIR, Errno::EISDIR, Errno::ENXIO, Errno::EINVAL, Errno::ESTALE];
+    error.raw_os_error().is_some_and(|code| raced.contains(&Errno::from_raw(code)))
+}

@@ -47,6 +47,7 @@ pub async fn ensure(
     secrets: &Secrets,
     config: &GatewayConfig,
 ) -> Result<()> {
+    one_off::remove_left(host, engine).await?;
     openclaw_config::settle_access(host, data).await?;
     let edits = openclaw_config::missing(openclaw_config::read(host, data).await?.as_ref(), config);
     let machine = Machine::observe(host, engine, image).await?;
@@ -215,7 +216,7 @@ pub async fn exists(engine: &Engine) -> Result<bool> {
 
 /// Removes the container, stopped first with the full grace; one that this program did not make is refused.
 pub async fn remove(host: &Host, engine: &Engine) -> Result<()> {
-    one_off::remove(engine).await?;
+    one_off::remove_left(host, engine).await?;
     let Some(observed) = observe(engine).await? else { return Ok(()) };
     if observed.is_alive() {
         stop_container(engine, STOP_SECONDS).await?;

@@ -45,7 +45,6 @@ pub(super) async fn set(
 }
 
 async fn run(engine: &Engine, secrets: &Secrets, body: ContainerCreateBody) -> Result<()> {
-    remove(engine).await?;
     let options = CreateContainerOptionsBuilder::default().name(NAME).build();
     engine.client.create_container(Some(options), body).await.with_context(|| format!("creating container {NAME}"))?;
     let outcome = finish(engine, secrets).await;
@@ -70,11 +69,20 @@ async fn finish(engine: &Engine, secrets: &Secrets) -> Result<()> {
     Ok(())
 }
 
-/// Removes the container, also one that a cut run left behind. It holds no state: killing it is fine.
-pub(super) async fn remove(engine: &Engine) -> Result<()> {
+/// Removes the container that a run which was cut left behind: it may still be at work on the state.
+pub(super) async fn remove_left(host: &Host, engine: &Engine) -> Result<()> {
+    if remove(engine).await? {
+        host.changed(format!("removed container {NAME}, left by a run that was cut"));
+    }
+    Ok(())
+}
+
+/// Removes the container, true when there was one. It holds no state: killing it is fine.
+async fn remove(engine: &Engine) -> Result<bool> {
     let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
     match engine.client.remove_container(NAME, Some(options)).await {
-        Err(error) if !is_missing(&error) => Err(error).with_context(|| format!("removing container {NAME}")),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if is_missing(&error) => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("removing container {NAME}")),
     }
 }

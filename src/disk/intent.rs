@@ -11,6 +11,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::{blocking, probe};
+use crate::cut;
 use crate::host::{Access, Host};
 
 /// The boot disk's copy.
@@ -97,13 +98,16 @@ fn read_block(file: &File) -> Result<(u64, Vec<u8>)> {
 }
 
 async fn write(node: &Path, size: u64, block: Vec<u8>) -> Result<()> {
-    let node = node.to_owned();
-    blocking(move || {
+    let (node, step) = (node.to_owned(), cut::step("intent"));
+    step.at("before");
+    let written = blocking(move || {
         let file = File::options().write(true).open(node)?;
         file.write_all_at(&block, size - DISTANCE)?;
         Ok(file.sync_all()?)
-    })
-    .await
+    });
+    written.await?;
+    step.at("after");
+    Ok(())
 }
 
 #[cfg(test)]

@@ -5,85 +5,134 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use openclaw_init::cut;
 
-/// Set in the process that does the work: the directory that is its machine.
-const MACHINE: &str = "OPENCLAW_CUT_TEST_MACHINE";
+/// Machines at the same time: they mostly wait.
+const SIDE_BY_SIDE: usize = 6;
+/// The points that a process passed, in the directory that is its machine.
+pub(crate) const POINTS: &str = "points";
 const CUT: &str = "OPENCLAW_INIT_CUT";
-const LOG: &str = "OPENCLAW_INIT_CUT_LOG";
+pub(crate) const LOG: &str = "OPENCLAW_INIT_CUT_LOG";
+/// Set in a test's second process: the directory that is its machine.
+const MACHINE: &str = "OPENCLAW_CUT_TEST_MACHINE";
 
-/// Runs `work` once to learn its points, then for each of them on a new machine: cut there, run again, `check`.
-/// Returns the points in the order in which they were passed. `test` is the name of the calling test.
-pub(crate) fn sweep(
-    test: &str,
-    prepare: impl Fn(&Path) -> Result<()>,
-    work: impl AsyncFnOnce(&Path) -> Result<()>,
-    check: impl Fn(&Path) -> Result<()>,
-) -> Result<Vec<String>> {
-    if let Some(machine) = variable(MACHINE) {
-        cut::arm(variable(CUT), variable(LOG).map(Into::into));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(work(&PathBuf::from(machine)))?;
-        return Ok(Vec::new());
+/// Work on a machine, which is a directory.
+pub(crate) trait Work: Sync {
+    /// What belongs to a machine beside its directory, and goes with it.
+    type Beside;
+    /// Makes an empty directory the machine as it is before the work.
+    fn prepare(&self, machine: &Path) -> Result<Self::Beside>;
+    /// The process that does the work; it appends its points to [`POINTS`].
+    fn process(&self, machine: &Path, beside: &Self::Beside) -> Result<Command>;
+    /// What the power failure takes away besides the process.
+    fn power_fails(&self, _machine: &Path) -> Result<()> {
+        Ok(())
     }
-    let whole = Machine::new(test, &prepare)?;
-    ensure!(whole.run(None)?.success(), "an uncut run fails");
-    check(&whole.root()).context("after an uncut run")?;
-    let points = whole.passed()?;
+    /// Whether the work is done.
+    fn check(&self, machine: &Path, beside: &Self::Beside) -> Result<()>;
+    /// Whether the work need not pass this point every time.
+    fn may_be_missed(&self, _point: &str) -> bool {
+        false
+    }
+}
+
+/// Does the work once to learn its points, then for each of them on a new machine: cuts there, does it again, checks.
+/// Returns the points in the order in which they were passed.
+pub(crate) fn sweep(work: &impl Work) -> Result<Vec<String>> {
+    let points = {
+        let machine = Machine::new(work)?;
+        let ended = machine.run(None)?;
+        ensure!(ended.success(), "without a cut: {ended}");
+        work.check(&machine.root(), &machine.beside).context("without a cut")?;
+        machine.passed()?
+    };
     ensure!(points.iter().collect::<BTreeSet<_>>().len() == points.len(), "a point is not unique: {points:?}");
-    for point in &points {
-        cut_and_again(&Machine::new(test, &prepare)?, point, &check).with_context(|| format!("cut at {point}"))?;
-    }
-    println!("{test}: cut at each of {} points", points.len());
+    let (left, failed) = (Mutex::new(points.iter()), Mutex::new(Vec::new()));
+    thread::scope(|threads| {
+        for _ in 0..SIDE_BY_SIDE {
+            threads.spawn(|| {
+                let next = || left.lock().unwrap().next();
+                while let Some(point) = next() {
+                    if let Err(error) = cut_and_again(work, point) {
+                        failed.lock().unwrap().push(format!("cut at {point}: {error:#}"));
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    println!("cut at each of {} points", points.len());
     Ok(points)
 }
 
-fn cut_and_again(machine: &Machine<'_>, point: &str, check: impl Fn(&Path) -> Result<()>) -> Result<()> {
+fn cut_and_again(work: &impl Work, point: &str) -> Result<()> {
+    let machine = Machine::new(work)?;
     let ended = machine.run(Some(point))?;
-    ensure!(ended.signal() == Some(9), "it was not killed there: {ended}");
+    if ended.success() && work.may_be_missed(point) {
+        return Ok(());
+    }
+    ensure!(ended.signal() == Some(9) || ended.code() == Some(128 + 9), "it was not killed there: {ended}");
     ensure!(machine.passed()?.last().is_some_and(|last| last == point), "it went on after the cut");
-    ensure!(machine.run(None)?.success(), "the next run fails");
-    check(&machine.root())
+    work.power_fails(&machine.root())?;
+    let ended = machine.run(None)?;
+    ensure!(ended.success(), "the next run: {ended}");
+    work.check(&machine.root(), &machine.beside)
 }
 
-#[expect(clippy::disallowed_methods, reason = "how a test's second process knows itself")]
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
-}
-
-struct Machine<'a> {
-    test: &'a str,
+struct Machine<'a, W: Work> {
+    work: &'a W,
+    beside: W::Beside,
     directory: tempfile::TempDir,
 }
 
-impl<'a> Machine<'a> {
-    fn new(test: &'a str, prepare: impl Fn(&Path) -> Result<()>) -> Result<Self> {
-        let machine = Self { test, directory: tempfile::tempdir()? };
-        fs::create_dir(machine.root())?;
-        prepare(&machine.root()).context("preparing the machine")?;
-        Ok(machine)
+impl<'a, W: Work> Machine<'a, W> {
+    fn new(work: &'a W) -> Result<Self> {
+        // A process that is killed loses nothing that it wrote: the time that real disks take shows nothing.
+        let memory = Path::new("/dev/shm");
+        let directory = if memory.is_dir() { tempfile::tempdir_in(memory)? } else { tempfile::tempdir()? };
+        let beside = work.prepare(directory.path()).context("preparing the machine")?;
+        Ok(Self { work, beside, directory })
     }
 
     fn root(&self) -> PathBuf {
-        self.directory.path().join("root")
+        self.directory.path().to_owned()
     }
 
-    fn log(&self) -> PathBuf {
-        self.directory.path().join("points")
-    }
-
-    /// Runs the calling test again as the process that does the work.
     fn run(&self, point: Option<&str>) -> Result<ExitStatus> {
-        #[expect(clippy::disallowed_methods, reason = "a test starts its second process")]
-        let mut again = Command::new(std::env::current_exe()?);
-        again.args(["--exact", self.test, "--nocapture"]).env(MACHINE, self.root()).env(LOG, self.log());
-        again.envs(point.map(|point| (CUT, point))).stdin(Stdio::null()).stdout(Stdio::null());
-        again.status().context("starting the second process")
+        let mut process = self.work.process(&self.root(), &self.beside)?;
+        process.envs(point.map(|point| (CUT, point))).stdin(Stdio::null());
+        let output = process.output().context("starting the process that is cut")?;
+        if output.status.code().is_some_and(|code| code != 0) {
+            print!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(output.status)
     }
 
     fn passed(&self) -> Result<Vec<String>> {
-        Ok(fs::read_to_string(self.log())?.lines().map(str::to_owned).collect())
+        Ok(fs::read_to_string(self.root().join(POINTS))?.lines().map(str::to_owned).collect())
     }
+}
+
+/// The test `test` of this program as a process that does the work; see [`second_process`].
+pub(crate) fn again(test: &str, machine: &Path) -> Result<Command> {
+    #[expect(clippy::disallowed_methods, reason = "a test starts its second process")]
+    let mut again = Command::new(std::env::current_exe()?);
+    again.args(["--exact", test, "--nocapture"]).env(MACHINE, machine).env(LOG, machine.join(POINTS));
+    Ok(again)
+}
+
+/// In the process of [`again`]: does `work` on its machine. False in the test itself.
+pub(crate) fn second_process(work: impl AsyncFnOnce(&Path) -> Result<()>) -> Result<bool> {
+    #[expect(clippy::disallowed_methods, reason = "how a test's second process knows itself")]
+    let variable = |name| std::env::var(name).ok();
+    let Some(machine) = variable(MACHINE) else { return Ok(false) };
+    cut::arm(variable(CUT), variable(LOG).map(Into::into));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(work(Path::new(&machine)))?;
+    Ok(true)
 }

@@ -1,0 +1,128 @@
+//! The whole first boot of the released program, with the state on the boot disk.
+//!
+//! The program runs as root of a directory that is its root, in a mount namespace of its own, which ends with it like
+//! the mounts of a machine. Programs that would change more than files, and the engine, are stand-ins.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use nix::unistd::geteuid;
+use openclaw_lab::metadata_server::{Instance, Level, Server};
+
+use crate::engine::{Engine, SERVERS};
+use crate::sweep::{LOG, POINTS, Work, sweep};
+
+const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuts/programs.sh");
+const SHIELD: &str = include_str!("../fixtures/nft/shield.json");
+const NAMES: [&str; 7] = ["apt-get", "chattr", "dpkg", "dpkg-query", "nft", "systemctl", "apt-cache"];
+const TOKEN: &str = "var/lib/openclaw-init/data/openclaw/.env";
+
+/// Makes the present directory the root: with this machine's programs, which nothing here can change, and the
+/// stand-ins before them.
+const ENTER: &str = r#"set -e
+cd "$1"
+mount --bind "$2" openclaw-init
+for directory in usr proc dev; do mount --rbind /$directory $directory; done
+for directory in bin sbin lib lib64; do
+  if [ -L /$directory ]; then ln -sf usr/$directory $directory
+  elif [ -d /$directory ]; then mkdir -p $directory; mount --rbind /$directory $directory; fi
+done
+mount --bind programs usr/local/sbin
+exec chroot . /openclaw-init boot"#;
+
+struct FirstBoot;
+
+struct Beside {
+    engine: Engine,
+    metadata: String,
+    _server: Arc<Server>,
+}
+
+impl Work for FirstBoot {
+    type Beside = Beside;
+
+    fn prepare(&self, machine: &Path) -> Result<Beside> {
+        for directory in
+            ["usr", "proc", "dev", "etc/systemd/system", "run", "tmp", "var/lib", "programs", "home", "mnt"]
+        {
+            fs::create_dir_all(machine.join(directory))?;
+        }
+        fs::write(machine.join("etc/os-release"), "ID=debian\nVERSION_ID=\"12\"\n")?;
+        fs::write(machine.join("shield.json"), SHIELD)?;
+        fs::write(machine.join("openclaw-init"), "")?;
+        fs::copy(PROGRAMS, machine.join("programs/programs.sh"))?;
+        NAMES.iter().try_for_each(|name| symlink("programs.sh", machine.join("programs").join(name)))?;
+        let engine = Engine::start(machine, &machine.join("run/engine.sock"))?;
+        let (server, address) = SERVERS.block_on(Server::spawn(Instance::default()))?;
+        let port = engine.port.to_string();
+        for (key, value) in [
+            ("openclaw-docker", "distro"),
+            ("openclaw-data-disk", "none"),
+            ("openclaw-version", "2026.9.6"),
+            ("openclaw-port", &port),
+        ] {
+            server.set_attribute(Level::Instance, key, value)?;
+        }
+        Ok(Beside { engine, metadata: address.to_string(), _server: Arc::new(server) })
+    }
+
+    fn process(&self, machine: &Path, beside: &Beside) -> Result<Command> {
+        let mut boot = alone();
+        boot.args(["sh", "-c", ENTER, "enter"]).arg(machine).arg(env!("CARGO_BIN_EXE_openclaw-init"));
+        boot.env("GCE_METADATA_HOST", &beside.metadata).env(LOG, format!("/{POINTS}"));
+        Ok(boot)
+    }
+
+    fn power_fails(&self, machine: &Path) -> Result<()> {
+        for gone in ["run/docker.sock", "run/programs", "run/openclaw-init"] {
+            let gone = machine.join(gone);
+            drop(fs::remove_file(&gone).or_else(|_| fs::remove_dir_all(&gone)));
+        }
+        Ok(())
+    }
+
+    fn check(&self, machine: &Path, beside: &Beside) -> Result<()> {
+        let status = fs::read_to_string(machine.join("run/openclaw-init/status.json"))?;
+        ensure!(status.contains(r#""result": "ready""#), "{status}");
+        let containers = beside.engine.containers();
+        ensure!(containers == [("openclaw-gateway".to_owned(), "running")], "{containers:?}");
+        ensure!(fs::read_to_string(machine.join(TOKEN))?.contains("OPENCLAW_GATEWAY_TOKEN="));
+        Ok(())
+    }
+
+    fn may_be_missed(&self, point: &str) -> bool {
+        // How often the gateway is asked depends on how busy this machine is.
+        point.starts_with("ready.http-get") || point.starts_with("ready.docker-get")
+    }
+}
+
+/// The beginning of a command in a mount namespace of its own, as its root.
+fn alone() -> Command {
+    #[expect(clippy::disallowed_methods, reason = "a test starts the program under test")]
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private"]);
+    if !geteuid().is_root() {
+        command.args(["--user", "--map-root-user", "--map-auto"]);
+    }
+    command
+}
+
+#[test]
+fn every_point_of_a_first_boot() -> Result<()> {
+    let possible = alone().args(["mount", "--bind", "/tmp", "/tmp"]).output().context("running unshare")?;
+    if !possible.status.success() {
+        println!("SKIPPED: no namespaces for this user: {}", String::from_utf8_lossy(&possible.stderr));
+        return Ok(());
+    }
+    let points = sweep(&FirstBoot)?;
+    let stages = ["docker", "disk", "shield", "secrets", "image", "gateway", "ready"];
+    for stage in stages {
+        ensure!(points.iter().any(|point| point.starts_with(&format!("{stage}."))), "no point of {stage}: {points:?}");
+    }
+
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! What answers like a Docker Engine and, while its container runs, like a gateway.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::thread;
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::body::{Bytes, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::{Builder, Handle};
+use tokio::task::JoinHandle;
+
+/// The one runtime of all servers, in a thread of its own.
+pub(crate) static SERVERS: LazyLock<Handle> = LazyLock::new(|| {
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let handle = runtime.handle().clone();
+    thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+    handle
+});
+
+/// Runs as long as this lives.
+pub(crate) struct Engine {
+    /// Where its gateway is published.
+    pub(crate) port: u16,
+    known: Arc<Mutex<Known>>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+struct Known {
+    /// The machine, whose paths the mounts name.
+    root: PathBuf,
+    images: BTreeSet<String>,
+    containers: BTreeMap<String, Container>,
+}
+
+struct Container {
+    body: Value,
+    status: &'static str,
+    started_at: String,
+}
+
+impl Engine {
+    /// Listens at `socket` for the machine below `root`.
+    pub(crate) fn start(root: &Path, socket: &Path) -> Result<Self> {
+        let known = Known { root: root.to_owned(), images: BTreeSet::new(), containers: BTreeMap::new() };
+        let known = Arc::new(Mutex::new(known));
+        SERVERS.block_on(async {
+            let (socket, port) = (UnixListener::bind(socket)?, TcpListener::bind("127.0.0.1:0").await?);
+            let number = port.local_addr()?.port();
+            let engine = Router::new().fallback(answer).with_state(Arc::clone(&known));
+            let gateway = Router::new().fallback(health).with_state(Arc::clone(&known));
+            let tasks = [
+                SERVERS.spawn(async { axum::serve(socket, engine).await.expect("the engine serves") }),
+                SERVERS.spawn(async { axum::serve(port, gateway).await.expect("the gateway serves") }),
+            ];
+            Ok(Self { port: number, known, tasks })
+        })
+    }
+
+    /// The containers and what they do.
+    pub(crate) fn containers(&self) -> Vec<(String, &'static str)> {
+        let known = self.known.lock().unwrap();
+        known.containers.iter().map(|(name, container)| (name.clone(), container.status)).collect()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+type Shared = State<Arc<Mutex<Known>>>;
+
+async fn health(State(known): Shared) -> Response {
+    let known = known.lock().unwrap();
+    let runs = known.containers.get("openclaw-gateway").is_some_and(|container| container.status == "running");
+    if !runs {
+        return StatusCode::BAD_GATEWAY.into_response();
+    }
+    // Both questions at once: each reader looks at its own part.
+    axum::Json(json!({"status": "started", "ready": true})).into_response()
+}
+
+async fn answer(State(known): Shared, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = to_bytes(body, usize::MAX).await.unwrap();
+    let path = parts.uri.path();
+    // The version that was negotiated.
+    let path = path.strip_prefix("/v1.").and_then(|rest| rest.split_once('/')).map_or(path, |(_, path)| path);
+    let query = parts.uri.query().unwrap_or_default();
+    let words: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let answer = known.lock().unwrap().answer(parts.method.as_str(), &words, query, &body);
+    let (status, value) = answer.unwrap_or_else(|error| (500, json!({"message": format!("{error:#}")})));
+    (StatusCode::from_u16(status).unwrap(), axum::Json(value)).into_response()
+}
+
+impl Known {
+    fn answer(&mut self, method: &str, words: &[&str], query: &str, body: &Bytes) -> Result<(u16, Value)> {
+        let absent = |what: &str| (404, json!({"message": format!("no such {what}")}));
+        let value = |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+        Ok(match (method, words) {
+            (_, ["_ping"]) => (200, json!("OK")),
+            (_, ["version"]) => {
+                let components = json!([{"Name": "Engine", "Version": "28.5.2"}]);
+                let version = json!({"Version": "28.5.2", "ApiVersion": "1.47", "Os": "linux"});
+                (200, merged(version, json!({"Components": components})))
+            }
+            (_, ["info"]) => (200, json!({"MemoryLimit": false})),
+            ("POST", ["images", "create"]) => {
+                let name = value("fromImage").context("no image is named")?;
+                self.images.insert(name.replace("%2F", "/").replace("%3A", ":"));
+                (200, json!({"id": "layer", "status": "Pull complete"}))
+            }
+            ("GET", ["images", name @ .., "json"]) => {
+                let name = name.join("/");
+                let known = name == ID || self.images.contains(&name);
+                if known { (200, json!({"Id": ID, "RepoDigests": []})) } else { absent("image") }
+            }
+            ("POST", ["containers", "create"]) => self.create(value("name").context("no name")?, body)?,
+            ("GET", ["containers", name, "json"]) => match self.containers.get(*name) {
+                Some(container) => (200, container.told()),
+                None => absent("container"),
+            },
+            ("POST", ["containers", name, "start"]) => self.start(name)?,
+            ("POST", ["containers", _, "wait"]) => (200, json!({"StatusCode": 0})),
+            ("POST", ["containers", name, "stop"]) => match self.containers.get_mut(*name) {
+                Some(container) => {
+                    container.status = "exited";
+                    (204, Value::Null)
+                }
+                None => absent("container"),
+            },
+            ("DELETE", ["containers", name]) => match self.containers.remove(*name) {
+                Some(_) => (204, Value::Null),
+                None => absent("container"),
+            },
+            _ => (501, json!({"message": format!("{method} {} is not known here", words.join("/"))})),
+        })
+    }
+
+    fn create(&mut self, name: &str, body: &Bytes) -> Result<(u16, Value)> {
+        if self.containers.contains_key(name) {
+            return Ok((409, json!({"message": format!("the name {name} is in use")})));
+        }
+        let container = Container { body: serde_json::from_slice(body)?, status: "created", started_at: String::new() };
+        self.containers.insert(name.to_owned(), container);
+        Ok((201, json!({"Id": name, "Warnings": []})))
+    }
+
+    /// A container of the gateway runs; any other one is its `config set` and has ended.
+    fn start(&mut self, name: &str) -> Result<(u16, Value)> {
+        let container = self.containers.get_mut(name).context("no such container")?;
+        let state = container.body.pointer("/HostConfig/Mounts/0/Source").and_then(Value::as_str);
+        let state = self.root.join(state.context("no mount")?.trim_start_matches('/'));
+        if !state.is_dir() {
+            return Ok((400, json!({"message": "bind source path does not exist"})));
+        }
+        let mut command = container.body["Cmd"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        if let Some(batch) = command.rfind(|word| word.starts_with('[')) {
+            set(&state.join("openclaw.json"), &serde_json::from_str(batch)?)?;
+            container.status = "exited";
+        } else {
+            container.status = "running";
+            container.started_at = Timestamp::now().to_string();
+        }
+        Ok((204, Value::Null))
+    }
+}
+
+/// The id of every image.
+const ID: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+
+impl Container {
+    fn told(&self) -> Value {
+        json!({
+            "Config": {"Labels": self.body["Labels"]},
+            "State": {"Status": self.status, "StartedAt": self.started_at, "ExitCode": 0},
+            "RestartCount": 0,
+        })
+    }
+}
+
+fn merged(mut one: Value, other: Value) -> Value {
+    if let (Some(one), Value::Object(other)) = (one.as_object_mut(), other) {
+        one.extend(other);
+    }
+    one
+}
+
+/// What the gateway's own `config set --batch-json` does.
+fn set(file: &Path, batch: &Value) -> Result<()> {
+    let mut config = match fs::read(file) {
+        Ok(bytes) => serde_json::from_slice(&bytes)?,
+        Err(_) => json!({}),
+    };
+    for edit in batch.as_array().context("no list")? {
+        let path = edit["path"].as_str().context("no path")?;
+        let at = path.split('.').fold(&mut config, |at, key| &mut at[key]);
+        *at = edit["value"].clone();
+    }
+    fs::write(file, config.to_string())?;
+    chown(file, Some(1000), Some(1000)).context("giving openclaw.json to the gateway's user")
+}

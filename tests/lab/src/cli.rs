@@ -89,6 +89,9 @@ pub enum Action {
         /// Of the machine tier only the scenarios with this in their name
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
+        /// The long parts of the machine tier, too: the power is cut at every named point
+        #[arg(long)]
+        long: bool,
     },
     #[command(hide = true)]
     Serve {

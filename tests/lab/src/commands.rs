@@ -29,8 +29,8 @@ pub fn run(action: Action) -> Result<ExitCode> {
         Action::Exec { lab, command } => return exec(&existing(&lab)?, &command),
         Action::Reboot { lab, hard, limit } => return reboot(&existing(&lab)?, hard, limit.timeout),
         Action::Disk { lab, change } => disk(&existing(&lab)?, &change)?,
-        Action::Test { tier, only } => {
-            return Ok(if tiers::run(tier, only.as_deref())? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        Action::Test { tier, only, long } => {
+            return Ok(if tiers::run(tier, only.as_deref(), long)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Action::Tunnel { lab, port } => tunnel(&existing(&lab)?, port)?,
         Action::GuestAttributes(lab) => guest_attributes(&existing(&lab)?)?,

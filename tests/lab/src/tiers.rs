@@ -42,9 +42,9 @@ impl Part {
     }
 }
 
-/// Runs one tier, or all; of the machine tier only the scenarios with `only` in their name. Returns whether
-/// everything passed.
-pub fn run(tier: Option<Tier>, only: Option<&str>) -> Result<bool> {
+/// Runs one tier, or all; of the machine tier only the scenarios with `only` in their name, the `long` ones
+/// only if told so. Returns whether everything passed.
+pub fn run(tier: Option<Tier>, only: Option<&str>, long: bool) -> Result<bool> {
     let mut parts = Vec::new();
     if tier != Some(Tier::Machine) {
         let top = host::workspace()?;
@@ -60,7 +60,7 @@ pub fn run(tier: Option<Tier>, only: Option<&str>) -> Result<bool> {
         }
     }
     if tier != Some(Tier::Hermetic) {
-        parts.extend(scenarios::run(only)?);
+        parts.extend(scenarios::run(only, long)?);
     }
     Ok(summary(&parts))
 }

@@ -5,6 +5,7 @@
 mod baked;
 mod binary;
 mod cloud_init;
+mod cuts;
 mod disks;
 mod failures;
 mod first_boot;
@@ -40,6 +41,7 @@ const ALL: &[Scenario] = &[
     ("npm", sources::npm_builds_on_the_machine),
     ("small", sources::two_gigabytes_of_memory_and_a_small_boot_disk),
     ("debian-13", sources::debian_13),
+    ("cuts", cuts::at_chosen_points),
     ("wrong-turns", failures::every_wrong_turn_then_ready),
     ("baked-13", baked::baked_on_debian_13),
     ("slow-metadata", failures::metadata_server_busy_at_first),
@@ -55,12 +57,18 @@ const ALL: &[Scenario] = &[
     ("binary", binary::static_small_and_alone),
 ];
 
-/// Runs the scenarios whose name contains `only`, all of them without it. An error means that none could be run.
-pub fn run(only: Option<&str>) -> Result<Vec<Part>> {
+/// What takes too long for every day: `--long`.
+const LONG: &[Scenario] = &[("cut-sweep", cuts::at_every_point)];
+
+/// Runs the scenarios whose name contains `only`, all of them without it; those of [`LONG`] only if told so. An error
+/// means that none could be run.
+pub fn run(only: Option<&str>, long: bool) -> Result<Vec<Part>> {
     host::require_root()?;
     host::install_tools()?;
-    let wanted: VecDeque<_> = ALL.iter().filter(|(name, _)| only.is_none_or(|only| name.contains(only))).collect();
-    ensure!(!wanted.is_empty(), "no scenario has {} in its name", only.unwrap_or_default());
+    let long = if long { LONG } else { &[] };
+    let all = long.iter().chain(ALL);
+    let wanted: VecDeque<_> = all.filter(|(name, _)| only.is_none_or(|only| name.contains(only))).collect();
+    ensure!(!wanted.is_empty(), "no scenario has {} in its name (`--long` adds some)", only.unwrap_or_default());
     let binaries = Arc::new(Binaries::build()?);
     let (queue, parts) = (Mutex::new(wanted), Mutex::new(Vec::new()));
     thread::scope(|threads| {

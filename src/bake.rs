@@ -149,7 +149,7 @@ mod tests {
         for (given, version, source, registry) in cases {
             let (config, warnings) = baked.clone().configure(&map(given))?;
             let image = &config.image;
-            assert_eq!((image.version.as_deref(), image.source), (version, source), "{given:?}");
+            assert_eq!((image.version.as_deref(), &image.source), (version, &source), "{given:?}");
             assert_eq!(image.npm_registry.as_deref(), registry, "{given:?}");
             assert_eq!(image.default_version, "2026.9.4", "{given:?}");
             assert_eq!(warnings, Vec::<String>::new(), "{given:?}");

@@ -1,9 +1,11 @@
 //! Instance attributes to a checked configuration: raw, merged with the defaults, checked, all at once.
 //! After it no stage checks a value again.
 
+mod binaries;
 mod check;
 mod given;
 mod keys;
+mod source;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,6 +14,9 @@ use anyhow::Result;
 
 use crate::secret::Secret;
 use crate::swap::SwapChoice;
+
+pub use binaries::{Arch, Binary, Extras};
+pub use source::SourceCommit;
 
 use check::Checked;
 use given::Given;
@@ -89,17 +94,21 @@ pub struct ImageConfig {
     pub source: ImageSource,
     /// `openclaw-npm-registry`.
     pub npm_registry: Option<String>,
+    /// What the image gets beside the gateway.
+    pub extras: Extras,
     /// The version for an empty state when the operator chose none.
     pub default_version: String,
 }
 
 /// `openclaw-image-source`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageSource {
     /// Pull the official image.
     Release,
     /// Build from the npm package.
     Npm,
+    /// Build from this commit.
+    Source(SourceCommit),
 }
 
 /// The gateway stage's part.
@@ -175,17 +184,48 @@ fn image(given: &mut Given<'_>) -> ImageConfig {
     let image = ImageConfig {
         version: given.get("openclaw-version", check::version),
         reference: given.get("openclaw-image", check::image),
-        source: given.get("openclaw-image-source", image_source).unwrap_or(ImageSource::Release),
+        source: image_source(given),
         npm_registry: given.get("openclaw-npm-registry", check::base_url),
+        extras: Extras {
+            binaries: given.get("openclaw-binaries", |value| binaries::binaries(value, Arch::OURS)).unwrap_or_default(),
+            packages: given.get("openclaw-apt-packages", binaries::packages).unwrap_or_default(),
+        },
         default_version: DEFAULT_VERSION.to_owned(),
     };
-    if image.reference.is_some() && image.source == ImageSource::Npm {
+    if image.reference.is_some() && image.source != ImageSource::Release {
         given.refuse(
             "openclaw-image",
-            "openclaw-image and openclaw-image-source=npm contradict each other: remove one of them",
+            "openclaw-image and openclaw-image-source=npm or source contradict each other: remove one of them",
         );
     }
     image
+}
+
+fn image_source(given: &mut Given<'_>) -> ImageSource {
+    let words = [("release", "release"), ("npm", "npm"), ("source", "source")];
+    let named = given.get("openclaw-image-source", |value| check::one_of(value, &words)).unwrap_or("release");
+    let commit = given.get("openclaw-source-ref", source::reference);
+    // The whole is checked only when it is used: a template without a commit says nothing.
+    match (named, commit) {
+        ("npm", _) => ImageSource::Npm,
+        ("source", Some(commit)) => {
+            let template = given.get("openclaw-source-url", |value| Ok(value.to_owned()));
+            match source::located(commit, template.as_deref()) {
+                Ok(commit) => return ImageSource::Source(commit),
+                Err(allowed) => given.refuse("openclaw-source-url", format!("openclaw-source-url {allowed}")),
+            }
+            ImageSource::Release
+        }
+        ("source", None) => {
+            given.refuse(
+                "openclaw-image-source",
+                "openclaw-image-source=source needs openclaw-source-ref, the commit id of 40 hex digits: this version of \
+                 openclaw-init knows no version's commit",
+            );
+            ImageSource::Release
+        }
+        _ => ImageSource::Release,
+    }
 }
 
 fn gateway(given: &mut Given<'_>) -> GatewayConfig {
@@ -210,13 +250,6 @@ fn docker_source(value: &str) -> Checked<DockerSource> {
         value,
         &[("auto", DockerSource::Auto), ("docker-ce", DockerSource::DockerCe), ("distro", DockerSource::Distro)],
     )
-}
-
-fn image_source(value: &str) -> Checked<ImageSource> {
-    if value == "source" {
-        return Err("building from source is not implemented in this version of openclaw-init".to_owned());
-    }
-    check::one_of(value, &[("release", ImageSource::Release), ("npm", ImageSource::Npm)])
 }
 
 fn swap(value: &str) -> Checked<SwapChoice> {
@@ -251,6 +284,7 @@ mod tests {
                 reference: None,
                 source: ImageSource::Release,
                 npm_registry: None,
+                extras: Extras::default(),
                 default_version: DEFAULT_VERSION.to_owned(),
             },
             gateway: GatewayConfig {
@@ -306,8 +340,11 @@ mod tests {
         let table: &[(&str, &str, &[&str])] = &[
             ("openclaw-port", "many", &["openclaw-port", "\"many\"", "1 to 65535"]),
             ("openclaw-version", "latest", &["exact version"]),
-            ("openclaw-image-source", "source", &["not implemented"]),
-            ("openclaw-image-source", "git", &["release, npm"]),
+            ("openclaw-image-source", "source", &["openclaw-source-ref", "40 hex digits"]),
+            ("openclaw-source-ref", "main", &["openclaw-source-ref=\"main\"", "40 hex digits"]),
+            ("openclaw-image-source", "git", &["release, npm, source"]),
+            ("openclaw-binaries", "gog@latest", &["gog@0.28.0", "\"sha256\""]),
+            ("openclaw-apt-packages", "jq;id", &["Debian package"]),
             ("openclaw-swap", "2T", &["auto, off", "such as 2G"]),
             ("openclaw-config", "{}", &["not implemented", "remove it"]),
             ("openclaw-secret-KEY", "projects/p/secrets/s/versions/1", &["openclaw-secret-KEY", "not implemented"]),

@@ -79,6 +79,8 @@ codes! {
     UnsupportedSystem = 30, "unsupported-system", permanent;
     /// The loader could not fetch this program, and none was installed.
     LoaderFailed = 31, "loader-failed", permanent;
+    /// A download is not the file whose digest is pinned.
+    DigestMismatch = 32, "digest-mismatch", permanent;
 }
 
 impl fmt::Display for Code {

@@ -2,20 +2,28 @@
 
 mod build;
 mod choice;
+mod context;
+mod download;
+mod layer;
+mod npm;
+mod programs;
 mod pull;
+mod recipe;
+mod source;
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use bollard::models::ImageInspect;
 
-use crate::config::ImageConfig;
+use crate::config::{Extras, ImageConfig, SourceCommit};
 use crate::docker::Engine;
 use crate::failure::{Blame, Code};
 use crate::host::Host;
 use crate::record::Record;
 
 use choice::Source;
+use recipe::Recipe;
 
 /// How long the whole stage may take (the design's deadline).
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
@@ -25,9 +33,6 @@ const PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_secs(3), Duration:
 
 /// Where upstream publishes its image, first the primary registry, then the mirror on Docker Hub.
 const OFFICIAL: [&str; 2] = ["ghcr.io/openclaw/openclaw", "openclaw/openclaw"];
-
-/// The repository of images that were built on this machine.
-const BUILT: &str = "openclaw-init/openclaw";
 
 /// The label in which images that follow the OCI conventions carry their version.
 const VERSION_LABEL: &str = "org.opencontainers.image.version";
@@ -41,6 +46,8 @@ const GROW_BOOT_DISK: &str = "Images live on the boot disk: grow it with \
 pub struct Image {
     /// The reference that containers are created from.
     pub reference: String,
+    /// The same without what the operator adds: what the choice of an image is about.
+    pub base: String,
     /// The image id (`sha256:…`).
     pub id: String,
     /// The gateway version in it.
@@ -50,26 +57,29 @@ pub struct Image {
 /// Makes sure that the wanted image is on this machine; without network when it already is.
 ///
 /// Fails with [`Code::ImageNotFound`], [`Code::ImagePullFailed`], [`Code::ImageBuildFailed`],
-/// [`Code::OutOfMemory`] or [`Code::NoSpace`].
+/// [`Code::DigestMismatch`], [`Code::OutOfMemory`] or [`Code::NoSpace`].
 pub async fn ensure(host: &Host, engine: &Engine, config: &ImageConfig, record: &Record) -> Result<Image> {
+    context::clear(host).await?;
     let wanted = choice::decide(config, record);
     if let Some(warning) = wanted.warning {
         host.warn(warning);
     }
-    let late = match wanted.source {
-        Source::Npm => Code::ImageBuildFailed,
-        Source::Release | Source::Reference(_) => Code::ImagePullFailed,
+    let base = Base::new(&wanted.version, &wanted.source, config);
+    let late = match &base {
+        Base::Pulled(_) if config.extras.is_empty() => Code::ImagePullFailed,
+        _ => Code::ImageBuildFailed,
     };
     let work = async {
-        let (reference, inspect) = match wanted.source {
-            Source::Release => pull::first_of(host, engine, &official(&wanted.version)).await?,
-            Source::Reference(reference) => pull::first_of(host, engine, &[reference]).await?,
-            Source::Npm => build::ensure(host, engine, &wanted.version, config.npm_registry.as_deref()).await?,
+        if config.extras.is_empty() {
+            let (reference, inspect) = base.ensure(host, engine).await?;
+            return image(reference.clone(), reference, inspect, wanted.version);
+        }
+        let recipe = layer::recipe(&wanted.version, &base.identity(), &config.extras);
+        let inspect = match build::built(engine, &recipe).await? {
+            Some(inspect) => inspect,
+            None => extend(host, engine, &base, recipe.clone(), &config.extras).await?,
         };
-        let version = version_in(&inspect, &reference).unwrap_or(wanted.version);
-        let id = inspect.id.ok_or_else(|| anyhow!("the engine names no id of image {reference}"))?;
-        tracing::debug!("image {reference} is {id}, digests {:?}", inspect.repo_digests.unwrap_or_default());
-        Ok(Image { reference, id, version })
+        image(recipe.reference(), base.reference(), inspect, wanted.version)
     };
     tokio::time::timeout(DEADLINE, work)
         .await
@@ -77,12 +87,81 @@ pub async fn ensure(host: &Host, engine: &Engine, config: &ImageConfig, record: 
         .blame(late, "Check the VM's way to the registry, then run `sudo systemctl restart openclaw-init`.")?
 }
 
-fn official(version: &str) -> [String; 2] {
-    OFFICIAL.map(|repository| format!("{repository}:{version}"))
+fn image(reference: String, base: String, inspect: ImageInspect, wanted: String) -> Result<Image> {
+    let version = version_in(&inspect, &base).unwrap_or(wanted);
+    let id = inspect.id.ok_or_else(|| anyhow!("the engine names no id of image {reference}"))?;
+    tracing::debug!("image {reference} is {id}, digests {:?}", inspect.repo_digests.unwrap_or_default());
+    Ok(Image { reference, base, id, version })
 }
 
-fn built(version: &str) -> String {
-    format!("{BUILT}:{version}")
+/// Builds the layer with the operator's extras over the base, which is fetched or built if it is not here.
+async fn extend(
+    host: &Host,
+    engine: &Engine,
+    base: &Base<'_>,
+    recipe: Recipe,
+    extras: &Extras,
+) -> Result<ImageInspect> {
+    let (reference, inspect) = base.ensure(host, engine).await?;
+    let version = version_in(&inspect, &reference).unwrap_or_else(|| recipe.version.clone());
+    build::build(host, engine, &recipe, &version, async |directory| {
+        layer::pack(host, extras, (&reference, &inspect), directory).await
+    })
+    .await
+}
+
+/// The image without the operator's extras.
+enum Base<'a> {
+    /// One of these references, in this order.
+    Pulled(Vec<String>),
+    /// Built from the npm package.
+    Npm(Recipe),
+    /// Built from a commit of the source.
+    Commit(Recipe, &'a SourceCommit),
+}
+
+impl<'a> Base<'a> {
+    fn new(version: &str, source: &'a Source, config: &ImageConfig) -> Self {
+        match source {
+            Source::Release => Self::Pulled(official(version).to_vec()),
+            Source::Reference(reference) => Self::Pulled(vec![reference.clone()]),
+            Source::Npm => Self::Npm(npm::recipe(version, config.npm_registry.as_deref())),
+            Source::Commit(commit) => Self::Commit(source::recipe(version, commit), commit),
+        }
+    }
+
+    /// What determines it, as far as that is known without it.
+    fn identity(&self) -> String {
+        match self {
+            Self::Pulled(references) => references.join(" "),
+            Self::Npm(recipe) | Self::Commit(recipe, _) => recipe.fingerprint.clone(),
+        }
+    }
+
+    /// The name by which it is chosen.
+    fn reference(&self) -> String {
+        match self {
+            Self::Pulled(references) => references.first().cloned().unwrap_or_default(),
+            Self::Npm(recipe) | Self::Commit(recipe, _) => recipe.reference(),
+        }
+    }
+
+    async fn ensure(&self, host: &Host, engine: &Engine) -> Result<(String, ImageInspect)> {
+        let recipe = match self {
+            Self::Pulled(references) => return pull::first_of(host, engine, references).await,
+            Self::Npm(recipe) | Self::Commit(recipe, _) => recipe,
+        };
+        let inspect = match (build::built(engine, recipe).await?, self) {
+            (Some(inspect), _) => inspect,
+            (None, Self::Commit(_, commit)) => source::build(host, engine, recipe, commit).await?,
+            (None, _) => build::build(host, engine, recipe, &recipe.version, npm::pack).await?,
+        };
+        Ok((recipe.reference(), inspect))
+    }
+}
+
+fn official(version: &str) -> [String; 2] {
+    OFFICIAL.map(|repository| format!("{repository}:{version}"))
 }
 
 /// The version that the image says it has, else the one in its tag.

@@ -18,7 +18,7 @@ pub struct Record {
     pub version: Option<String>,
     /// The value of `openclaw-version` when that version was chosen.
     pub choice: Option<String>,
-    /// The image that first became ready on the state.
+    /// The image that first became ready on the state, without the operator's extras.
     pub image: Option<String>,
     /// Whether a gateway has lived in the state directory, as the directory itself shows it; never
     /// written. With it and without [`Record::version`] the state's version is unknown, not free to
@@ -52,7 +52,7 @@ impl Record {
             None => Self {
                 version: Some(image.version.clone()),
                 choice: config.version.clone(),
-                image: Some(image.reference.clone()),
+                image: Some(image.base.clone()),
                 ..self
             },
         }

@@ -175,6 +175,21 @@ pub(super) fn swap_size(value: &str) -> Checked<u64> {
         .ok_or_else(|| "must be one of: auto, off, or a size from 64M to 64G such as 2G".to_owned())
 }
 
+/// The URL of one file. Credentials would be readable in the metadata, so there are none.
+pub(super) fn download_url(value: &str) -> Checked<reqwest::Url> {
+    reqwest::Url::parse(value)
+        .ok()
+        .filter(|url| {
+            ["http", "https"].contains(&url.scheme())
+                && url.has_host()
+                && url.username().is_empty()
+                && url.password().is_none()
+                && url.fragment().is_none()
+                && value.bytes().all(|byte| byte.is_ascii_graphic())
+        })
+        .ok_or_else(|| "must be an http:// or https:// URL without user, password and fragment".to_owned())
+}
+
 /// A literal gateway token. Never shown in a message.
 pub(super) fn token(value: &str) -> Checked<Secret> {
     let lower = value.to_ascii_lowercase();

@@ -6,6 +6,10 @@ const KEYS: &[&str] = &[
     "openclaw-version",
     "openclaw-image",
     "openclaw-image-source",
+    "openclaw-source-url",
+    "openclaw-source-ref",
+    "openclaw-binaries",
+    "openclaw-apt-packages",
     "openclaw-data-disk",
     "openclaw-port",
     "openclaw-bind",
@@ -20,14 +24,7 @@ const KEYS: &[&str] = &[
 
 /// Documented attributes that this version cannot honour. Ignoring one would start a gateway that is
 /// not the one its operator described.
-const NOT_IMPLEMENTED: &[&str] = &[
-    "openclaw-source-url",
-    "openclaw-source-ref",
-    "openclaw-binaries",
-    "openclaw-apt-packages",
-    "openclaw-config",
-    "openclaw-registry-mirror",
-];
+const NOT_IMPLEMENTED: &[&str] = &["openclaw-config", "openclaw-registry-mirror"];
 
 /// Prefix of plain environment variables of the gateway.
 pub(super) const ENV_PREFIX: &str = "openclaw-env-";

@@ -212,7 +212,12 @@ mod tests {
     const MACHINE: Machine = Machine { memory: 4 << 30, memory_limit: true, own_init: true };
 
     fn image() -> Image {
-        Image { reference: "x/y:1".to_owned(), id: "sha256:1".to_owned(), version: "1".to_owned() }
+        Image {
+            reference: "x/y:1".to_owned(),
+            base: "x/y:1".to_owned(),
+            id: "sha256:1".to_owned(),
+            version: "1".to_owned(),
+        }
     }
 
     fn data() -> DataDir {

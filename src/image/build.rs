@@ -1,21 +1,23 @@
-//! Building the image from the npm package, with our own Dockerfile.
+//! Building an image with the engine, from whatever recipe.
 
 use std::collections::{HashMap, VecDeque};
+use std::io::ErrorKind;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow};
-use bollard::body_full;
+use bollard::body_try_stream;
 use bollard::models::{BuildInfo, BuildInfoAux, ImageInspect};
 use bollard::query_parameters::{BuildImageOptions, BuildImageOptionsBuilder, BuilderVersion};
 use futures_util::TryStreamExt as _;
-use sha2::{Digest as _, Sha256};
+use futures_util::stream::try_unfold;
 
-use super::{GROW_BOOT_DISK, PAUSES, built, present};
+use super::context::{Workplace, next_chunk};
+use super::recipe::Recipe;
+use super::{GROW_BOOT_DISK, PAUSES, VERSION_LABEL, present};
 use crate::docker::Engine;
 use crate::failure::{Blame as _, Code};
 use crate::host::{Host, tail};
-
-const DOCKERFILE: &str = include_str!("npm.Dockerfile");
 
 /// The label with the fingerprint of all that went into the build.
 const FINGERPRINT_LABEL: &str = "openclaw-init.fingerprint";
@@ -27,70 +29,62 @@ const IDLE: Duration = Duration::from_secs(600);
 const KEPT_LINES: usize = 20;
 const TOLD_BYTES: usize = 1024;
 
-/// The image built from `openclaw@version`, built only when the local tag has another fingerprint.
-pub(super) async fn ensure(
+/// The image of the recipe if it was built before.
+pub(super) async fn built(engine: &Engine, recipe: &Recipe) -> Result<Option<ImageInspect>> {
+    let inspect = present(engine, &recipe.reference()).await?;
+    Ok(inspect.filter(|inspect| label(inspect) == Some(&recipe.fingerprint)))
+}
+
+/// Builds the image of the recipe, which has the gateway's `version` in it, from the context that `pack` makes in
+/// the directory it is given. The image has its name only when the build has succeeded.
+pub(super) async fn build(
     host: &Host,
     engine: &Engine,
+    recipe: &Recipe,
     version: &str,
-    registry: Option<&str>,
-) -> Result<(String, ImageInspect)> {
-    let recipe = Recipe { version, registry };
-    let reference = built(version);
-    let fingerprint = recipe.fingerprint();
-    if let Some(inspect) = present(engine, &reference).await?
-        && label(&inspect) == Some(&fingerprint)
-    {
-        return Ok((reference, inspect));
-    }
-    build(host, engine, &recipe).await.with_context(|| format!("building image {reference}"))?;
-    let inspect = present(engine, &reference)
-        .await?
-        .filter(|inspect| label(inspect) == Some(&fingerprint))
-        .ok_or_else(|| anyhow!("the engine does not have image {reference} after building it"))?;
+    pack: impl AsyncFnOnce(&Path) -> Result<()>,
+) -> Result<ImageInspect> {
+    let reference = recipe.reference();
+    let place = Workplace::new(host).await?;
+    let outcome = match pack(place.path()).await {
+        Ok(()) => attempts(host, engine, recipe, version, &place).await,
+        Err(error) if is_full(&error) => Err(error).blame(Code::NoSpace, GROW_BOOT_DISK),
+        Err(error) => Err(error),
+    };
+    place.remove().await?;
+    outcome.with_context(|| format!("building image {reference}"))?;
+    let inspect = built(engine, recipe).await?;
+    let inspect = inspect.ok_or_else(|| anyhow!("the engine does not have image {reference} after building it"))?;
     host.changed(format!("built {reference}"));
-    Ok((reference, inspect))
+    Ok(inspect)
+}
+
+fn is_full(error: &Error) -> bool {
+    let full = |error: &std::io::Error| error.kind() == ErrorKind::StorageFull;
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(full)
 }
 
 fn label(inspect: &ImageInspect) -> Option<&String> {
     inspect.config.as_ref()?.labels.as_ref()?.get(FINGERPRINT_LABEL)
 }
 
-/// All that decides what the image becomes.
-#[derive(Debug, Clone, Copy)]
-struct Recipe<'a> {
-    version: &'a str,
-    registry: Option<&'a str>,
-}
-
-impl Recipe<'_> {
-    fn fingerprint(&self) -> String {
-        let mut hash = Sha256::new();
-        for part in [DOCKERFILE, self.version, self.registry.unwrap_or_default()] {
-            hash.update(part.len().to_le_bytes());
-            hash.update(part);
+fn options(recipe: &Recipe, version: &str, builder: Builder) -> Result<BuildImageOptions> {
+    let args: HashMap<_, _> = recipe.args.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let labels = [(FINGERPRINT_LABEL, recipe.fingerprint.as_str()), (VERSION_LABEL, version)];
+    let options = BuildImageOptionsBuilder::default()
+        .dockerfile("Dockerfile")
+        .t(&recipe.reference())
+        .rm(true)
+        .forcerm(true)
+        .buildargs(&args)
+        .labels(&HashMap::from(labels));
+    Ok(match builder {
+        Builder::Classic => options.version(BuilderVersion::BuilderV1).build(),
+        Builder::BuildKit => {
+            let session = getrandom::u64().context("choosing a session id")?;
+            options.version(BuilderVersion::BuilderBuildKit).session(&format!("{session:016x}")).build()
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    fn options(&self, builder: Builder) -> Result<BuildImageOptions> {
-        let mut args = HashMap::from([("OPENCLAW_VERSION", self.version)]);
-        args.extend(self.registry.map(|registry| ("NPM_REGISTRY", registry)));
-        let fingerprint = self.fingerprint();
-        let options = BuildImageOptionsBuilder::default()
-            .dockerfile("Dockerfile")
-            .t(&built(self.version))
-            .rm(true)
-            .forcerm(true)
-            .buildargs(&args)
-            .labels(&HashMap::from([(FINGERPRINT_LABEL, fingerprint.as_str())]));
-        Ok(match builder {
-            Builder::Classic => options.version(BuilderVersion::BuilderV1).build(),
-            Builder::BuildKit => {
-                let session = getrandom::u64().context("choosing a session id")?;
-                options.version(BuilderVersion::BuilderBuildKit).session(&format!("{session:016x}")).build()
-            }
-        })
-    }
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,11 +95,11 @@ enum Builder {
 
 /// Builds, three times if the network fails, and with the classic builder where `BuildKit`'s session
 /// does not come about (engines are about to drop the endpoint it uses).
-async fn build(host: &Host, engine: &Engine, recipe: &Recipe<'_>) -> Result<()> {
+async fn attempts(host: &Host, engine: &Engine, recipe: &Recipe, version: &str, place: &Workplace) -> Result<()> {
     let mut builder = if engine.buildkit { Builder::BuildKit } else { Builder::Classic };
     let mut pauses = PAUSES.iter().skip(1);
     loop {
-        let Err(error) = attempt(host, engine, recipe, builder).await else { return Ok(()) };
+        let Err(error) = attempt(host, engine, options(recipe, version, builder)?, place).await else { return Ok(()) };
         let text = format!("{error:#}");
         tracing::debug!("{text}");
         let trouble = Trouble::of(&text);
@@ -121,9 +115,8 @@ async fn build(host: &Host, engine: &Engine, recipe: &Recipe<'_>) -> Result<()> 
     }
 }
 
-async fn attempt(host: &Host, engine: &Engine, recipe: &Recipe<'_>, builder: Builder) -> Result<()> {
-    let options = recipe.options(builder)?;
-    let context = body_full(context()?.into());
+async fn attempt(host: &Host, engine: &Engine, options: BuildImageOptions, place: &Workplace) -> Result<()> {
+    let context = body_try_stream(try_unfold(place.open().await?, next_chunk));
     let mut stream = engine.client.build_image(options, None, Some(context));
     let mut output = Output::default();
     host.progress("starting the build");
@@ -142,16 +135,6 @@ async fn attempt(host: &Host, engine: &Engine, recipe: &Recipe<'_>, builder: Bui
             Err(error) => return Err(output.explain(error)),
         }
     }
-}
-
-/// The build context: a tar archive with nothing but the Dockerfile.
-fn context() -> Result<Vec<u8>> {
-    let mut header = tar::Header::new_gnu();
-    header.set_size(DOCKERFILE.len() as u64);
-    header.set_mode(0o644);
-    let mut archive = tar::Builder::new(Vec::new());
-    archive.append_data(&mut header, "Dockerfile", DOCKERFILE.as_bytes()).context("packing the Dockerfile")?;
-    archive.into_inner().context("packing the Dockerfile")
 }
 
 /// The last lines that the build said.
@@ -200,6 +183,7 @@ enum Trouble {
     OutOfMemory,
     NoSpace,
     NoSuchVersion,
+    NoSuchPackage,
     Transient,
     Other,
 }
@@ -230,6 +214,8 @@ impl Trouble {
                     "unexpected eof",
                 ],
             ),
+            // After the network: without apt's lists no package is found.
+            (Trouble::NoSuchPackage, &["unable to locate package", "no installation candidate", "' was not found"]),
         ];
         let error = error.to_ascii_lowercase();
         WORDS
@@ -238,7 +224,7 @@ impl Trouble {
             .map_or(Self::Other, |(trouble, _)| *trouble)
     }
 
-    fn verdict(self, recipe: &Recipe<'_>) -> (Code, String) {
+    fn verdict(self, recipe: &Recipe) -> (Code, String) {
         match self {
             Self::NoSpace => (Code::NoSpace, GROW_BOOT_DISK.to_owned()),
             Self::OutOfMemory => (
@@ -251,12 +237,11 @@ impl Trouble {
                 Code::ImageNotFound,
                 format!("npm has no openclaw@{}: check the attribute openclaw-version.", recipe.version),
             ),
-            Self::Session | Self::Transient | Self::Other => (
-                Code::ImageBuildFailed,
-                "Check that containers can reach the package registries, then run \
-                 `sudo systemctl restart openclaw-init`; or unset openclaw-image-source to use the prebuilt image."
-                    .to_owned(),
+            Self::NoSuchPackage => (
+                Code::ConfigInvalid,
+                "Debian has no such package: correct the attribute openclaw-apt-packages.".to_owned(),
             ),
+            Self::Session | Self::Transient | Self::Other => (Code::ImageBuildFailed, recipe.remedy.to_owned()),
         }
     }
 }
@@ -274,6 +259,9 @@ mod tests {
             ("The command '/bin/sh -c npm install' returned a non-zero code: 137", Trouble::OutOfMemory),
             ("npm error code ENOSPC", Trouble::NoSpace),
             ("npm error code ETARGET | npm error notarget No matching version found for openclaw@1", Trouble::NoSuchVersion),
+            ("E: Unable to locate package jqq", Trouble::NoSuchPackage),
+            ("W: Failed to fetch http://…/InRelease | E: Unable to locate package jq", Trouble::Transient),
+            ("E: Version '1' for 'jq' was not found", Trouble::NoSuchPackage),
             ("npm error code EAI_AGAIN", Trouble::Transient),
             ("failed to do request: Head \"https://…\": dial tcp: i/o timeout", Trouble::Transient),
             ("failed to solve: dockerfile parse error", Trouble::Other),
@@ -281,15 +269,6 @@ mod tests {
         for (error, trouble) in cases {
             assert_eq!(Trouble::of(error), trouble, "{error}");
         }
-    }
-
-    #[test]
-    fn the_fingerprint_tells_recipes_apart() {
-        let of = |version, registry| Recipe { version, registry }.fingerprint();
-        assert_eq!(of("1", None), of("1", None));
-        assert_ne!(of("1", None), of("2", None));
-        assert_ne!(of("1", None), of("1", Some("https://npm.example")));
-        assert_eq!(of("1", None).len(), 64);
     }
 
     #[test]
@@ -304,14 +283,5 @@ mod tests {
         assert_eq!(output.lines.len(), KEPT_LINES);
         let error = format!("{:#}", output.explain(anyhow!("exit code: 1")));
         assert!(error.ends_with("line 48 | line 49: exit code: 1"), "{error}");
-    }
-
-    #[test]
-    fn the_context_is_an_archive_of_the_dockerfile() -> Result<()> {
-        let bytes = context()?;
-        let mut archive = tar::Archive::new(bytes.as_slice());
-        let paths = archive.entries()?.map(|entry| Ok(entry?.path()?.into_owned())).collect::<Result<Vec<_>>>()?;
-        assert_eq!(paths, [std::path::PathBuf::from("Dockerfile")]);
-        Ok(())
     }
 }

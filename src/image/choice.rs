@@ -1,8 +1,9 @@
 //! Which version of the gateway this machine should have, and from where: the operator's choice for an empty
 //! state, what last owned it for any other.
 
-use super::{built, official};
-use crate::config::{ImageConfig, ImageSource};
+use super::official;
+use super::recipe::is_built;
+use crate::config::{ImageConfig, ImageSource, SourceCommit};
 use crate::record::Record;
 
 /// Which image this machine should have.
@@ -23,6 +24,8 @@ pub(super) enum Source {
     Release,
     /// Built from the npm package.
     Npm,
+    /// Built from a commit of the source.
+    Commit(SourceCommit),
     /// Exactly this reference.
     Reference(String),
 }
@@ -30,9 +33,10 @@ pub(super) enum Source {
 /// The operator's choice for an empty state. An existing state keeps what last owned it: replacing a
 /// version needs a backup and a way back, which this version of the program does not have yet.
 pub(super) fn decide(config: &ImageConfig, record: &Record) -> Wanted {
-    let source = match config.source {
+    let source = match &config.source {
         ImageSource::Release => Source::Release,
         ImageSource::Npm => Source::Npm,
+        ImageSource::Source(commit) => Source::Commit(commit.clone()),
     };
     let Some(version) = record.version.clone() else {
         let version = config.version.clone().unwrap_or_else(|| config.default_version.clone());
@@ -72,12 +76,13 @@ pub(super) fn decide(config: &ImageConfig, record: &Record) -> Wanted {
 
 /// True for an image that this program chooses by itself for `version`.
 fn is_standard(image: &str, version: &str) -> bool {
-    official(version).iter().any(|official| official == image) || image == built(version)
+    official(version).iter().any(|official| official == image) || is_built(image, version)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Extras;
 
     const BAKED: &str = "2026.9.4";
 
@@ -87,6 +92,7 @@ mod tests {
             reference: reference.map(str::to_owned),
             source,
             npm_registry: None,
+            extras: Extras::default(),
             default_version: BAKED.to_owned(),
         }
     }
@@ -110,6 +116,7 @@ mod tests {
         let owned = record(Some("2026.9.5"), None, Some(hub));
         let chosen = record(Some("2026.9.5"), Some("latest"), Some(hub));
         let own = record(Some("2026.9.5"), None, Some("registry.example/claw:9"));
+        let built_here = record(Some("2026.9.5"), None, Some("localhost/openclaw-init:2026.9.5-0123456789ab"));
         #[rustfmt::skip]
         let cases = [
             (config(None, None, Release), &empty, BAKED, Source::Release, false),
@@ -124,6 +131,7 @@ mod tests {
             (config(None, Some(hub), Release), &owned, "2026.9.5", reference(hub), false),
             (config(None, Some("x/y:1"), Release), &owned, "2026.9.5", Source::Release, true),
             (config(None, Some("x/y:1"), Release), &own, "2026.9.5", reference("registry.example/claw:9"), true),
+            (config(None, None, Release), &built_here, "2026.9.5", Source::Release, false),
             (config(None, None, Release), &own, "2026.9.5", reference("registry.example/claw:9"), false),
         ];
         for (config, record, version, source, warned) in cases {

@@ -28,6 +28,8 @@ use crate::state::Lab;
 const HELPERS: [&str; 2] = ["slirp4netns", "dnsmasq"];
 /// The name of Cloud Storage's API.
 const STORAGE_NAME: &str = "storage.googleapis.com";
+/// Where upstream's source is; the lab has archives of its own under the same paths.
+const SOURCE_NAME: &str = "github.com";
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// Starts the cloud's process, whose metadata server tells `metadata`; returns when all its servers answer.
@@ -122,9 +124,10 @@ async fn internet(
 ) -> Result<impl Future<Output = Result<()>> + use<>> {
     let content = Content::prepare(&Cache::from_env()?)?;
     let files = axum::serve(listen(STORAGE).await?, server.files_router(lab.files()));
-    let certificate = content.ca().server_certificate(&[STORAGE_NAME])?;
+    let certificate = content.ca().server_certificate(&[STORAGE_NAME, SOURCE_NAME])?;
     let storage = TlsListener::bind((STORAGE, HTTPS).into(), &certificate).await?;
-    let storage = axum::serve(storage, server.storage_router(lab.files()));
+    let other_paths = server.files_router(lab.files());
+    let storage = axum::serve(storage, server.storage_router(lab.files()).fallback_service(other_paths));
     let content = content.start(repository, &lab.content()).await?;
     Ok(async {
         tokio::select! {
@@ -157,7 +160,12 @@ fn way_out(lab: &Lab) -> Result<Child> {
 /// The name server of the VM. Google's own names stay in the lab: the script runner looks up
 /// `storage.googleapis.com` before any download and waits 100 s for it (facts of the guest agent).
 fn name_server(lab: &Lab) -> Result<Child> {
-    let own = [("metadata.google.internal", METADATA), ("metadata", METADATA), ("googleapis.com", STORAGE)];
+    let own = [
+        ("metadata.google.internal", METADATA),
+        ("metadata", METADATA),
+        ("googleapis.com", STORAGE),
+        (SOURCE_NAME, STORAGE),
+    ];
     let mut command = Command::new("dnsmasq");
     command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"]);
     command.args(["--user=root", "--pid-file=", "--filter-AAAA", "--cache-size=1000", "--log-facility=-"]);

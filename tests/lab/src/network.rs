@@ -113,10 +113,32 @@ fn connect(cloud: &str, machine: &str) -> Result<()> {
 
 /// Masquerades what leaves; what is for the link-local block never leaves.
 fn filter(cloud: &str) -> Result<()> {
-    let rules = r#"table ip lab {
-        chain leaving { type filter hook postrouting priority 0; oifname "tap0" ip daddr 169.254.0.0/16 drop; }
-        chain source { type nat hook postrouting priority 100; oifname "tap0" masquerade; }
-    }"#;
+    nft(
+        cloud,
+        r#"table ip lab {
+            chain leaving { type filter hook postrouting priority 0; oifname "tap0" ip daddr 169.254.0.0/16 drop; }
+            chain source { type nat hook postrouting priority 100; oifname "tap0" masquerade; }
+        }"#,
+    )
+}
+
+/// Makes everything but the metadata server silent to the machine: registries, repositories, web servers, the way out.
+pub fn cut_internet(lab: &Lab) -> Result<()> {
+    nft(
+        &lab.cloud(),
+        r#"table ip cut {
+            chain servers { type filter hook input priority 0; ip daddr 198.18.0.0/24 drop; }
+            chain out { type filter hook forward priority 0; oifname "tap0" drop; }
+        }"#,
+    )
+}
+
+/// Ends [`cut_internet`].
+pub fn mend_internet(lab: &Lab) -> Result<()> {
+    nft(&lab.cloud(), "delete table ip cut")
+}
+
+fn nft(cloud: &str, rules: &str) -> Result<()> {
     let mut command = Command::new("nsenter");
     command.args([&net_of(cloud), "nft", "--file", "-"]).stdin(Stdio::piped());
     let mut child = command.spawn().context("starting nft")?;

@@ -5,6 +5,7 @@
 mod baked;
 mod binary;
 mod cloud_init;
+mod contents;
 mod cuts;
 mod disks;
 mod failures;
@@ -38,6 +39,8 @@ const ALL: &[Scenario] = &[
     ("loader", loader::script_with_every_turn_of_the_loader),
     ("cloud-init", cloud_init::boots_and_other_carriers),
     ("baked-image", baked::sealed_image_boots_without_internet),
+    ("binaries", contents::binaries_and_packages_are_part_of_the_image),
+    ("source", contents::source_of_a_commit_is_built),
     ("npm", sources::npm_builds_on_the_machine),
     ("small", sources::two_gigabytes_of_memory_and_a_small_boot_disk),
     ("debian-13", sources::debian_13),

@@ -33,6 +33,11 @@ pub(super) fn two_gigabytes_of_memory_and_a_small_boot_disk(rig: &Rig) -> Result
     ensure!(memory <= 2 * 1024 * 1024, "the machine sees {memory} kB of memory");
     let disk: u64 = rig.shell("df --output=size -BG / | tail -1 | tr -dc 0-9")?.parse()?;
     ensure!(disk <= 10, "the boot disk has {disk} GB");
+    // Too small for a build from source: said before anything is downloaded, and the gateway goes on.
+    rig.attribute("openclaw-image-source=source")?;
+    rig.attribute(&format!("openclaw-source-ref={}", "0a".repeat(20)))?;
+    rig.boot(23)?.has(&["needs 6.0 GiB of memory", "release", "npm", "e2-standard-2"])?;
+    ensure!(rig.shell("curl -s http://127.0.0.1:18789/readyz")?.contains("\"ready\":true"), "the gateway is gone");
     Ok(())
 }
 

@@ -1,0 +1,163 @@
+//! The build context: a tar archive on the boot disk, made there and handed to the engine piece by piece.
+//!
+//! It lies where only root can write, and only while an image is built.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use tokio::io::AsyncReadExt as _;
+
+use crate::host::Host;
+
+/// Where images are prepared: on the boot disk, as the engine's images are.
+const DIRECTORY: &str = "/var/lib/openclaw-init/build";
+
+/// The archive in it.
+const ARCHIVE: &str = "context.tar";
+
+/// How much is read and handed on at a time.
+const CHUNK: usize = 64 * 1024;
+
+/// A directory for one build.
+#[derive(Debug)]
+pub(super) struct Workplace {
+    directory: PathBuf,
+}
+
+impl Workplace {
+    /// An empty one; what a build that was cut left in it is removed.
+    pub(super) async fn new(host: &Host) -> Result<Self> {
+        let directory = host.path(DIRECTORY);
+        remove(&directory).await?;
+        tokio::fs::create_dir_all(&directory).await.with_context(|| format!("making {}", directory.display()))?;
+        Ok(Self { directory })
+    }
+
+    /// Where files of the build may be put.
+    pub(super) fn path(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The archive that was packed, from its first byte.
+    pub(super) async fn open(&self) -> Result<tokio::fs::File> {
+        let path = self.directory.join(ARCHIVE);
+        tokio::fs::File::open(&path).await.with_context(|| format!("opening {}", path.display()))
+    }
+
+    /// Removes it with all that is in it.
+    pub(super) async fn remove(self) -> Result<()> {
+        remove(&self.directory).await
+    }
+}
+
+/// Removes what a build that was cut left behind.
+pub(super) async fn clear(host: &Host) -> Result<()> {
+    let directory = host.path(DIRECTORY);
+    if tokio::fs::try_exists(&directory).await.with_context(|| format!("looking for {}", directory.display()))? {
+        remove(&directory).await?;
+        host.changed(format!("removed {}, left by a build that was cut", directory.display()));
+    }
+    Ok(())
+}
+
+async fn remove(directory: &Path) -> Result<()> {
+    match tokio::fs::remove_dir_all(directory).await {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", directory.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The next piece of the archive.
+pub(super) async fn next_chunk<B: From<Vec<u8>>>(
+    mut file: tokio::fs::File,
+) -> std::io::Result<Option<(B, tokio::fs::File)>> {
+    let mut chunk = vec![0; CHUNK];
+    let length = file.read(&mut chunk).await?;
+    chunk.truncate(length);
+    Ok((length > 0).then(|| (chunk.into(), file)))
+}
+
+/// Packs the Dockerfile and programs, each under its path in the context, mode 0755.
+pub(super) async fn pack(directory: &Path, dockerfile: String, programs: Vec<(String, PathBuf)>) -> Result<()> {
+    let directory = directory.to_owned();
+    tokio::task::spawn_blocking(move || {
+        let mut archive = create(&directory)?;
+        append(&mut archive, "Dockerfile", 0o644, dockerfile.len() as u64, dockerfile.as_bytes())?;
+        for (name, path) in programs {
+            let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+            let length = file.metadata().with_context(|| format!("looking at {}", path.display()))?.len();
+            append(&mut archive, &name, 0o755, length, file)?;
+            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+        finish(archive)
+    })
+    .await
+    .context("waiting for the build context")?
+}
+
+/// An archive being packed.
+pub(super) type Archive = tar::Builder<BufWriter<File>>;
+
+/// Begins the archive below `directory`.
+pub(super) fn create(directory: &Path) -> Result<Archive> {
+    let path = directory.join(ARCHIVE);
+    let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    Ok(tar::Builder::new(BufWriter::with_capacity(CHUNK, file)))
+}
+
+/// Completes it.
+pub(super) fn finish(archive: Archive) -> Result<()> {
+    archive.into_inner().and_then(|mut file| file.flush()).context("completing the build context")
+}
+
+fn append(archive: &mut Archive, name: &str, mode: u32, length: u64, content: impl std::io::Read) -> Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(length);
+    header.set_mode(mode);
+    archive.append_data(&mut header, name, content).with_context(|| format!("packing {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_engine_gets_the_dockerfile_and_the_programs() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let host = Host::new(root.path());
+        let place = Workplace::new(&host).await?;
+        let program = place.path().join("download");
+        let content = vec![b'x'; 3 * CHUNK + 1];
+        fs::write(&program, &content)?;
+        pack(place.path(), "FROM scratch\n".to_owned(), vec![("bin/x".to_owned(), program)]).await?;
+
+        let (mut file, mut bytes) = (place.open().await?, Vec::new());
+        while let Some((chunk, rest)) = next_chunk::<Vec<u8>>(file).await? {
+            bytes.extend(chunk);
+            file = rest;
+        }
+        let mut archive = tar::Archive::new(bytes.as_slice());
+        let mut found = Vec::new();
+        for entry in archive.entries()? {
+            let mut entry = entry?;
+            let mut text = Vec::new();
+            entry.read_to_end(&mut text)?;
+            found.push((entry.path()?.display().to_string(), entry.header().mode()?, text));
+        }
+        let dockerfile = ("Dockerfile".to_owned(), 0o644, b"FROM scratch\n".to_vec());
+        assert_eq!(found, [dockerfile, ("bin/x".to_owned(), 0o755, content)]);
+
+        // The next run finds what a cut left, says so once, and leaves nothing.
+        clear(&host).await?;
+        clear(&host).await?;
+        assert_eq!(host.notes().borrow().changes.len(), 1);
+        assert!(!host.path(DIRECTORY).exists());
+        Ok(())
+    }
+}

@@ -16,6 +16,7 @@ use crate::config::{Config, MetadataAccess};
 use crate::docker::RepositoryTrust;
 use crate::failure::{Blame, Code};
 use crate::host::{Access, Host};
+use crate::metadata::Client;
 use crate::record::Record;
 use crate::stage::{Stage, within};
 use crate::{docker, image, shield, swap, units};
@@ -36,6 +37,9 @@ pub struct Options {
     /// Where the image comes from: release, npm
     #[arg(long, value_name = "SOURCE")]
     image_source: Option<String>,
+    /// A mirror of Docker Hub, for closed networks
+    #[arg(long, value_name = "REGISTRY/PATH")]
+    registry_mirror: Option<String>,
     /// The npm registry, for closed networks
     #[arg(long, value_name = "URL")]
     npm_registry: Option<String>,
@@ -53,6 +57,7 @@ impl Options {
         let given = [
             (VERSION, &self.version),
             ("openclaw-image-source", &self.image_source),
+            ("openclaw-registry-mirror", &self.registry_mirror),
             ("openclaw-npm-registry", &self.npm_registry),
             ("openclaw-docker", &self.docker),
             ("openclaw-docker-apt-url", &self.docker_apt_url),
@@ -70,16 +75,16 @@ impl Options {
 }
 
 /// Makes everything be here that machines made from this boot disk need from the internet: Docker, the
-/// gateway's image, this program and its units. Needs no metadata server. Safe to run again. Returns the last
+/// gateway's image, this program and its units. Needs no metadata server but for an image at Google's. Safe to run again. Returns the last
 /// words for the operator.
-pub async fn run(host: &Host, options: &Options) -> Result<String> {
+pub async fn run(host: &Host, metadata: &Client, options: &Options) -> Result<String> {
     let _only_run = only_run(host).await?;
     let config = options.config()?;
     let trust = RepositoryTrust::of(host).await?;
     let engine = within(Stage::Docker, docker::ensure(host, &config.docker, &trust)).await?;
     within(Stage::Swap, swap::ensure(host, config.swap)).await;
     within(Stage::Shield, shield::ensure(host, MetadataAccess::Block)).await?;
-    within(Stage::Image, image::ensure(host, &engine, &config.image, &Record::default())).await?;
+    within(Stage::Image, image::ensure(host, &engine, metadata, &config.image, &Record::default())).await?;
 
     let version = config.image.version.unwrap_or(config.image.default_version);
     let mut attributes = options.attributes();

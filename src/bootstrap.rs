@@ -96,7 +96,7 @@ async fn stages(host: &Host, metadata: &Client, report: &Report) -> Result<Ready
     stage(report, Stage::Shield, shield::ensure(host, config.metadata_access)).await?;
     let record = Record::read(host, &data).await.map_err(|error| Failure { stage: Stage::Image, error })?;
     let (image, secrets) = tokio::join!(
-        stage(report, Stage::Image, image::ensure(host, &engine, &config.image, &record)),
+        stage(report, Stage::Image, image::ensure(host, &engine, metadata, &config.image, &record)),
         stage(report, Stage::Secrets, secrets::ensure(host, &data, &config.gateway)),
     );
     let (image, secrets) = (image?, secrets?);

@@ -92,6 +92,8 @@ pub struct ImageConfig {
     pub reference: Option<String>,
     /// `openclaw-image-source`.
     pub source: ImageSource,
+    /// `openclaw-registry-mirror`: registry and path that have what Docker Hub has.
+    pub mirror: Option<String>,
     /// `openclaw-npm-registry`.
     pub npm_registry: Option<String>,
     /// What the image gets beside the gateway.
@@ -185,6 +187,7 @@ fn image(given: &mut Given<'_>) -> ImageConfig {
         version: given.get("openclaw-version", check::version),
         reference: given.get("openclaw-image", check::image),
         source: image_source(given),
+        mirror: given.get("openclaw-registry-mirror", check::registry_path),
         npm_registry: given.get("openclaw-npm-registry", check::base_url),
         extras: Extras {
             binaries: given.get("openclaw-binaries", |value| binaries::binaries(value, Arch::OURS)).unwrap_or_default(),
@@ -283,6 +286,7 @@ mod tests {
                 version: None,
                 reference: None,
                 source: ImageSource::Release,
+                mirror: None,
                 npm_registry: None,
                 extras: Extras::default(),
                 default_version: DEFAULT_VERSION.to_owned(),
@@ -308,6 +312,7 @@ mod tests {
             ("openclaw-version", " 2026.9.6\n"),
             ("openclaw-image-source", "npm"),
             ("openclaw-npm-registry", "http://10.0.0.2:4873/"),
+            ("openclaw-registry-mirror", "europe-docker.pkg.dev/p/hub"),
             ("openclaw-data-disk", "state"),
             ("openclaw-port", "8080"),
             ("openclaw-bind", "0.0.0.0"),
@@ -322,6 +327,7 @@ mod tests {
         assert_eq!(config.image.version.as_deref(), Some("2026.9.6"));
         assert_eq!(config.image.source, ImageSource::Npm);
         assert_eq!(config.image.npm_registry.as_deref(), Some("http://10.0.0.2:4873"));
+        assert_eq!(config.image.mirror.as_deref(), Some("europe-docker.pkg.dev/p/hub"));
         assert_eq!(config.disk, DiskChoice::Named("state".to_owned()));
         assert_eq!((config.gateway.port, config.gateway.bind.to_string().as_str()), (8080, "0.0.0.0"));
         assert_eq!(config.gateway.token, Some(Secret::new(token)));

@@ -9,6 +9,7 @@ mod npm;
 mod programs;
 mod pull;
 mod recipe;
+mod registries;
 mod source;
 
 use std::time::Duration;
@@ -20,10 +21,12 @@ use crate::config::{Extras, ImageConfig, SourceCommit};
 use crate::docker::Engine;
 use crate::failure::{Blame, Code};
 use crate::host::Host;
+use crate::metadata::Client;
 use crate::record::Record;
 
 use choice::Source;
 use recipe::Recipe;
+use registries::Registries;
 
 /// How long the whole stage may take (the design's deadline).
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
@@ -58,7 +61,14 @@ pub struct Image {
 ///
 /// Fails with [`Code::ImageNotFound`], [`Code::ImagePullFailed`], [`Code::ImageBuildFailed`],
 /// [`Code::DigestMismatch`], [`Code::OutOfMemory`] or [`Code::NoSpace`].
-pub async fn ensure(host: &Host, engine: &Engine, config: &ImageConfig, record: &Record) -> Result<Image> {
+pub async fn ensure(
+    host: &Host,
+    engine: &Engine,
+    metadata: &Client,
+    config: &ImageConfig,
+    record: &Record,
+) -> Result<Image> {
+    let registries = Registries { mirror: config.mirror.as_deref(), metadata };
     context::clear(host).await?;
     let wanted = choice::decide(config, record);
     if let Some(warning) = wanted.warning {
@@ -71,13 +81,13 @@ pub async fn ensure(host: &Host, engine: &Engine, config: &ImageConfig, record: 
     };
     let work = async {
         if config.extras.is_empty() {
-            let (reference, inspect) = base.ensure(host, engine).await?;
+            let (reference, inspect) = base.ensure(host, engine, registries).await?;
             return image(reference.clone(), reference, inspect, wanted.version);
         }
         let recipe = layer::recipe(&wanted.version, &base.identity(), &config.extras);
         let inspect = match build::built(engine, &recipe).await? {
             Some(inspect) => inspect,
-            None => extend(host, engine, &base, recipe.clone(), &config.extras).await?,
+            None => extend(host, engine, registries, &base, recipe.clone(), &config.extras).await?,
         };
         image(recipe.reference(), base.reference(), inspect, wanted.version)
     };
@@ -98,13 +108,14 @@ fn image(reference: String, base: String, inspect: ImageInspect, wanted: String)
 async fn extend(
     host: &Host,
     engine: &Engine,
+    registries: Registries<'_>,
     base: &Base<'_>,
     recipe: Recipe,
     extras: &Extras,
 ) -> Result<ImageInspect> {
-    let (reference, inspect) = base.ensure(host, engine).await?;
+    let (reference, inspect) = base.ensure(host, engine, registries).await?;
     let version = version_in(&inspect, &reference).unwrap_or_else(|| recipe.version.clone());
-    build::build(host, engine, &recipe, &version, async |directory| {
+    build::build(host, engine, registries, &recipe, &version, async |directory| {
         layer::pack(host, extras, (&reference, &inspect), directory).await
     })
     .await
@@ -146,15 +157,15 @@ impl<'a> Base<'a> {
         }
     }
 
-    async fn ensure(&self, host: &Host, engine: &Engine) -> Result<(String, ImageInspect)> {
+    async fn ensure(&self, host: &Host, engine: &Engine, registries: Registries<'_>) -> Result<(String, ImageInspect)> {
         let recipe = match self {
-            Self::Pulled(references) => return pull::first_of(host, engine, references).await,
+            Self::Pulled(references) => return pull::first_of(host, engine, registries, references).await,
             Self::Npm(recipe) | Self::Commit(recipe, _) => recipe,
         };
         let inspect = match (build::built(engine, recipe).await?, self) {
             (Some(inspect), _) => inspect,
-            (None, Self::Commit(_, commit)) => source::build(host, engine, recipe, commit).await?,
-            (None, _) => build::build(host, engine, recipe, &recipe.version, npm::pack).await?,
+            (None, Self::Commit(_, commit)) => source::build(host, engine, registries, recipe, commit).await?,
+            (None, _) => build::build(host, engine, registries, recipe, &recipe.version, npm::pack).await?,
         };
         Ok((recipe.reference(), inspect))
     }

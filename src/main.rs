@@ -85,7 +85,7 @@ async fn run(command: Option<Command>) -> ExitCode {
         Some(Command::Boot { unit }) => boot(&host, unit).await,
         Some(Command::Install) => units::install(&host).await.map(|_| ExitCode::SUCCESS),
         Some(Command::Status { json, wait }) => status(&host, json, wait).await,
-        Some(Command::Bake(options)) => told(&host, bake::run(&host, &options)).await,
+        Some(Command::Bake(options)) => bake(&host, &options).await,
         Some(Command::Seal { force }) => told(&host, seal::run(&host, force)).await,
         Some(Command::Uninstall) => told(&host, uninstall::run(&host)).await,
         Some(Command::Stop) => stop(&host).await,
@@ -109,6 +109,10 @@ async fn boot(host: &Host, unit: bool) -> anyhow::Result<ExitCode> {
         Ok(_) => Ok(ExitCode::SUCCESS),
         Err(failure) => Ok(failure.code().exit_code().into()),
     }
+}
+
+async fn bake(host: &Host, options: &bake::Options) -> anyhow::Result<ExitCode> {
+    told(host, bake::run(host, &metadata()?, options)).await
 }
 
 /// A command that tells each of its changes, and its last words.

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::failure::{Blame, Code, one_line};
 use crate::http;
+use crate::secret::Secret;
 
 pub use trouble::{Heals, Trouble};
 
@@ -38,6 +39,9 @@ const LONGEST_DELAY: Duration = Duration::from_millis(2500);
 
 /// A 403 can be the host's own passing security check; it is asked once more, after this long.
 const FORBIDDEN_DELAY: Duration = Duration::from_secs(2);
+
+/// How long a token may take: the server has answered before.
+const TOKEN_DEADLINE: Duration = Duration::from_secs(30);
 
 /// When a person who watches the boot should be told what it waits for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -126,10 +130,17 @@ impl Client {
     }
 
     async fn read(&self, tries: &mut Tries) -> Result<Instance, Trouble> {
-        let instance: Option<tree::Instance> = self.tree("instance/", tries).await?;
+        let instance: Option<tree::Instance> = self.json("instance/?recursive=true&alt=json", tries).await?;
         let instance = instance.ok_or_else(|| Trouble::new(Heals::Never, anyhow!("it knows no instance (404)")))?;
-        let project: Option<tree::Project> = self.tree("project/", tries).await?;
+        let project: Option<tree::Project> = self.json("project/?recursive=true&alt=json", tries).await?;
         Ok(tree::merge(instance, project.unwrap_or_default()))
+    }
+
+    /// An access token of the VM's service account, good for some minutes at least; `None` when it has no account.
+    pub async fn access_token(&self) -> Result<Option<Secret>> {
+        let mut tries = Tries::new(TOKEN_DEADLINE);
+        let token: Option<tree::Token> = self.json("instance/service-accounts/default/token", &mut tries).await?;
+        Ok(token.map(|token| token.access_token))
     }
 
     /// Sets a guest attribute. One request, no retry; [`Trouble::heals`] says whether another may do better.
@@ -162,23 +173,22 @@ impl Client {
         self.http.request(method, format!("{}{path}", self.base)).header(FLAVOR.0, FLAVOR.1).timeout(timeout)
     }
 
-    /// Reads a directory as JSON, `None` when the server has no such directory.
-    async fn tree<T: DeserializeOwned>(&self, directory: &str, tries: &mut Tries) -> Result<Option<T>, Trouble> {
+    /// Reads what the server has at `path` as JSON, `None` when it has nothing there.
+    async fn json<T: DeserializeOwned>(&self, path: &str, tries: &mut Tries) -> Result<Option<T>, Trouble> {
         loop {
-            let asked = self.tree_once(directory, tries.request_timeout()).await;
+            let asked = self.json_once(path, tries.request_timeout()).await;
             match asked {
                 Err(trouble) => match tries.delay_after(&trouble) {
                     Some(delay) => tokio::time::sleep(delay).await,
-                    None => return Err(trouble.doing(format!("reading {directory}"))),
+                    None => return Err(trouble.doing(format!("reading {}", path.split('?').next().unwrap_or(path)))),
                 },
                 answer => return answer,
             }
         }
     }
 
-    async fn tree_once<T: DeserializeOwned>(&self, directory: &str, timeout: Duration) -> Result<Option<T>, Trouble> {
-        let request = self.request(Method::GET, directory, timeout).query(&[("recursive", "true"), ("alt", "json")]);
-        let (status, body) = send(request).await?;
+    async fn json_once<T: DeserializeOwned>(&self, path: &str, timeout: Duration) -> Result<Option<T>, Trouble> {
+        let (status, body) = send(self.request(Method::GET, path, timeout)).await?;
         match status {
             StatusCode::OK => serde_json::from_slice(&body).map(Some).map_err(|error| Trouble::of_json(&error)),
             StatusCode::NOT_FOUND => Ok(None),

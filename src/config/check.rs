@@ -76,6 +76,21 @@ pub(super) fn image(value: &str) -> Checked<String> {
     if good { Ok(value.to_owned()) } else { Err(allowed.to_owned()) }
 }
 
+/// A registry, perhaps with a path: what stands before the names of its images.
+pub(super) fn registry_path(value: &str) -> Checked<String> {
+    let value = value.trim_end_matches('/');
+    let (first, path) = value.split_once('/').map_or((value, None), |(first, path)| (first, Some(path)));
+    let good = (first.contains(['.', ':']) || first == "localhost")
+        && is_registry(first)
+        && path.is_none_or(|path| path.split('/').all(is_component))
+        && value.len() <= 200;
+    if good {
+        Ok(value.to_owned())
+    } else {
+        Err("must be a registry and a path in it, without https://, such as mirror.example/docker-hub".to_owned())
+    }
+}
+
 fn is_tag(tag: &str) -> bool {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     (1..=128).contains(&tag.len())
@@ -300,6 +315,25 @@ mod tests {
             &upper,
         ];
         accepts(image, &good, &bad);
+    }
+
+    #[test]
+    fn registry_paths() {
+        accepts(
+            registry_path,
+            &["mirror.example", "europe-docker.pkg.dev/p-1/hub", "localhost:5000/a/b", "10.0.0.2:5000", "m.example/a/"],
+            &[
+                "",
+                "mirror",
+                "https://m.example/a",
+                "m.example/A",
+                "m.example//a",
+                "m.example/a:1",
+                "u@m.example/a",
+                "m.example:x/a",
+            ],
+        );
+        assert_eq!(registry_path("m.example/a/").as_deref(), Ok("m.example/a"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ const KEYS: &[&str] = &[
     "openclaw-bind",
     "openclaw-gateway-token",
     "openclaw-docker",
+    "openclaw-registry-mirror",
     "openclaw-npm-registry",
     "openclaw-docker-apt-url",
     "openclaw-swap",
@@ -24,7 +25,7 @@ const KEYS: &[&str] = &[
 
 /// Documented attributes that this version cannot honour. Ignoring one would start a gateway that is
 /// not the one its operator described.
-const NOT_IMPLEMENTED: &[&str] = &["openclaw-config", "openclaw-registry-mirror"];
+const NOT_IMPLEMENTED: &[&str] = &["openclaw-config"];
 
 /// Prefix of plain environment variables of the gateway.
 pub(super) const ENV_PREFIX: &str = "openclaw-env-";

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow};
+use bollard::auth::DockerCredentials;
 use bollard::body_try_stream;
 use bollard::models::{BuildInfo, BuildInfoAux, ImageInspect};
 use bollard::query_parameters::{BuildImageOptions, BuildImageOptionsBuilder, BuilderVersion};
@@ -14,6 +15,7 @@ use futures_util::stream::try_unfold;
 
 use super::context::{Workplace, next_chunk};
 use super::recipe::Recipe;
+use super::registries::Registries;
 use super::{GROW_BOOT_DISK, PAUSES, VERSION_LABEL, present};
 use crate::docker::Engine;
 use crate::failure::{Blame as _, Code};
@@ -40,6 +42,7 @@ pub(super) async fn built(engine: &Engine, recipe: &Recipe) -> Result<Option<Ima
 pub(super) async fn build(
     host: &Host,
     engine: &Engine,
+    registries: Registries<'_>,
     recipe: &Recipe,
     version: &str,
     pack: impl AsyncFnOnce(&Path) -> Result<()>,
@@ -47,7 +50,7 @@ pub(super) async fn build(
     let reference = recipe.reference();
     let place = Workplace::new(host).await?;
     let outcome = match pack(place.path()).await {
-        Ok(()) => attempts(host, engine, recipe, version, &place).await,
+        Ok(()) => attempts(host, engine, registries, recipe, version, &place).await,
         Err(error) if is_full(&error) => Err(error).blame(Code::NoSpace, GROW_BOOT_DISK),
         Err(error) => Err(error),
     };
@@ -68,8 +71,14 @@ fn label(inspect: &ImageInspect) -> Option<&String> {
     inspect.config.as_ref()?.labels.as_ref()?.get(FINGERPRINT_LABEL)
 }
 
-fn options(recipe: &Recipe, version: &str, builder: Builder) -> Result<BuildImageOptions> {
-    let args: HashMap<_, _> = recipe.args.iter().map(|(name, value)| (*name, value.as_str())).collect();
+fn options(
+    recipe: &Recipe,
+    bases: &[(&'static str, String)],
+    version: &str,
+    builder: Builder,
+) -> Result<BuildImageOptions> {
+    let args = recipe.args.iter().chain(bases).map(|(name, value)| (*name, value.as_str()));
+    let args: HashMap<_, _> = args.collect();
     let labels = [(FINGERPRINT_LABEL, recipe.fingerprint.as_str()), (VERSION_LABEL, version)];
     let options = BuildImageOptionsBuilder::default()
         .dockerfile("Dockerfile")
@@ -95,11 +104,21 @@ enum Builder {
 
 /// Builds, three times if the network fails, and with the classic builder where `BuildKit`'s session
 /// does not come about (engines are about to drop the endpoint it uses).
-async fn attempts(host: &Host, engine: &Engine, recipe: &Recipe, version: &str, place: &Workplace) -> Result<()> {
+async fn attempts(
+    host: &Host,
+    engine: &Engine,
+    registries: Registries<'_>,
+    recipe: &Recipe,
+    version: &str,
+    place: &Workplace,
+) -> Result<()> {
+    let bases: Vec<_> = recipe.bases.iter().map(|(name, base)| (*name, registries.source_of(base))).collect();
     let mut builder = if engine.buildkit { Builder::BuildKit } else { Builder::Classic };
     let mut pauses = PAUSES.iter().skip(1);
     loop {
-        let Err(error) = attempt(host, engine, options(recipe, version, builder)?, place).await else { return Ok(()) };
+        let credentials = registries.build_credentials(bases.iter().map(|(_, base)| base.as_str())).await?;
+        let options = options(recipe, &bases, version, builder)?;
+        let Err(error) = attempt(host, engine, options, credentials, place).await else { return Ok(()) };
         let text = format!("{error:#}");
         tracing::debug!("{text}");
         let trouble = Trouble::of(&text);
@@ -115,9 +134,15 @@ async fn attempts(host: &Host, engine: &Engine, recipe: &Recipe, version: &str, 
     }
 }
 
-async fn attempt(host: &Host, engine: &Engine, options: BuildImageOptions, place: &Workplace) -> Result<()> {
+async fn attempt(
+    host: &Host,
+    engine: &Engine,
+    options: BuildImageOptions,
+    credentials: HashMap<String, DockerCredentials>,
+    place: &Workplace,
+) -> Result<()> {
     let context = body_try_stream(try_unfold(place.open().await?, next_chunk));
-    let mut stream = engine.client.build_image(options, None, Some(context));
+    let mut stream = engine.client.build_image(options, Some(credentials), Some(context));
     let mut output = Output::default();
     host.progress("starting the build");
     loop {

@@ -91,6 +91,7 @@ mod tests {
             version: version.map(str::to_owned),
             reference: reference.map(str::to_owned),
             source,
+            mirror: None,
             npm_registry: None,
             extras: Extras::default(),
             default_version: BAKED.to_owned(),

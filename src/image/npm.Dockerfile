@@ -1,6 +1,7 @@
 # The gateway from its npm package, in the shape of upstream's image: working directory /app with
 # openclaw.mjs, user node (1000:1000), tini as the entry point, `openclaw` on the path.
-FROM node:24-bookworm-slim
+ARG NODE_IMAGE=node:24-bookworm-slim
+FROM $NODE_IMAGE
 
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \

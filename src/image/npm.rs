@@ -9,13 +9,16 @@ use super::recipe::Recipe;
 
 const DOCKERFILE: &str = include_str!("npm.Dockerfile");
 
+const BASES: &[(&str, &str)] = &[("NODE_IMAGE", "node:24-bookworm-slim")];
+
 const REMEDY: &str = "Check that containers can reach the package registries, then run `sudo systemctl restart \
     openclaw-init`; or unset openclaw-image-source to use the prebuilt image.";
 
 pub(super) fn recipe(version: &str, registry: Option<&str>) -> Recipe {
     let mut args = vec![("OPENCLAW_VERSION", version.to_owned())];
     args.extend(registry.map(|registry| ("NPM_REGISTRY", registry.to_owned())));
-    Recipe::new(version, args, &[DOCKERFILE, version, registry.unwrap_or_default()], REMEDY)
+    let parts = [DOCKERFILE, version, registry.unwrap_or_default()];
+    Recipe { bases: BASES, ..Recipe::new(version, args, &parts, REMEDY) }
 }
 
 /// Packs the build context below `directory`.

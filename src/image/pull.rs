@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use bollard::models::{CreateImageInfo, ImageInspect};
-use bollard::query_parameters::CreateImageOptionsBuilder;
+use bollard::query_parameters::{CreateImageOptionsBuilder, RemoveImageOptions, TagImageOptionsBuilder};
 use futures_util::TryStreamExt as _;
 
+use super::registries::{GRANT, Registries, is_at_googles};
 use super::{GROW_BOOT_DISK, PAUSES, present};
 use crate::docker::Engine;
 use crate::failure::{Blame as _, Code};
@@ -18,24 +19,37 @@ const IDLE: Duration = Duration::from_secs(180);
 
 const MEGABYTE: i64 = 1_000_000;
 
-/// The first of the references that is on this machine, else the first that can be pulled.
+/// The first of the references that is on this machine, else the first that can be pulled, from `registries`.
 ///
 /// In each of three rounds every reference is tried once; one that its registry does not have is not
 /// asked for again.
-pub(super) async fn first_of(host: &Host, engine: &Engine, references: &[String]) -> Result<(String, ImageInspect)> {
+pub(super) async fn first_of(
+    host: &Host,
+    engine: &Engine,
+    registries: Registries<'_>,
+    references: &[String],
+) -> Result<(String, ImageInspect)> {
     for reference in references {
         if let Some(inspect) = present(engine, reference).await? {
             return Ok((reference.clone(), inspect));
         }
     }
-    let mut left = references.to_vec();
+    let mut left: Vec<(String, String)> = Vec::new();
+    for reference in references {
+        let source = registries.source_of(reference);
+        if left.iter().all(|(_, other)| *other != source) {
+            left.push((reference.clone(), source));
+        }
+    }
+    let remedy = not_found(left.iter().map(|(_, source)| source.as_str()));
+    let asked = left.iter().map(|(_, source)| source.as_str()).collect::<Vec<_>>().join(" or ");
     let (mut missing, mut failed) = (String::new(), Vec::new());
     for pause in PAUSES {
         tokio::time::sleep(pause).await;
         failed.clear();
-        for reference in std::mem::take(&mut left) {
-            let Err(error) = pull(host, engine, &reference).await else {
-                return pulled(host, engine, reference).await;
+        for (reference, source) in std::mem::take(&mut left) {
+            let Err(error) = pull(host, engine, registries, &source).await else {
+                return pulled(host, engine, reference, &source).await;
             };
             let text = format!("{error:#}");
             tracing::debug!("{text}");
@@ -44,7 +58,7 @@ pub(super) async fn first_of(host: &Host, engine: &Engine, references: &[String]
                 Trouble::NotFound => missing = text,
                 Trouble::Transient => {
                     failed.push(text);
-                    left.push(reference);
+                    left.push((reference, source));
                 }
             }
         }
@@ -53,10 +67,8 @@ pub(super) async fn first_of(host: &Host, engine: &Engine, references: &[String]
         }
     }
     if left.is_empty() {
-        return Err(anyhow!("{missing}").context(format!("no registry has {}", references.join(" or ")))).blame(
-            Code::ImageNotFound,
-            "Check the attributes openclaw-version and openclaw-image (an image that needs a login is refused likewise).",
-        );
+        return Err(anyhow!("{missing}").context(format!("no registry has {asked}")))
+            .blame(Code::ImageNotFound, remedy);
     }
     Err(anyhow!(failed.join("; "))).blame(
         Code::ImagePullFailed,
@@ -65,29 +77,50 @@ pub(super) async fn first_of(host: &Host, engine: &Engine, references: &[String]
     )
 }
 
-async fn pulled(host: &Host, engine: &Engine, reference: String) -> Result<(String, ImageInspect)> {
-    let inspect = present(engine, &reference)
-        .await?
-        .ok_or_else(|| anyhow!("the engine lost image {reference} after pulling it"))?;
+/// What to do about an image that no registry has.
+fn not_found<'a>(mut sources: impl Iterator<Item = &'a str>) -> &'static str {
+    if sources.any(is_at_googles) {
+        return GRANT;
+    }
+    "Check the attributes openclaw-version, openclaw-image and openclaw-registry-mirror (an image that needs a login is \
+     refused likewise)."
+}
+
+/// Looks at what was pulled, and gives what came through a mirror its own name instead.
+async fn pulled(host: &Host, engine: &Engine, reference: String, source: &str) -> Result<(String, ImageInspect)> {
+    let found = async |name: &str| {
+        present(engine, name).await?.ok_or_else(|| anyhow!("the engine lost image {name} after pulling it"))
+    };
+    let inspect = found(source).await?;
     let digest = inspect.repo_digests.iter().flatten().next().cloned().unwrap_or_else(|| "no digest".to_owned());
     host.changed(format!("pulled {reference} ({digest})"));
+    if source == reference {
+        return Ok((reference, inspect));
+    }
+    let (repository, tag) = reference.rsplit_once(':').ok_or_else(|| anyhow!("{reference} has no tag"))?;
+    let name = TagImageOptionsBuilder::default().repo(repository).tag(tag).build();
+    engine.client.tag_image(source, Some(name)).await.with_context(|| format!("naming {source} {reference}"))?;
+    let untagged = engine.client.remove_image(source, None::<RemoveImageOptions>, None).await;
+    untagged.with_context(|| format!("removing the name {source}"))?;
+    let inspect = found(&reference).await?;
     Ok((reference, inspect))
 }
 
-async fn pull(host: &Host, engine: &Engine, reference: &str) -> Result<()> {
-    let options = CreateImageOptionsBuilder::default().from_image(&with_tag(reference)).build();
-    let mut stream = engine.client.create_image(Some(options), None, None);
+async fn pull(host: &Host, engine: &Engine, registries: Registries<'_>, source: &str) -> Result<()> {
+    let options = CreateImageOptionsBuilder::default().from_image(&with_tag(source)).build();
+    let credentials = registries.credentials(source).await?;
+    let mut stream = engine.client.create_image(Some(options), None, credentials);
     let mut layers = Layers::default();
-    host.progress(format!("pulling {reference}"));
+    host.progress(format!("pulling {source}"));
     loop {
         let next = tokio::time::timeout(IDLE, stream.try_next())
             .await
             .map_err(|_| anyhow!("nothing came for {} s", IDLE.as_secs()))
             .and_then(|next| Ok(next?))
-            .with_context(|| format!("pulling {reference}"))?;
+            .with_context(|| format!("pulling {source}"))?;
         let Some(info) = next else { return Ok(()) };
         if layers.note(&info) {
-            host.progress(format!("pulling {reference}: {}", layers.shown()));
+            host.progress(format!("pulling {source}: {}", layers.shown()));
         }
     }
 }
@@ -117,6 +150,8 @@ impl Trouble {
             "name unknown",
             "denied",
             "unauthorized",
+            "no basic auth credentials",
+            "403 forbidden",
             "repository does not exist",
             "invalid reference format",
             "no matching manifest",
@@ -192,6 +227,8 @@ mod tests {
             ("Get \"https://ghcr.io/v2/\": net/http: TLS handshake timeout", Trouble::Transient),
             ("received unexpected HTTP status: 503 Service Unavailable", Trouble::Transient),
             ("toomanyrequests: You have reached your pull rate limit", Trouble::Transient),
+            ("Head \"https://eu.pkg.dev/v2/p/i/manifests/1\": no basic auth credentials", Trouble::NotFound),
+            ("unexpected status from GET request to https://eu.pkg.dev/v2/p/i/manifests/1: 403 Forbidden", Trouble::NotFound),
             ("failed to register layer: write /app/x: no space left on device", Trouble::NoSpace),
         ];
         for (error, trouble) in cases {

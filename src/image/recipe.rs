@@ -16,6 +16,9 @@ pub(super) struct Recipe {
     pub(super) version: String,
     /// Build arguments.
     pub(super) args: Vec<(&'static str, String)>,
+    /// Base images on Docker Hub, as the build arguments that name them. Where they come from does not
+    /// determine the image.
+    pub(super) bases: &'static [(&'static str, &'static str)],
     /// Digest of everything that determines the image.
     pub(super) fingerprint: String,
     /// What to do when the build fails for a reason that has no remedy of its own.
@@ -31,7 +34,7 @@ impl Recipe {
             hash.update(part);
         }
         let fingerprint = hex(&hash.finalize());
-        Self { version: version.to_owned(), args, fingerprint, remedy }
+        Self { version: version.to_owned(), args, bases: &[], fingerprint, remedy }
     }
 
     /// The image's name on this machine: another recipe has another one.

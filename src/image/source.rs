@@ -11,6 +11,7 @@ use nix::sys::statvfs::statvfs;
 
 use super::download::Download;
 use super::recipe::Recipe;
+use super::registries::Registries;
 use super::{GROW_BOOT_DISK, build};
 use crate::config::SourceCommit;
 use crate::docker::Engine;
@@ -49,6 +50,7 @@ pub(super) fn recipe(version: &str, source: &SourceCommit) -> Recipe {
 pub(super) async fn build(
     host: &Host,
     engine: &Engine,
+    registries: Registries<'_>,
     recipe: &Recipe,
     source: &SourceCommit,
 ) -> Result<ImageInspect> {
@@ -58,7 +60,7 @@ pub(super) async fn build(
     // Not part of the fingerprint: it decides whether the build succeeds, not what it makes.
     let heap = UPSTREAM_HEAP.min(memory / memory::MIB * HEAP_PERCENT / 100);
     recipe.args.push(("OPENCLAW_DOCKER_BUILD_NODE_OPTIONS", format!("--max-old-space-size={heap}")));
-    build::build(host, engine, &recipe, &recipe.version, async |directory| {
+    build::build(host, engine, registries, &recipe, &recipe.version, async |directory| {
         pack(host, &recipe.version, source, directory).await
     })
     .await

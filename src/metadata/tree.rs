@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::Disk;
+use crate::secret::Secret;
 
 /// `instance/`. Only the id is indispensable: it is what makes this machine this machine.
 #[derive(Debug, Deserialize)]
@@ -30,6 +31,12 @@ pub(super) struct Instance {
 pub(super) struct Project {
     project_id: String,
     attributes: BTreeMap<String, String>,
+}
+
+/// A service account's token.
+#[derive(Debug, Deserialize)]
+pub(super) struct Token {
+    pub(super) access_token: Secret,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -40,6 +41,17 @@ pub const REGISTRY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 /// Where Docker's package repository is.
 pub const DOCKER_REPOSITORY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 3);
 
+/// Where Artifact Registry is (Cloud Storage has the address before it).
+pub const ARTIFACT_REGISTRY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 5);
+/// The name of Artifact Registry in the lab's region.
+pub const ARTIFACT_REGISTRY_NAME: &str = "europe-docker.pkg.dev";
+/// A private repository there that has what Docker Hub has: project and repository.
+pub const PRIVATE_REPOSITORY: &str = "openclaw-lab/hub";
+/// Who may read it: the user that stands for a token, and the bcrypt hash of [`ACCESS_TOKEN`].
+///
+/// [`ACCESS_TOKEN`]: crate::metadata_server::ACCESS_TOKEN
+const READER: &str = "oauth2accesstoken:$2b$05$abcdefghijklmnopqrstuuUXN49nkphBU0aoz9bkhx0198ZTlX716\n";
+
 const REGISTRY_NAMES: [&str; 4] = ["ghcr.io", "registry-1.docker.io", "index.docker.io", "auth.docker.io"];
 const DOCKER_REPOSITORY_NAME: &str = "download.docker.com";
 pub(crate) const HTTPS: u16 = 443;
@@ -47,6 +59,19 @@ pub(crate) const HTTPS: u16 = 443;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long the registry may take until it listens.
 const REGISTRY_START: Duration = Duration::from_secs(20);
+
+/// Where the file-system storage driver keeps things.
+const REGISTRY_TREE: &str = "docker/registry/v2";
+/// The directory of the private registry's own files.
+const PRIVATE: &str = "artifact-registry";
+
+/// How one registry is seen from the machine.
+struct Front<'a> {
+    names: &'a [&'a str],
+    address: Ipv4Addr,
+    storage: &'a Path,
+    accounts: Option<&'a Path>,
+}
 
 /// Everything that the lab serves besides metadata, made and cached.
 #[derive(Debug)]
@@ -72,7 +97,8 @@ impl Content {
     pub fn names() -> Vec<(String, IpAddr)> {
         let registry = REGISTRY_NAMES.map(|name| (name.to_owned(), IpAddr::V4(REGISTRY)));
         let docker = (DOCKER_REPOSITORY_NAME.to_owned(), IpAddr::V4(DOCKER_REPOSITORY));
-        registry.into_iter().chain([docker]).collect()
+        let private = (ARTIFACT_REGISTRY_NAME.to_owned(), IpAddr::V4(ARTIFACT_REGISTRY));
+        registry.into_iter().chain([docker, private]).collect()
     }
 
     /// The lab's authority.
@@ -101,8 +127,33 @@ impl Content {
             DockerRepository::Unreachable => None,
             repository => Some(self.bind_docker_apt(repository, directory).await?),
         };
-        let registry = self.start_registry(directory).await?;
-        Ok(Serving { registry, docker_apt })
+        let public = Front { names: &REGISTRY_NAMES, address: REGISTRY, storage: &self.images, accounts: None };
+        let registry = self.start_registry(directory, &public).await?;
+        let own = directory.join(PRIVATE);
+        let (storage, accounts) = self.private_repository(&own)?;
+        let private = Front {
+            names: &[ARTIFACT_REGISTRY_NAME],
+            address: ARTIFACT_REGISTRY,
+            storage: &storage,
+            accounts: Some(&accounts),
+        };
+        let artifact_registry = self.start_registry(&own, &private).await?;
+        Ok(Serving { registry, artifact_registry, docker_apt })
+    }
+
+    /// The public images once more, below [`PRIVATE_REPOSITORY`]: links in a storage of its own; and who may read it.
+    fn private_repository(&self, directory: &Path) -> Result<(PathBuf, PathBuf)> {
+        let (storage, accounts) = (directory.join("storage"), directory.join("accounts"));
+        let (theirs, ours) = (self.images.join(REGISTRY_TREE), storage.join(REGISTRY_TREE));
+        let repository = ours.join("repositories").join(PRIVATE_REPOSITORY);
+        if !repository.exists() {
+            let parent = repository.parent().context("the repository has no parent directory")?;
+            fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+            symlink(theirs.join("blobs"), ours.join("blobs")).context("linking the images' content")?;
+            symlink(theirs.join("repositories"), &repository).context("linking the images' names")?;
+        }
+        write(&accounts, READER.as_bytes(), 0o600)?;
+        Ok((storage, accounts))
     }
 
     /// [`Content::start`], then [`Serving::run`].
@@ -110,13 +161,14 @@ impl Content {
         self.start(repository, directory).await?.run().await
     }
 
-    async fn start_registry(&self, directory: &Path) -> Result<Child> {
-        let certificate = self.ca.server_certificate(&REGISTRY_NAMES)?;
+    async fn start_registry(&self, directory: &Path, front: &Front<'_>) -> Result<Child> {
+        let certificate = self.ca.server_certificate(front.names)?;
         let (chain, key) = (directory.join("registry.pem"), directory.join("registry.key"));
         write(&chain, certificate.chain_pem.as_bytes(), 0o644)?;
         write(&key, certificate.key_pem.as_bytes(), 0o600)?;
-        let address = SocketAddr::from((REGISTRY, HTTPS));
-        let registry = Registry { storage: &self.images, address, tls: Some((&chain, &key)), read_only: true };
+        let address = SocketAddr::from((front.address, HTTPS));
+        let (storage, accounts) = (front.storage, front.accounts);
+        let registry = Registry { storage, address, tls: Some((&chain, &key)), read_only: true, accounts };
         let mut command = Command::from(registry.command(directory)?);
         let mut child = command.kill_on_drop(true).spawn().context("starting docker-registry")?;
         let deadline = Instant::now() + REGISTRY_START;
@@ -145,14 +197,15 @@ impl Content {
     }
 }
 
-/// All requests that were answered so far with `directory` given to [`Content::start`]: the image registries'
-/// first, then the package repository's, each oldest first. Nothing was pulled if there is no blob's path.
+/// All requests that were answered so far with `directory` given to [`Content::start`]: the public registries'
+/// first, then the private one's and the package repository's, each oldest first. Nothing was pulled if there is no blob's path.
 pub fn requests(directory: &Path) -> Result<Vec<Request>> {
     let read = |file: PathBuf| match fs::read_to_string(&file) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
         other => other.with_context(|| format!("reading {}", file.display())),
     };
     let mut requests = registry::requests(&read(registry::log_file(directory))?);
+    requests.extend(registry::requests(&read(registry::log_file(&directory.join(PRIVATE)))?));
     for line in read(docker_apt_log(directory))?.lines() {
         requests.push(serde_json::from_str(line).with_context(|| format!("reading the request {line:?}"))?);
     }
@@ -166,6 +219,7 @@ fn docker_apt_log(directory: &Path) -> PathBuf {
 /// The servers, listening. Dropping it ends them.
 pub struct Serving {
     registry: Child,
+    artifact_registry: Child,
     docker_apt: Option<(TlsListener, Router)>,
 }
 
@@ -187,6 +241,7 @@ impl Serving {
         tokio::select! {
             result = docker_apt => result,
             status = self.registry.wait() => bail!("docker-registry ended: {}", status.context("waiting for it")?),
+            status = self.artifact_registry.wait() => bail!("the private registry ended: {}", status.context("waiting for it")?),
         }
     }
 }

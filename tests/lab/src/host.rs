@@ -69,8 +69,12 @@ pub fn install(tools: &[(&str, &str)]) -> Result<()> {
 ///
 /// As released, unless `$OPENCLAW_LAB_PROFILE` names another profile: `dev` builds in a tenth of the time.
 pub fn binary(settings: &[(&str, &str)]) -> Result<PathBuf> {
-    let profile = env::var("OPENCLAW_LAB_PROFILE").unwrap_or_else(|_| "release".into());
-    build(&profile, "openclaw-init", "openclaw-init", settings)
+    build(&profile(), "openclaw-init", "openclaw-init", settings)
+}
+
+/// The cargo profile of the program under test.
+pub fn profile() -> String {
+    env::var("OPENCLAW_LAB_PROFILE").unwrap_or_else(|_| "release".into())
 }
 
 /// The program that stands in for the gateway, built now if its sources changed.

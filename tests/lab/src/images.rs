@@ -303,7 +303,7 @@ impl Tree {
 pub(crate) fn push(layout: &Layout, directory: &Path) -> Result<()> {
     let storage = directory.join("storage");
     let address = free_port()?;
-    let registry = Registry { storage: &storage, address, tls: None, read_only: false };
+    let registry = Registry { storage: &storage, address, tls: None, read_only: false, accounts: None };
     let running = Running(registry.command(layout.directory())?.spawn().context("starting docker-registry")?);
     wait_for(address)?;
     for image in layout.names()? {

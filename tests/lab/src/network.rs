@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 
-use crate::cloud_content::{DOCKER_REPOSITORY, REGISTRY};
+use crate::cloud_content::{ARTIFACT_REGISTRY, DOCKER_REPOSITORY, REGISTRY};
 use crate::program::run;
 use crate::state::Lab;
 
@@ -41,7 +41,7 @@ pub fn create(lab: &Lab) -> Result<()> {
             .with_context(|| format!("making the network namespace {namespace}"))?;
         ip(namespace, &["link", "set", "lo", "up"])?;
     }
-    for address in [METADATA, REGISTRY, DOCKER_REPOSITORY, STORAGE] {
+    for address in [METADATA, REGISTRY, DOCKER_REPOSITORY, STORAGE, ARTIFACT_REGISTRY] {
         ip(&cloud, &["address", "add", &format!("{address}/32"), "dev", "lo"])?;
     }
     ip(&cloud, &["route", "add", "blackhole", "169.254.0.0/16"])?;

@@ -21,6 +21,8 @@ pub struct Registry<'a> {
     pub tls: Option<(&'a Path, &'a Path)>,
     /// Whether pushes are refused.
     pub read_only: bool,
+    /// Who may come in, as a file of bcrypt hashes (`htpasswd -B`); everybody without it.
+    pub accounts: Option<&'a Path>,
 }
 
 impl Registry<'_> {
@@ -46,7 +48,7 @@ impl Registry<'_> {
         if let Some((certificate, key)) = self.tls {
             http["tls"] = json!({ "certificate": certificate, "key": key });
         }
-        json!({
+        let mut configuration = json!({
             "version": "0.1",
             "log": { "accesslog": { "disabled": true }, "level": "info", "formatter": "json" },
             "storage": {
@@ -55,7 +57,11 @@ impl Registry<'_> {
                 "redirect": { "disable": true },
             },
             "http": http,
-        })
+        });
+        if let Some(accounts) = self.accounts {
+            configuration["auth"] = json!({ "htpasswd": { "realm": "lab", "path": accounts } });
+        }
+        configuration
     }
 }
 

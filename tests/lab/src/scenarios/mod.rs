@@ -4,6 +4,7 @@
 
 mod baked;
 mod binary;
+mod closed;
 mod cloud_init;
 mod contents;
 mod cuts;
@@ -39,6 +40,7 @@ const ALL: &[Scenario] = &[
     ("loader", loader::script_with_every_turn_of_the_loader),
     ("cloud-init", cloud_init::boots_and_other_carriers),
     ("baked-image", baked::sealed_image_boots_without_internet),
+    ("private-registry", closed::private_registry_with_the_vms_account),
     ("binaries", contents::binaries_and_packages_are_part_of_the_image),
     ("source", contents::source_of_a_commit_is_built),
     ("npm", sources::npm_builds_on_the_machine),

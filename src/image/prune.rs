@@ -1,0 +1,115 @@
+//! Old images: what this program brought to the machine and no gateway needs any more.
+
+use std::collections::{BTreeSet, HashMap};
+
+use anyhow::{Context, Result};
+use bollard::errors::Error as DockerError;
+use bollard::models::ImageSummary;
+use bollard::query_parameters::{ListImagesOptions, PruneBuildOptionsBuilder, RemoveImageOptions};
+
+use super::build::FINGERPRINT_LABEL;
+use super::{BUILT, OFFICIAL, present};
+use crate::docker::Engine;
+use crate::host::Host;
+
+/// What may be kept of the builder's cache beside the layers that it shares with images. Engines before 28
+/// know no limit here and keep those layers only.
+const BUILD_CACHE: i64 = 1_000_000_000;
+
+/// Removes every image of ours but those behind the references (or ids) of `keep`, and bounds the build cache.
+///
+/// Ours is what carries the gateway's official name or the name of what is built here, and what a later build
+/// took that name from. An image that a container uses stays, and so does one that has another name as well:
+/// it only loses ours. What goes wrong is a warning.
+pub async fn prune(host: &Host, engine: &Engine, keep: &[&str]) {
+    if let Err(error) = try_prune(host, engine, keep).await {
+        host.warn(format!("old images may take up the boot disk: {error:#}"));
+    }
+}
+
+async fn try_prune(host: &Host, engine: &Engine, keep: &[&str]) -> Result<()> {
+    let mut kept = BTreeSet::new();
+    for reference in keep {
+        kept.extend(present(engine, reference).await?.and_then(|inspect| inspect.id));
+    }
+    let images = engine.client.list_images(None::<ListImagesOptions>).await.context("listing images")?;
+    for name in superfluous(&images, &kept) {
+        match engine.client.remove_image(&name, None::<RemoveImageOptions>, None).await {
+            Ok(_) => host.changed(format!("removed image {name}")),
+            // Of one that is in use; and of one that went with another.
+            Err(DockerError::DockerResponseServerError { status_code: 404 | 409, message }) => {
+                tracing::debug!("image {name} stays: {message}");
+            }
+            Err(error) => return Err(error).with_context(|| format!("removing image {name}")),
+        }
+    }
+    let cache = PruneBuildOptionsBuilder::default().max_used_space(BUILD_CACHE).build();
+    let pruned = engine.client.prune_build(Some(cache)).await.context("pruning the build cache")?;
+    tracing::debug!("pruned {} bytes of build cache", pruned.space_reclaimed.unwrap_or_default());
+    Ok(())
+}
+
+/// The names of ours (ids, where there is none) that images outside `keep` have.
+fn superfluous(images: &[ImageSummary], keep: &BTreeSet<String>) -> Vec<String> {
+    let mut names = Vec::new();
+    for image in images.iter().filter(|image| !keep.contains(&image.id)) {
+        let real = |list: &[String]| list.iter().filter(|name| !name.starts_with("<none>")).cloned().collect::<Vec<_>>();
+        let (tags, digests) = (real(&image.repo_tags), real(&image.repo_digests));
+        if !tags.is_empty() {
+            names.extend(tags.into_iter().filter(|tag| is_ours(tag)));
+        } else if !digests.is_empty() {
+            names.extend(digests.into_iter().filter(|digest| is_ours(digest)));
+        } else if image.labels.contains_key(FINGERPRINT_LABEL) {
+            names.push(image.id.clone());
+        }
+    }
+    names
+}
+
+fn is_ours(name: &str) -> bool {
+    let repositories = OFFICIAL.iter().chain([&BUILT]);
+    repositories.into_iter().any(|ours| name.strip_prefix(ours).is_some_and(|rest| rest.starts_with([':', '@'])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(id: &str, tags: &[&str], digests: &[&str], labelled: bool) -> ImageSummary {
+        let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let labels = labelled.then(|| (FINGERPRINT_LABEL.to_owned(), "f".to_owned()));
+        ImageSummary {
+            id: id.to_owned(),
+            repo_tags: owned(tags),
+            repo_digests: owned(digests),
+            labels: labels.into_iter().collect::<HashMap<_, _>>(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn only_what_is_ours_and_not_kept_goes() {
+        let none = "<none>:<none>";
+        #[rustfmt::skip]
+        let images = [
+            image("current", &["ghcr.io/openclaw/openclaw:3"], &["ghcr.io/openclaw/openclaw@sha256:3"], false),
+            image("previous", &["openclaw-init/openclaw:2"], &[], true),
+            image("old", &["openclaw/openclaw:1", "openclaw-init/openclaw:1"], &["openclaw/openclaw@sha256:1"], true),
+            image("shared", &["openclaw/openclaw:0", "mine:0"], &[], false),
+            image("by-digest", &[], &["openclaw/openclaw@sha256:9"], false),
+            image("rebuilt", &[none], &["<none>@<none>"], true),
+            image("foreign", &["node:24", "registry.example/openclaw/openclaw:1", "openclaw/openclaw-x:1"], &[], false),
+            image("dangling", &[none], &["<none>@<none>"], false),
+        ];
+        let keep = ["current", "previous"].map(str::to_owned).into();
+        let names = superfluous(&images, &keep);
+        let wanted = [
+            "openclaw/openclaw:1",
+            "openclaw-init/openclaw:1",
+            "openclaw/openclaw:0",
+            "openclaw/openclaw@sha256:9",
+            "rebuilt",
+        ];
+        assert_eq!(names, wanted);
+    }
+}

@@ -1,0 +1,146 @@
+//! Where images come from when not from their own registry, and who this VM is there.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result};
+use bollard::auth::DockerCredentials;
+
+use super::OFFICIAL;
+use crate::metadata::Client;
+
+/// The user name that Google's registries expect beside an access token
+/// (docs.cloud.google.com/artifact-registry/docs/docker/authentication).
+const TOKEN_USER: &str = "oauth2accesstoken";
+
+/// What to do when a registry of Google's refuses or does not find.
+pub(super) const GRANT: &str = "Check the reference (gcloud artifacts docker images list). The VM's service account needs \
+     the role Artifact Registry Reader (gcloud artifacts repositories add-iam-policy-binding REPOSITORY \
+     --location=LOCATION --member=serviceAccount:ACCOUNT --role=roles/artifactregistry.reader), and the stopped VM that \
+     account with a scope that allows it (gcloud compute instances set-service-account VM --zone=ZONE \
+     --service-account=ACCOUNT --scopes=cloud-platform).";
+
+/// The mirror, if there is one, and the VM's account.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Registries<'a> {
+    /// `openclaw-registry-mirror`: registry and path below which Docker Hub's paths are found.
+    pub(super) mirror: Option<&'a str>,
+    /// Who gives access tokens.
+    pub(super) metadata: &'a Client,
+}
+
+impl Registries<'_> {
+    /// Where `reference` is to be fetched: through the mirror when that can have it.
+    ///
+    /// It can have what is on Docker Hub, which is where the gateway's own image is, too. A digest is fetched
+    /// from where it says: what comes from elsewhere could not be given its name.
+    pub(super) fn source_of(self, reference: &str) -> String {
+        match (self.mirror, hub_path(reference)) {
+            (Some(mirror), Some(path)) if !reference.contains('@') => format!("{mirror}/{path}"),
+            _ => reference.to_owned(),
+        }
+    }
+
+    /// The credentials for the registry of `reference`: a token of the VM's account, good for less than an hour,
+    /// where Google keeps images; none elsewhere.
+    pub(super) async fn credentials(self, reference: &str) -> Result<Option<DockerCredentials>> {
+        let Some(registry) = registry(reference).filter(|registry| is_googles(registry)) else { return Ok(None) };
+        let token = self.metadata.access_token().await;
+        let Some(token) = token.with_context(|| format!("asking for an access token for {registry}"))? else {
+            tracing::debug!("this VM has no service account: asking {registry} without one");
+            return Ok(None);
+        };
+        Ok(Some(DockerCredentials {
+            username: Some(TOKEN_USER.to_owned()),
+            password: Some(token.expose().to_owned()),
+            serveraddress: Some(registry.to_owned()),
+            ..Default::default()
+        }))
+    }
+
+    /// The credentials that a build `FROM` these references needs, by registry.
+    pub(super) async fn build_credentials(
+        self,
+        references: impl Iterator<Item = &str>,
+    ) -> Result<HashMap<String, DockerCredentials>> {
+        let mut all = HashMap::new();
+        for reference in references {
+            if let Some(credentials) = self.credentials(reference).await?
+                && let Some(registry) = registry(reference)
+            {
+                all.insert(registry.to_owned(), credentials);
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Whether `reference` lies where Google keeps images (Artifact Registry, and what is left of its predecessor).
+pub(super) fn is_at_googles(reference: &str) -> bool {
+    registry(reference).is_some_and(is_googles)
+}
+
+fn is_googles(registry: &str) -> bool {
+    registry.ends_with(".pkg.dev") || registry == "gcr.io" || registry.ends_with(".gcr.io")
+}
+
+/// The registry that a reference names; without one it is Docker Hub.
+fn registry(reference: &str) -> Option<&str> {
+    let (first, _) = reference.split_once('/')?;
+    (first.contains(['.', ':']) || first == "localhost").then_some(first)
+}
+
+/// The path that Docker Hub has `reference` under, with its tag.
+fn hub_path(reference: &str) -> Option<String> {
+    let [primary, hub] = OFFICIAL;
+    if let Some(rest) = reference.strip_prefix(primary)
+        && rest.starts_with([':', '@'])
+    {
+        return Some(format!("{hub}{rest}"));
+    }
+    match registry(reference) {
+        Some("docker.io") => reference.strip_prefix("docker.io/").map(str::to_owned),
+        Some(_) => None,
+        None if reference.contains('/') => Some(reference.to_owned()),
+        None => Some(format!("library/{reference}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirror_has_what_docker_hub_has() -> Result<()> {
+        let metadata = Client::new(None)?;
+        let through = Registries { mirror: Some("europe-docker.pkg.dev/p/hub"), metadata: &metadata };
+        let digest = format!("openclaw/openclaw@sha256:{}", "0".repeat(64));
+        #[rustfmt::skip]
+        let cases = [
+            ("ghcr.io/openclaw/openclaw:2026.9.6", "europe-docker.pkg.dev/p/hub/openclaw/openclaw:2026.9.6"),
+            ("openclaw/openclaw:2026.9.6", "europe-docker.pkg.dev/p/hub/openclaw/openclaw:2026.9.6"),
+            ("docker.io/openclaw/openclaw:1", "europe-docker.pkg.dev/p/hub/openclaw/openclaw:1"),
+            ("node:24-bookworm-slim", "europe-docker.pkg.dev/p/hub/library/node:24-bookworm-slim"),
+            ("ghcr.io/openclaw/openclaw-other:1", "ghcr.io/openclaw/openclaw-other:1"),
+            ("ghcr.io/someone/openclaw:1", "ghcr.io/someone/openclaw:1"),
+            ("localhost:5000/openclaw:1", "localhost:5000/openclaw:1"),
+            (&digest, &digest),
+        ];
+        for (reference, source) in cases {
+            assert_eq!(through.source_of(reference), source);
+            assert_eq!(Registries { mirror: None, ..through }.source_of(reference), reference);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn googles_registries_are_known_by_their_names() {
+        for google in ["europe-docker.pkg.dev/p/r/i:1", "gcr.io/p/i:1", "eu.gcr.io/p/i:1", "docker.pkg.dev/p/i:1"] {
+            assert!(is_at_googles(google), "{google}");
+        }
+        for other in
+            ["ghcr.io/gcr.io/i:1", "openclaw/openclaw:1", "pkg.dev.example/p/i:1", "notgcr.io/p/i:1", "node:24"]
+        {
+            assert!(!is_at_googles(other), "{other}");
+        }
+    }
+}

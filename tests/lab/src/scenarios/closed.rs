@@ -1,0 +1,70 @@
+//! Networks without the public registries: a mirror at Artifact Registry, an image that was brought along, none.
+
+use anyhow::{Context, Result, ensure};
+
+use super::first_boot::is_ready;
+use super::rig::Rig;
+use crate::cloud_content::{self, ARTIFACT_REGISTRY_NAME, PRIVATE_REPOSITORY};
+use crate::metadata_server::ACCESS_TOKEN;
+
+const IMAGE: &str = "ghcr.io/openclaw/openclaw:2026.9.6";
+
+/// What the machine keeps, as a file or a process shows it.
+const SEARCH: &str = "for place in /root /etc /var/lib/openclaw-init /var/log /run/openclaw-init /run/log /mnt/disks \
+    /var/lib/docker/buildkit /var/lib/docker/containers /var/lib/docker/image; do
+  [ ! -e $place ] || grep --recursive --files-with-matches --binary-files=text --fixed-strings TOKEN $place || true
+done; journalctl --no-pager | grep --fixed-strings TOKEN || true";
+
+/// The mirror wants a token of the VM's service account; without one the failure says what to grant.
+pub(super) fn private_registry_with_the_vms_account(rig: &Rig) -> Result<()> {
+    let mirror = format!("{ARTIFACT_REGISTRY_NAME}/{PRIVATE_REPOSITORY}");
+    rig.up(&["--attr", &format!("openclaw-registry-mirror={mirror}")])?;
+    is_ready(rig)?;
+    let image = rig.shell("docker inspect --format '{{.Config.Image}}' openclaw-gateway")?;
+    ensure!(image == IMAGE, "the gateway runs {image}");
+    only_from_the_mirror(rig)?;
+    let names = rig.shell("docker image ls --format '{{.Repository}}'")?;
+    ensure!(!names.contains(ARTIFACT_REGISTRY_NAME), "the mirror's name stays: {names}");
+    rig.boot(0)?.has(&["changes=0"])?;
+
+    rig.shell(&format!(
+        "openclaw-init bake --image-source npm --registry-mirror {mirror} 2>&1; rm -r /etc/openclaw-init/baked.json"
+    ))?;
+    only_from_the_mirror(rig)?;
+    let kept = rig.shell(&SEARCH.replace("TOKEN", ACCESS_TOKEN))?;
+    ensure!(kept.is_empty(), "the token is kept: {kept}");
+
+    rig.shell(&format!("docker rm --force openclaw-gateway && docker image rm {IMAGE}"))?;
+    let fault = "path=/computeMetadata/v1/instance/service-accounts,status=404";
+    rig.lab_ends(0, "metadata", &["fault", fault])?;
+    rig.boot(20)?.has(&[&mirror, "roles/artifactregistry.reader", "set-service-account"])?;
+    rig.lab_ends(0, "metadata", &["fault", "clear"])?;
+    rig.boot(0)?;
+    without_internet(rig).context("without internet")
+}
+
+/// Neither a reboot needs a registry, nor a machine that an archive of the image was brought to.
+fn without_internet(rig: &Rig) -> Result<()> {
+    rig.shell("ip route add 169.254.169.254 via 10.128.0.1 dev eth0 && ip route delete default")?;
+    for arguments in [&[][..], &["--hard"]] {
+        rig.lab_ends(0, "reboot", arguments)?;
+        is_ready(rig)?;
+        let reached = rig.shell("curl --silent --max-time 3 https://ghcr.io/ || echo none")?;
+        ensure!(reached == "none", "a registry can be reached");
+    }
+    rig.shell(&format!("docker save --output /root/image.tar {IMAGE}"))?;
+    rig.shell(&format!("docker rm --force openclaw-gateway && docker image rm {IMAGE}"))?;
+    rig.boot(21)?.has(&[&format!("{ARTIFACT_REGISTRY_NAME}/{PRIVATE_REPOSITORY}")])?;
+    rig.shell("docker load --input /root/image.tar")?;
+    rig.boot(0)?;
+    Ok(())
+}
+
+fn only_from_the_mirror(rig: &Rig) -> Result<()> {
+    let requests = cloud_content::requests(&rig.machine()?.content())?;
+    let content = |path: &str| path.contains("/manifests/") || path.contains("/blobs/");
+    let hosts: Vec<_> = requests.iter().filter(|it| content(&it.path)).map(|it| it.host.as_str()).collect();
+    ensure!(!hosts.is_empty(), "nothing was pulled");
+    ensure!(hosts.iter().all(|host| *host == ARTIFACT_REGISTRY_NAME), "images came from elsewhere: {hosts:?}");
+    Ok(())
+}

@@ -104,7 +104,11 @@ async fn stages(host: &Host, metadata: &Client, report: &Report) -> Result<Ready
     stage(report, Stage::Gateway, gateway::ensure(host, &engine, &image, &data, &secrets, &config.gateway)).await?;
     stage(report, Stage::Ready, async {
         let ready = gateway::wait_ready(host, &engine, &image, &secrets, &config.gateway).await?;
-        record.clone().owned_by(&image, &config.image).write(host, &data).await?;
+        let record = record.clone().owned_by(&image, &config.image);
+        record.write(host, &data).await?;
+        if host.changed_in(Stage::Image) {
+            image::prune(host, &engine, &record.images(&image)).await;
+        }
         Ok(ready)
     })
     .await

@@ -94,6 +94,11 @@ impl Host {
         cut::step("changed").pass();
     }
 
+    /// Whether anything was changed in this stage of the run.
+    pub fn changed_in(&self, stage: Stage) -> bool {
+        self.notes.borrow().changes.iter().any(|(of, _)| *of == Some(stage))
+    }
+
     /// Warns the operator: printed once, kept in the report.
     pub fn warn(&self, what: impl Into<String>) {
         let what = what.into();

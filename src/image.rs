@@ -7,6 +7,7 @@ mod download;
 mod layer;
 mod npm;
 mod programs;
+mod prune;
 mod pull;
 mod recipe;
 mod registries;
@@ -25,6 +26,7 @@ use crate::metadata::Client;
 use crate::record::Record;
 
 use choice::Source;
+pub use prune::prune;
 use recipe::Recipe;
 use registries::Registries;
 

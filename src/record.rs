@@ -58,6 +58,11 @@ impl Record {
         }
     }
 
+    /// Every image that this state needs: the one that runs, what it was made of, and the one that it belongs to.
+    pub fn images<'a>(&'a self, image: &'a Image) -> Vec<&'a str> {
+        [&image.reference, &image.base].into_iter().chain(&self.image).map(String::as_str).collect()
+    }
+
     /// Writes the record if it differs from the one on the disk; true when it was written. After a power
     /// cut there is the old one or the new one.
     pub async fn write(&self, host: &Host, data: &DataDir) -> Result<bool> {

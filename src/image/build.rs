@@ -22,7 +22,7 @@ use crate::failure::{Blame as _, Code};
 use crate::host::{Host, tail};
 
 /// The label with the fingerprint of all that went into the build.
-const FINGERPRINT_LABEL: &str = "openclaw-init.fingerprint";
+pub(super) const FINGERPRINT_LABEL: &str = "openclaw-init.fingerprint";
 
 /// How long a build may be silent: npm prints nothing while it unpacks, which takes minutes on a shared core.
 const IDLE: Duration = Duration::from_secs(600);

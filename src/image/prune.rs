@@ -1,6 +1,6 @@
 //! Old images: what this program brought to the machine and no gateway needs any more.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
 use bollard::errors::Error as DockerError;
@@ -8,7 +8,8 @@ use bollard::models::ImageSummary;
 use bollard::query_parameters::{ListImagesOptions, PruneBuildOptionsBuilder, RemoveImageOptions};
 
 use super::build::FINGERPRINT_LABEL;
-use super::{BUILT, OFFICIAL, present};
+use super::recipe::BUILT;
+use super::{OFFICIAL, present};
 use crate::docker::Engine;
 use crate::host::Host;
 
@@ -53,7 +54,8 @@ async fn try_prune(host: &Host, engine: &Engine, keep: &[&str]) -> Result<()> {
 fn superfluous(images: &[ImageSummary], keep: &BTreeSet<String>) -> Vec<String> {
     let mut names = Vec::new();
     for image in images.iter().filter(|image| !keep.contains(&image.id)) {
-        let real = |list: &[String]| list.iter().filter(|name| !name.starts_with("<none>")).cloned().collect::<Vec<_>>();
+        let real =
+            |list: &[String]| list.iter().filter(|name| !name.starts_with("<none>")).cloned().collect::<Vec<_>>();
         let (tags, digests) = (real(&image.repo_tags), real(&image.repo_digests));
         if !tags.is_empty() {
             names.extend(tags.into_iter().filter(|tag| is_ours(tag)));
@@ -73,6 +75,8 @@ fn is_ours(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
     fn image(id: &str, tags: &[&str], digests: &[&str], labelled: bool) -> ImageSummary {
@@ -93,8 +97,8 @@ mod tests {
         #[rustfmt::skip]
         let images = [
             image("current", &["ghcr.io/openclaw/openclaw:3"], &["ghcr.io/openclaw/openclaw@sha256:3"], false),
-            image("previous", &["openclaw-init/openclaw:2"], &[], true),
-            image("old", &["openclaw/openclaw:1", "openclaw-init/openclaw:1"], &["openclaw/openclaw@sha256:1"], true),
+            image("previous", &["localhost/openclaw-init:2"], &[], true),
+            image("old", &["openclaw/openclaw:1", "localhost/openclaw-init:1"], &["openclaw/openclaw@sha256:1"], true),
             image("shared", &["openclaw/openclaw:0", "mine:0"], &[], false),
             image("by-digest", &[], &["openclaw/openclaw@sha256:9"], false),
             image("rebuilt", &[none], &["<none>@<none>"], true),
@@ -105,7 +109,7 @@ mod tests {
         let names = superfluous(&images, &keep);
         let wanted = [
             "openclaw/openclaw:1",
-            "openclaw-init/openclaw:1",
+            "localhost/openclaw-init:1",
             "openclaw/openclaw:0",
             "openclaw/openclaw@sha256:9",
             "rebuilt",

@@ -48,6 +48,7 @@ pub struct Notes {
 #[derive(Debug, Clone)]
 pub struct Host {
     root: PathBuf,
+    proxy: Vec<(String, String)>,
     notes: Arc<watch::Sender<Notes>>,
 }
 
@@ -77,7 +78,18 @@ impl Access {
 impl Host {
     /// The machine whose file system is below `root` (`/` but in tests).
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), notes: Arc::new(watch::Sender::new(Notes::default())) }
+        Self { root: root.into(), proxy: Vec::new(), notes: Arc::new(watch::Sender::new(Notes::default())) }
+    }
+
+    /// Gives every program these variables, which name the proxy to the internet.
+    #[must_use]
+    pub fn with_proxy(self, proxy: Vec<(String, String)>) -> Self {
+        Self { proxy, ..self }
+    }
+
+    /// The variables of [`Host::with_proxy`].
+    pub fn proxy(&self) -> &[(String, String)] {
+        &self.proxy
     }
 
     /// Where the absolute `path` lies below this host's root.
@@ -129,7 +141,7 @@ impl Host {
         Command {
             program: program.as_ref().to_owned(),
             args: Vec::new(),
-            envs: Vec::new(),
+            envs: self.proxy.iter().map(|(name, value)| (name.into(), value.into())).collect(),
             stdin: None,
             timeout: DEFAULT_TIMEOUT,
             answers: vec![0],
@@ -420,4 +432,20 @@ pub fn tail(text: &str, bytes: usize) -> &str {
         start += 1;
     }
     &text[start..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_program_gets_the_proxy_and_nothing_else_of_the_environment() -> Result<()> {
+        let proxy = vec![("https_proxy".to_owned(), "http://proxy.example:3128".to_owned())];
+        let said = Host::new("/").with_proxy(proxy).command("env").run().await?.stdout;
+        let mut names: Vec<_> = said.lines().filter_map(|line| line.split('=').next()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["LC_ALL", "PATH", "https_proxy"]);
+        assert!(said.contains("https_proxy=http://proxy.example:3128"), "{said}");
+        Ok(())
+    }
 }

@@ -79,7 +79,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(command: Option<Command>) -> ExitCode {
-    let host = Host::new("/");
+    let host = Host::new("/").with_proxy(proxy());
     let outcome = match command {
         None => carrier::run(&host).await.map(|followed| show(&followed)),
         Some(Command::Boot { unit }) => boot(&host, unit).await,
@@ -101,6 +101,19 @@ fn environment(name: &str) -> Option<String> {
 /// The metadata server of this machine, or the one that Google's clients would be pointed at.
 fn metadata() -> anyhow::Result<Client> {
     Client::new(environment("GCE_METADATA_HOST").as_deref())
+}
+
+/// The proxy to the internet, as a drop-in of the unit names it. Some programs look for one spelling, some for the
+/// other.
+fn proxy() -> Vec<(String, String)> {
+    let mut proxy = Vec::new();
+    for lower in ["http_proxy", "https_proxy", "no_proxy"] {
+        let upper = lower.to_ascii_uppercase();
+        if let Some(value) = environment(lower).or_else(|| environment(&upper)) {
+            proxy.extend([(lower.to_owned(), value.clone()), (upper, value)]);
+        }
+    }
+    proxy
 }
 
 async fn boot(host: &Host, unit: bool) -> anyhow::Result<ExitCode> {

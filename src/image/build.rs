@@ -74,11 +74,14 @@ fn label(inspect: &ImageInspect) -> Option<&String> {
 fn options(
     recipe: &Recipe,
     bases: &[(&'static str, String)],
+    proxy: &[(String, String)],
     version: &str,
     builder: Builder,
 ) -> Result<BuildImageOptions> {
     let args = recipe.args.iter().chain(bases).map(|(name, value)| (*name, value.as_str()));
-    let args: HashMap<_, _> = args.collect();
+    // Predefined: neither in the image nor in the key of the build cache.
+    let proxy = proxy.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let args: HashMap<_, _> = args.chain(proxy).collect();
     let labels = [(FINGERPRINT_LABEL, recipe.fingerprint.as_str()), (VERSION_LABEL, version)];
     let options = BuildImageOptionsBuilder::default()
         .dockerfile("Dockerfile")
@@ -117,7 +120,7 @@ async fn attempts(
     let mut pauses = PAUSES.iter().skip(1);
     loop {
         let credentials = registries.build_credentials(bases.iter().map(|(_, base)| base.as_str())).await?;
-        let options = options(recipe, &bases, version, builder)?;
+        let options = options(recipe, &bases, host.proxy(), version, builder)?;
         let Err(error) = attempt(host, engine, options, credentials, place).await else { return Ok(()) };
         let text = format!("{error:#}");
         tracing::debug!("{text}");

@@ -130,8 +130,9 @@ impl Writer {
             Duration::ZERO
         });
         if wait > PATIENCE_AT_THE_END && ending {
-            // An earlier run has used the minute: state and result go out, the rest keeps its last value.
-            self.remember(step);
+            // An earlier run has used the minute: state and result go out, the rest keeps its last value until the
+            // next run, which this one leaves owing.
+            self.give_up(step);
             return Some(Duration::ZERO);
         }
         if !wait.is_zero() {

@@ -39,6 +39,11 @@ impl Machine {
         drop(std::fs::remove_dir_all(self.root.path().join("run")));
     }
 
+    /// Lets a minute go by, as the budget of requests sees it.
+    fn a_minute_later(&self) {
+        std::fs::write(self.root.path().join("run/openclaw-init/requests"), "").unwrap();
+    }
+
     fn host(&self) -> Host {
         Host::new(self.root.path())
     }
@@ -177,6 +182,27 @@ async fn a_second_run_speaks_when_it_changes_something_or_fails() {
         assert_eq!(machine.status().await.result.as_deref(), result);
         assert!(after.len() <= 3, "the budget counts the earlier run's requests: {after:?}");
     }
+}
+
+#[tokio::test]
+async fn what_a_run_could_not_say_in_its_minute_the_next_one_says() {
+    let machine = Machine::new().await;
+    machine.run(1, &outcome(Some(Code::PortTaken))).await;
+    machine.run(1, &outcome(None)).await;
+    let attributes = machine.server.guest_attributes("openclaw");
+    assert_eq!(attributes["result"], "ready");
+    assert!(attributes["detail"].contains("port-taken"), "the minute had room for it: {:?}", machine.writes());
+    assert!(!machine.status().await.reported);
+
+    machine.a_minute_later();
+    machine.run(0, &outcome(None)).await;
+    let attributes = machine.server.guest_attributes("openclaw");
+    assert_eq!((attributes["version"].as_str(), attributes["result"].as_str()), ("2026.9.6", "ready"));
+    assert!(!attributes["detail"].contains("port-taken"), "{}", attributes["detail"]);
+    assert!(machine.status().await.reported);
+    let requests = machine.writes().len();
+    machine.run(0, &outcome(None)).await;
+    assert_eq!(machine.writes().len(), requests, "nothing is owed any more");
 }
 
 #[tokio::test]

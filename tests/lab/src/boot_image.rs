@@ -26,6 +26,7 @@ fn builder_options(builder: &Lab, options: &Up, binary: &Path) -> Up {
     let mut up = Up {
         boot: Boot::Nothing,
         attributes: Vec::new(),
+        only_attr: false,
         project_attributes: Vec::new(),
         disk: DataDisk::None,
         binary: Some(binary.to_owned()),

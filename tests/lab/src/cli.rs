@@ -146,9 +146,15 @@ pub struct Up {
     /// An instance attribute beside those that the way in needs
     #[arg(long = "attr", value_name = "KEY=VALUE", value_parser = parse_pair)]
     pub attributes: Vec<(String, String)>,
+    /// Set no other instance attributes than these: what the way in needs must be among them
+    #[arg(long)]
+    pub only_attr: bool,
     /// A project attribute
     #[arg(long = "project-attr", value_name = "KEY=VALUE", value_parser = parse_pair)]
     pub project_attributes: Vec<(String, String)>,
+    /// Give the VM no service account
+    #[arg(long)]
+    pub no_service_account: bool,
     /// The data disk `openclaw-data`: a size, a file that holds one, or `none`
     #[arg(long, default_value = "10G", value_name = "SIZE|FILE|none")]
     pub disk: DataDisk,

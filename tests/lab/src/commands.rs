@@ -107,8 +107,8 @@ fn exec(lab: &Lab, command: &[String]) -> Result<ExitCode> {
     Err(error).context("entering the machine")
 }
 
-/// Hands connections on until it is interrupted.
-fn tunnel(lab: &Lab, port: u16) -> Result<()> {
+/// Makes the machine's own `port` reachable on this machine's: hands connections on until it is interrupted.
+pub fn tunnel(lab: &Lab, port: u16) -> Result<()> {
     cloud::runtime()?.block_on(async {
         // Bound here, outside; what is connected later is in the machine's network.
         let listener = TcpListener::bind(("127.0.0.1", port)).await.with_context(|| format!("listening on {port}"))?;

@@ -34,3 +34,4 @@ pub mod stand_in;
 pub mod state;
 pub mod tiers;
 pub mod up;
+pub mod workstation;

@@ -5,9 +5,14 @@ use std::process::ExitCode;
 use clap::Parser;
 use openclaw_lab::cli::Cli;
 use openclaw_lab::commands;
+use openclaw_lab::workstation::Program;
 
 fn main() -> ExitCode {
-    match commands::run(Cli::parse().action) {
+    let done = match Program::called() {
+        Some(program) => program.run(),
+        None => commands::run(Cli::parse().action),
+    };
+    match done {
         Ok(code) => code,
         Err(error) => {
             eprintln!("lab: {error:#}");

@@ -103,7 +103,8 @@ pub fn disk_file(lab: &Lab, device_name: &str, disk: &DataDisk) -> Result<Option
 /// What the metadata server tells about the new VM.
 fn metadata(lab: &Lab, options: &Up) -> Result<Metadata> {
     let mut metadata = Metadata::default();
-    let attributes = way_in(lab, options.boot)?.into_iter().chain(options.attributes.iter().cloned());
+    let way_in = if options.only_attr { Vec::new() } else { way_in(lab, options.boot)? };
+    let attributes = way_in.into_iter().chain(options.attributes.iter().cloned());
     for (key, value) in attributes {
         check_attribute(&key, &value)?;
         metadata.instance.attributes.insert(key, value);
@@ -119,6 +120,9 @@ fn metadata(lab: &Lab, options: &Up) -> Result<Metadata> {
     // Every VM ever made is another instance; real ids are of this size, too.
     instance.id = u64::try_from(jiff::Timestamp::now().as_nanosecond()).context("the clock is out of range")?;
     instance.disks = metadata_disks(lab, &lab.load()?);
+    if options.no_service_account {
+        instance.service_accounts.clear();
+    }
     Ok(metadata)
 }
 

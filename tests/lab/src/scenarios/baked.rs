@@ -6,9 +6,11 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::first_boot::{is_ready, units_are_valid};
+use super::readme::{Block, Reader};
 use super::rig::Rig;
 use crate::host;
 use crate::program::run;
+use crate::workstation::packer;
 
 /// What a builder must not leave in its image: a token in a gateway's state on its boot disk.
 const TOKEN: &str = "5eed5eed0123456789abcdef0123456789abcdef0123456789abcdef5eed5eed";
@@ -91,7 +93,7 @@ pub(super) fn sealed_image_boots_without_internet(rig: &Rig) -> Result<()> {
 }
 
 pub(super) fn baked_on_debian_13(rig: &Rig) -> Result<()> {
-    rig.up(&["--boot", "baked", "--os", "debian-13"])?;
+    Reader::of(rig)?.succeeds(&[Block::ImageWay, Block::Wait])?;
     is_ready(rig)?;
     units_are_valid(rig)
 }
@@ -135,16 +137,11 @@ fn leaves_only_data_and_docker(rig: &Rig) -> Result<()> {
 
 /// Debian's Packer, older than the plugins, checks all but the file that names them.
 pub(super) fn packer_template_is_valid(rig: &Rig) -> Result<()> {
-    let directory = tempfile::tempdir().context("making a directory for the template")?;
-    for name in ["openclaw.pkr.hcl", "variables.pkr.hcl"] {
-        std::fs::copy(host::workspace()?.join("packer").join(name), directory.path().join(name))?;
-    }
+    let (path, checkout) = (std::env::var_os("PATH").unwrap_or_default(), host::workspace()?);
     let binary = format!("binary={}", rig.binary().display());
     let validate = |variable: &str| {
-        let mut packer = Command::new("packer");
-        packer.env("CHECKPOINT_DISABLE", "1").env("PACKER_CONFIG_DIR", directory.path()).env("HOME", directory.path());
-        packer.args(["validate", "-var", "project_id=my-project", "-var", &binary, "-var", variable, "."]);
-        let output = packer.current_dir(directory.path()).output().context("running packer")?;
+        let options = ["-var", "project_id=my-project", "-var", &binary, "-var", variable].map(Into::into);
+        let output = packer::validate(&path, &checkout, Path::new("packer"), &options)?;
         let said = [output.stdout, output.stderr].concat();
         anyhow::Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
     };

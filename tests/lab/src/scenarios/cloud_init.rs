@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 
 use super::first_boot::is_ready;
+use super::readme::{Block, Reader};
 use super::rig::Rig;
 use crate::up::LOADER;
 
@@ -13,7 +14,7 @@ const RUN: &str = "systemctl show --property=InvocationID openclaw-init.service"
 const CARRIERS_END: &str = "cloud-init status --wait";
 
 pub(super) fn boots_and_other_carriers(rig: &Rig) -> Result<()> {
-    rig.up(&["--boot", "cloud-init", "--os", "debian-13"])?;
+    Reader::of(rig)?.succeeds(&[Block::Upload, Block::CloudInitWay, Block::Wait])?;
     is_ready(rig)?;
     cloud_init_is_content(rig, 1)?;
     rig.lab_ends(0, "reboot", &[])?;

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::readme::{Block, Reader};
 use super::rig::Rig;
 use crate::{cloud_content, host};
 
@@ -18,7 +19,7 @@ struct Seen {
 }
 
 pub(super) fn main_job_reboots_and_updates(rig: &Rig) -> Result<()> {
-    let up = rig.up(&[])?;
+    let up = Reader::of(rig)?.succeeds(&[Block::Lab])?;
     up.has(&["stage=metadata", "stage=disk", "stage=docker", "stage=image", "stage=gateway", "stage=ready", "18789"])?;
     is_ready(rig)?;
     data_is_on_the_disk(rig).context("the data disk")?;

@@ -14,7 +14,7 @@ use crate::up::sha256;
 
 const RUN: &str = "google_metadata_script_runner startup 2>&1";
 const WEB: &str = "http://198.18.0.4";
-const BUCKET: &str = "gs://openclaw-lab";
+const BUCKET: &str = "gs://openclaw-lab-openclaw";
 /// Executed in the place of the product, it tells from where.
 const STAND_IN: &str = "#!/bin/sh\necho stand-in at $0\n";
 /// An object's name may hold anything.
@@ -65,7 +65,7 @@ pub(super) fn script_with_every_turn_of_the_loader(rig: &Rig) -> Result<()> {
 fn nothing_there_at_first_boot(rig: &Rig) -> Result<()> {
     let missing = format!("openclaw-init-url={BUCKET}/missing");
     let said = rig.up_ends(1, &["--boot", "script", "--attr", &missing])?;
-    said.has(&["loader: FAILED: cannot fetch gs://openclaw-lab/missing", "404", "failed:loader-failed"])?;
+    said.has(&["loader: FAILED: cannot fetch gs://openclaw-lab-openclaw/missing", "404", "failed:loader-failed"])?;
     ensure!(rig.guest_attributes()?["state"] == "failed", "the state is not failed");
     rig.shell("journalctl -u google-startup-scripts | grep 'exit status 31'").map(|_| ())
 }

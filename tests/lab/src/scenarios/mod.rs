@@ -13,6 +13,7 @@ mod failures;
 mod first_boot;
 mod lab_itself;
 mod loader;
+mod readme;
 mod rig;
 mod sources;
 
@@ -43,12 +44,14 @@ const ALL: &[Scenario] = &[
     ("private-registry", closed::private_registry_with_the_vms_account),
     ("binaries", contents::binaries_and_packages_are_part_of_the_image),
     ("source", contents::source_of_a_commit_is_built),
+    ("readme", readme::loader_way_from_top_to_bottom),
     ("npm", sources::npm_builds_on_the_machine),
     ("small", sources::two_gigabytes_of_memory_and_a_small_boot_disk),
     ("debian-13", sources::debian_13),
     ("cuts", cuts::at_chosen_points),
     ("wrong-turns", failures::every_wrong_turn_then_ready),
     ("baked-13", baked::baked_on_debian_13),
+    ("binary-way", readme::binary_way),
     ("slow-metadata", failures::metadata_server_busy_at_first),
     ("closed-doors", failures::no_guest_attributes_and_no_docker_repository),
     ("disk-corpus", disks::every_kind_of_disk),

@@ -1,7 +1,7 @@
 //! One lab machine as a scenario uses it: only through the command line.
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -60,6 +60,12 @@ pub(super) struct Said {
 }
 
 impl Said {
+    pub(super) fn of(output: &Output) -> Self {
+        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.push_str(&String::from_utf8_lossy(&output.stderr));
+        Self { code: output.status.code().unwrap_or(-1), text }
+    }
+
     /// An error unless `text` holds every one of `parts`.
     pub(super) fn has(&self, parts: &[&str]) -> Result<&Self> {
         for part in parts {
@@ -95,9 +101,7 @@ impl Rig {
             .stdin(Stdio::null())
             .output()
             .with_context(|| format!("running lab {command}"))?;
-        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
-        text.push_str(&String::from_utf8_lossy(&output.stderr));
-        Ok(Said { code: output.status.code().unwrap_or(-1), text })
+        Ok(Said::of(&output))
     }
 
     /// The same, and an error unless it ends with `code`.
@@ -107,6 +111,11 @@ impl Rig {
             bail!("lab {command} {} ended with {} instead of {code}:\n{}", arguments.join(" "), said.code, said.text);
         }
         Ok(said)
+    }
+
+    /// The lab's own program.
+    pub(super) fn lab_program(&self) -> PathBuf {
+        self.binaries.lab()
     }
 
     /// The program under test.

@@ -1,0 +1,203 @@
+//! `gcloud compute instances`: the one VM is a lab.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Parser as _};
+
+use super::gcloud::{ACCOUNTS, Instance, READERS, object};
+use super::packer::IMAGES;
+use super::session::Used;
+use crate::cli::{Action, Cli};
+use crate::metadata_server::{BUCKET, Level};
+use crate::progress::NAMESPACE;
+use crate::state::Lab;
+use crate::{cloud, commands, machine, up};
+
+/// Which machine stands for a public image (family and project), and for the family that Packer makes. Nothing here
+/// has Ubuntu: a Debian with cloud-init stands for it.
+const IMAGE_FAMILIES: [(&str, Option<&str>, &[&str]); 3] = [
+    ("debian-12", Some("debian-cloud"), &["--os", "debian-12", "--boot", "nothing"]),
+    ("ubuntu-2404-lts-amd64", Some("ubuntu-os-cloud"), &["--os", "debian-13", "--boot", "cloud-init"]),
+    ("openclaw", None, &["--os", "debian-13", "--boot", "baked"]),
+];
+
+/// What a disk's description may say.
+const DISK_KEYS: [&str; 5] = ["name", "device-name", "size", "type", "auto-delete"];
+
+/// `KEY=VALUE,…`
+pub(super) type Dictionary = BTreeMap<String, String>;
+
+/// `gcloud compute instances create`.
+#[derive(Debug, Args)]
+pub(super) struct Create {
+    #[command(flatten)]
+    of: Instance,
+    #[arg(long, value_parser = ["e2-small", "e2-medium"])]
+    machine_type: String,
+    #[arg(long)]
+    image_family: String,
+    #[arg(long)]
+    image_project: Option<String>,
+    #[arg(long = "create-disk", value_parser = dictionary)]
+    disk: Dictionary,
+    #[arg(long)]
+    service_account: Option<String>,
+    #[arg(long, value_parser = ["storage-ro"])]
+    scopes: Option<String>,
+    #[arg(long, conflicts_with = "service_account", requires = "no_scopes")]
+    no_service_account: bool,
+    #[arg(long, conflicts_with = "scopes")]
+    no_scopes: bool,
+    #[arg(long, value_parser = dictionary)]
+    metadata: Dictionary,
+    #[arg(long, value_parser = dictionary)]
+    metadata_from_file: Option<Dictionary>,
+}
+
+impl Create {
+    /// Makes the lab and switches it on: with the attributes of the command line and no others, with the program as it
+    /// was uploaded. Like gcloud it does not wait for the boot.
+    pub(super) fn run(self, session: &Used) -> Result<()> {
+        let mut attributes = self.metadata.clone();
+        for (key, file) in self.metadata_from_file.iter().flatten() {
+            let value = std::fs::read_to_string(file).with_context(|| format!("reading {file}"))?;
+            ensure!(attributes.insert(key.clone(), value).is_none(), "the attribute {key} is given twice");
+        }
+        let binary = self.fetched(session, &attributes)?;
+        let family = (self.image_family.as_str(), self.image_project.as_deref());
+        let found = IMAGE_FAMILIES.iter().find(|(name, project, _)| (*name, *project) == family);
+        let (family, project, machine) = found.with_context(|| format!("there is no image family {family:?}"))?;
+        if project.is_none() {
+            session.needs(IMAGES, family)?;
+        }
+        let size = data_disk(&self.disk)?;
+        let mut line = vec!["lab", "up", "--name", &session.machine, "--only-attr", "--disk", &size];
+        line.extend(*machine);
+        if self.no_service_account {
+            line.push("--no-service-account");
+        }
+        let pairs: Vec<_> = attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        line.extend(pairs.iter().flat_map(|pair| ["--attr", pair]));
+        let Action::Up(mut options) = Cli::try_parse_from(line)?.action else { bail!("this is not `lab up`") };
+        options.binary = Some(binary);
+        up::up(&options).map(drop)
+    }
+
+    /// The program as the VM will fetch it, if it does: uploaded, and the VM's account may read it.
+    fn fetched(&self, session: &Used, attributes: &Dictionary) -> Result<PathBuf> {
+        let mut addresses = attributes.values().filter(|value| value.starts_with("gs://"));
+        let Some(address) = addresses.next() else { return Ok(session.binary.clone()) };
+        let (bucket, name) = object(address)?;
+        ensure!(bucket == BUCKET, "the lab's only bucket is {BUCKET}, not {bucket}");
+        let account = self.service_account.as_deref().context("the VM's service account is the default one")?;
+        session.needs(ACCOUNTS, account)?;
+        session.needs(READERS, account)?;
+        ensure!(self.scopes.is_some(), "the VM's scopes do not include storage-ro");
+        Ok(session.object(&bucket, &name))
+    }
+}
+
+/// The size of a data disk that outlives its VM.
+fn data_disk(disk: &Dictionary) -> Result<String> {
+    let unknown: Vec<_> = disk.keys().filter(|key| !DISK_KEYS.contains(&key.as_str())).collect();
+    ensure!(unknown.is_empty(), "--create-disk does not know {unknown:?}");
+    let value = |key: &str| disk.get(key).map(String::as_str).unwrap_or_default();
+    ensure!(value("device-name") == "openclaw-data", "the disk's device name is {:?}", value("device-name"));
+    ensure!(value("auto-delete") == "no", "the disk would go with the VM");
+    ensure!(value("type").starts_with("pd-"), "the disk's type is {:?}", value("type"));
+    let size = value("size").strip_suffix("GB").context("the disk's size is not in GB")?;
+    Ok(format!("{size}G"))
+}
+
+/// Reads `KEY=VALUE,…` as gcloud does: a comma always begins the next pair.
+pub(super) fn dictionary(text: &str) -> Result<Dictionary> {
+    let pair = |pair: &str| {
+        let (key, value) = pair.split_once('=').with_context(|| format!("{pair:?} is not KEY=VALUE"))?;
+        anyhow::Ok((key.to_owned(), value.to_owned()))
+    };
+    text.split(',').map(pair).collect()
+}
+
+pub(super) fn add_metadata(lab: &Lab, metadata: Dictionary) -> Result<()> {
+    let (runtime, client) = (cloud::runtime()?, cloud::client(lab)?);
+    metadata
+        .into_iter()
+        .try_for_each(|(key, value)| runtime.block_on(client.set_attribute(Level::Instance, &key, &value)))
+}
+
+/// What `get-guest-attributes` prints; a key or namespace that is not there is an error.
+pub(super) fn guest_attributes(lab: &Lab, query_path: &str, format: &str) -> Result<String> {
+    let (namespace, wanted) = query_path.split_once('/').context("a query path is NAMESPACE/ or NAMESPACE/KEY")?;
+    ensure!(namespace == NAMESPACE, "there are no guest attributes {namespace}/");
+    let mut found = cloud::runtime()?.block_on(cloud::client(lab)?.guest_attributes(NAMESPACE))?;
+    found.retain(|key, _| wanted.is_empty() || key == wanted);
+    ensure!(!found.is_empty(), "there is no guest attribute {query_path}");
+    let mut text = String::new();
+    for (key, value) in found {
+        let row = if format == "value(value)" { value } else { format!("{key}\t{value}") };
+        writeln!(text, "{row}").context("writing a row")?;
+    }
+    Ok(text)
+}
+
+pub(super) fn reset(lab: &Lab) -> Result<()> {
+    machine::cut(lab)?;
+    machine::start(lab)
+}
+
+/// `-L PORT:127.0.0.1:PORT` for one port.
+pub(super) fn tunnel(lab: &Lab, ssh_arguments: &[String]) -> Result<()> {
+    let [option, forward] = ssh_arguments else { bail!("expected -L PORT:127.0.0.1:PORT for ssh") };
+    let (port, target) = forward.split_once(':').context("-L needs PORT:HOST:PORT")?;
+    ensure!(
+        option == "-L" && target == format!("127.0.0.1:{port}"),
+        "the lab's tunnel has one port, the same on both ends"
+    );
+    commands::tunnel(lab, port.parse().context("reading the port")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::gcloud::Gcloud;
+    use super::*;
+
+    #[test]
+    fn a_command_line_that_gcloud_would_refuse_is_refused() {
+        use clap::CommandFactory as _;
+        Gcloud::command().debug_assert();
+        let good = "gcloud compute instances create openclaw-gateway --zone=us-central1-a --machine-type=e2-small \
+                    --image-family=debian-12 --create-disk=name=d --metadata=a=b,c=d=e";
+        #[rustfmt::skip]
+        let cases = [
+            ("", true),
+            (" --no-service-account --no-scopes", true),
+            (" --no-service-account", false),
+            (" --no-scopes --scopes=storage-ro", false),
+            (" --scope=storage-ro", false),
+            (" --metadata-from-file=startup-script", false),
+        ];
+        for (more, accepted) in cases {
+            let line = format!("{good}{more}");
+            assert_eq!(Gcloud::try_parse_from(line.split_whitespace()).is_ok(), accepted, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_would_be_lost_is_refused() {
+        #[rustfmt::skip]
+        let cases = [
+            ("name=x,device-name=openclaw-data,size=20GB,type=pd-balanced,auto-delete=no", Some("20G")),
+            ("name=x,device-name=openclaw-data,size=20GB,type=pd-balanced", None),
+            ("name=x,device-name=openclaw-data,size=20GB,type=pd-balanced,auto-delete=yes", None),
+            ("name=x,size=20GB,type=pd-balanced,auto-delete=no", None),
+            ("name=x,device-name=openclaw-data,size=20GB,type=pd-balanced,auto-delete=no,boot=yes", None),
+        ];
+        for (text, size) in cases {
+            let found = dictionary(text).and_then(|disk| data_disk(&disk)).ok();
+            assert_eq!(found.as_deref(), size, "{text}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What a user has in front of them, the checkout and the programs that the README calls. Those that cannot run here are
+//! played by the lab's own: called by the name `gcloud`, `packer` or `cargo` it checks the command line as strictly as the
+//! real one and does in a lab what can be done there. What has no equivalent, such as a service account, is remembered, and
+//! asked for where it is needed.
+
+mod gcloud;
+mod instances;
+pub mod packer;
+mod session;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser as _;
+
+use crate::cli::{Action, Cli};
+use crate::commands;
+use gcloud::Gcloud;
+use packer::Packer;
+pub use session::Session;
+use session::Used;
+
+/// A program that is stood in for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    /// The gcloud CLI.
+    Gcloud,
+    /// `HashiCorp` Packer.
+    Packer,
+    /// Cargo, in the checkout.
+    Cargo,
+}
+
+/// With the name by which each is called.
+const PROGRAMS: [(&str, Program); 3] =
+    [("gcloud", Program::Gcloud), ("packer", Program::Packer), ("cargo", Program::Cargo)];
+
+impl Program {
+    /// Which one this process was started as.
+    pub fn called() -> Option<Self> {
+        let called = std::env::args_os().next()?;
+        let name = Path::new(&called).file_name()?;
+        PROGRAMS.iter().find(|(known, _)| name == *known).map(|(_, program)| *program)
+    }
+
+    /// Carries out its command line. A command line that the real program refuses ends the process.
+    pub fn run(self) -> Result<ExitCode> {
+        let session = Used::from_env()?;
+        match self {
+            Self::Gcloud => Gcloud::parse().run(&session),
+            Self::Packer => Packer::parse().run(&session),
+            Self::Cargo => Cargo::parse().run(&session),
+        }
+    }
+}
+
+/// `cargo` as a user of the checkout calls it.
+#[derive(Debug, clap::Parser)]
+#[command(name = "cargo")]
+enum Cargo {
+    /// Hands over the program under test, in the place where cargo would have put it.
+    Build {
+        #[arg(long, required = true)]
+        release: bool,
+    },
+    #[command(disable_help_flag = true)]
+    Lab {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+impl Cargo {
+    fn run(self, session: &Used) -> Result<ExitCode> {
+        match self {
+            Self::Build { .. } => {
+                let built = Path::new("target/x86_64-unknown-linux-gnu/release/openclaw-init");
+                std::fs::create_dir_all(built.parent().context("the target has no directory")?)?;
+                std::fs::copy(&session.binary, built).context("copying the program under test")?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Lab { arguments } => {
+                let mut cli = Cli::try_parse_from([&["lab".to_owned()], &arguments[..]].concat())?;
+                if let Action::Up(up) = &mut cli.action {
+                    up.lab.name.clone_from(&session.machine);
+                    up.binary = Some(session.binary.clone());
+                }
+                // The gate is what runs this.
+                if matches!(cli.action, Action::Test { .. }) {
+                    Ok(ExitCode::SUCCESS)
+                } else {
+                    commands::run(cli.action)
+                }
+            }
+        }
+    }
+}

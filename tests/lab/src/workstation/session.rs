@@ -1,0 +1,113 @@
+//! One user at work: a directory with a copy of the checkout's files, the stand-ins on `PATH`, and what Google Cloud
+//! and Packer would remember.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use super::PROGRAMS;
+
+const DIRECTORY: &str = "OPENCLAW_LAB_SESSION";
+const MACHINE: &str = "OPENCLAW_LAB_SESSION_MACHINE";
+const BINARY: &str = "OPENCLAW_LAB_SESSION_BINARY";
+
+/// Where a user types. Gone with its directory.
+#[derive(Debug)]
+pub struct Session {
+    directory: TempDir,
+    machine: String,
+    binary: PathBuf,
+}
+
+impl Session {
+    /// A new user in a copy of the `checkout`, whose one VM is the lab called `machine`, and whose build of the program
+    /// is `binary`; the stand-ins are links to `lab`.
+    pub fn new(checkout: &Path, lab: &Path, machine: &str, binary: &Path) -> Result<Self> {
+        let directory = tempfile::tempdir().context("making a user's directory")?;
+        for name in ["bin", "work"] {
+            fs::create_dir(directory.path().join(name)).with_context(|| format!("making the directory {name}"))?;
+        }
+        for (name, _) in PROGRAMS {
+            symlink(lab, directory.path().join("bin").join(name)).with_context(|| format!("linking {name}"))?;
+        }
+        for name in ["cloud-init", "packer"] {
+            symlink(checkout.join(name), directory.path().join("work").join(name))
+                .with_context(|| format!("linking {name}"))?;
+        }
+        Ok(Self { directory, machine: machine.to_owned(), binary: binary.to_owned() })
+    }
+
+    /// A shell in the user's directory that ends with the first command that fails: append what it is to run.
+    pub fn shell(&self) -> Result<Command> {
+        let root = self.directory.path();
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths([root.join("bin")].into_iter().chain(std::env::split_paths(&path)))?;
+        let mut shell = Command::new("sh");
+        shell.args(["-e", "-c"]).current_dir(root.join("work"));
+        shell.env("PATH", path).env(DIRECTORY, root).env(MACHINE, &self.machine).env(BINARY, &self.binary);
+        Ok(shell)
+    }
+
+    /// Every call of `gcloud` so far with what it printed, oldest first.
+    pub fn calls(&self) -> Result<String> {
+        fs::read_to_string(self.directory.path().join("calls")).context("reading the calls of gcloud")
+    }
+}
+
+/// The same, as a stand-in finds it.
+#[derive(Debug)]
+pub(super) struct Used {
+    directory: PathBuf,
+    /// The lab that is the one VM.
+    pub(super) machine: String,
+    /// The program under test.
+    pub(super) binary: PathBuf,
+}
+
+impl Used {
+    pub(super) fn from_env() -> Result<Self> {
+        let variable = |name: &str| std::env::var_os(name).with_context(|| format!("{name} is not set"));
+        let text = |value: OsString| value.into_string().ok().context("the machine's name is not text");
+        Ok(Self {
+            directory: variable(DIRECTORY)?.into(),
+            machine: text(variable(MACHINE)?)?,
+            binary: variable(BINARY)?.into(),
+        })
+    }
+
+    /// Where an object of Cloud Storage is kept.
+    pub(super) fn object(&self, bucket: &str, object: &str) -> PathBuf {
+        self.directory.join("buckets").join(bucket).join(object)
+    }
+
+    /// Makes a thing of a `kind` exist; it is an error when it does.
+    pub(super) fn create(&self, kind: &str, name: &str) -> Result<()> {
+        let path = self.directory.join(kind).join(name);
+        ensure!(!path.exists(), "{name} is there already among the {kind}");
+        fs::create_dir_all(&path).with_context(|| format!("creating {name} among the {kind}"))
+    }
+
+    /// An error unless the thing was created.
+    pub(super) fn needs(&self, kind: &str, name: &str) -> Result<()> {
+        ensure!(self.directory.join(kind).join(name).exists(), "there is no {name} among the {kind}");
+        Ok(())
+    }
+
+    /// Notes a call and what it printed.
+    pub(super) fn note(&self, text: &str) -> Result<()> {
+        use std::io::Write as _;
+        let mut file = fs::File::options().create(true).append(true).open(self.directory.join("calls"))?;
+        writeln!(file, "{text}").context("noting a call")
+    }
+
+    /// `PATH` without the stand-ins.
+    pub(super) fn real_path(&self) -> Result<OsString> {
+        let (path, own) = (std::env::var_os("PATH").unwrap_or_default(), self.directory.join("bin"));
+        std::env::join_paths(std::env::split_paths(&path).filter(|directory| *directory != own)).context("joining PATH")
+    }
+}

@@ -8,6 +8,7 @@ locals {
   bake = join(" ", compact([
     "--image-source=${var.image_source}",
     var.openclaw_version == "" ? "" : "--version=${var.openclaw_version}",
+    var.openclaw_image == "" ? "" : "--image=${var.openclaw_image}",
   ]))
 }
 

@@ -15,6 +15,17 @@ variable "openclaw_version" {
   }
 }
 
+variable "openclaw_image" {
+  type        = string
+  description = "The gateway's image to bake in, by tag or digest, instead of openclaw_version and image_source."
+  default     = ""
+
+  validation {
+    condition     = regex_replace(var.openclaw_image, "^([a-z0-9][0-9A-Za-z._/:@-]*)?$", "valid") == "valid"
+    error_message = "The value of openclaw_image must be an image reference such as registry.example/openclaw:1, or empty."
+  }
+}
+
 variable "image_source" {
   type        = string
   description = "Where the gateway's image comes from: release (the official one) or npm (built from the npm package)."

@@ -26,6 +26,7 @@ pub(crate) const DIRECTORY: &str = "/etc/openclaw-init";
 pub(crate) const FILE: &str = "/etc/openclaw-init/baked.json";
 
 const IMAGE: &str = "openclaw-image";
+const SOURCE: &str = "openclaw-image-source";
 const VERSION: &str = "openclaw-version";
 
 /// What is baked; each option means what the instance attribute `openclaw-<option>` means.
@@ -34,6 +35,9 @@ pub struct Options {
     /// Gateway version [default: the one this program was made for]
     #[arg(long)]
     version: Option<String>,
+    /// The gateway's image, by tag or digest, instead of the official one
+    #[arg(long, value_name = "REFERENCE", conflicts_with = "version")]
+    image: Option<String>,
     /// Where the image comes from: release, npm
     #[arg(long, value_name = "SOURCE")]
     image_source: Option<String>,
@@ -56,7 +60,8 @@ impl Options {
     fn attributes(&self) -> BTreeMap<String, String> {
         let given = [
             (VERSION, &self.version),
-            ("openclaw-image-source", &self.image_source),
+            (IMAGE, &self.image),
+            (SOURCE, &self.image_source),
             ("openclaw-registry-mirror", &self.registry_mirror),
             ("openclaw-npm-registry", &self.npm_registry),
             ("openclaw-docker", &self.docker),
@@ -84,12 +89,15 @@ pub async fn run(host: &Host, metadata: &Client, options: &Options) -> Result<St
     let engine = within(Stage::Docker, docker::ensure(host, &config.docker, &trust)).await?;
     within(Stage::Swap, swap::ensure(host, config.swap)).await;
     within(Stage::Shield, shield::ensure(host, MetadataAccess::Block)).await?;
-    within(Stage::Image, image::ensure(host, &engine, metadata, &config.image, &Record::default())).await?;
+    let image = within(Stage::Image, image::ensure(host, &engine, metadata, &config.image, &Record::default())).await?;
 
-    let version = config.image.version.unwrap_or(config.image.default_version);
     let mut attributes = options.attributes();
     attributes.remove(VERSION);
-    let baked = Baked { version, attributes };
+    let version = match attributes.remove(IMAGE) {
+        Some(_) => image.version,
+        None => config.image.version.unwrap_or(config.image.default_version),
+    };
+    let baked = Baked { version, image: config.image.reference, attributes };
     host.ensure_file(FILE, serde_json::to_vec_pretty(&baked)?, Access::root(0o644)).await?;
     units::install(host).await?;
     Ok(format!("baked OpenClaw {}; next, as the last command before the image: openclaw-init seal", baked.version))
@@ -98,7 +106,12 @@ pub async fn run(host: &Host, metadata: &Client, options: &Options) -> Result<St
 /// What the boot disk was baked with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Baked {
+    /// The gateway version.
     version: String,
+    /// The image, where it is not the official one of that version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image: Option<String>,
+    /// The other options.
     attributes: BTreeMap<String, String>,
 }
 
@@ -114,6 +127,8 @@ impl Baked {
         }
         let (mut config, warnings) = Config::from_attributes(&attributes)?;
         config.image.default_version = self.version;
+        config.image.default_reference =
+            self.image.filter(|_| ![IMAGE, SOURCE, VERSION].iter().any(|choice| given.contains_key(*choice)));
         Ok((config, warnings))
     }
 }
@@ -141,6 +156,7 @@ mod tests {
         use ImageSource::{Npm, Release};
         let baked = Baked {
             version: "2026.9.4".to_owned(),
+            image: None,
             attributes: map(&[("openclaw-image-source", "npm"), ("openclaw-npm-registry", "http://10.0.0.2")]),
         };
         let registry = Some("http://10.0.0.2");
@@ -158,6 +174,26 @@ mod tests {
             assert_eq!(image.npm_registry.as_deref(), registry, "{given:?}");
             assert_eq!(image.default_version, "2026.9.4", "{given:?}");
             assert_eq!(warnings, Vec::<String>::new(), "{given:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_baked_image_counts_until_the_operator_chooses_one_in_any_way() -> Result<()> {
+        let image = Some("registry.example/claw:9".to_owned());
+        let baked = Baked { version: "9".to_owned(), image: image.clone(), attributes: BTreeMap::new() };
+        let cases: [(&[(&str, &str)], _); 5] = [
+            (&[], image),
+            (&[(VERSION, "2026.9.6")], None),
+            (&[(SOURCE, "npm")], None),
+            (&[(IMAGE, "x/y:1")], None),
+            (&[("openclaw-port", "80")], Some("registry.example/claw:9".to_owned())),
+        ];
+        let text = serde_json::to_string(&baked)?;
+        for (given, default) in cases {
+            let baked: Baked = serde_json::from_str(&text)?;
+            let (config, _) = baked.configure(&map(given))?;
+            assert_eq!(config.image.default_reference, default, "{given:?}");
         }
         Ok(())
     }
@@ -180,5 +216,9 @@ mod tests {
         let options = Options { version: Some("newest".to_owned()), ..Options::default() };
         let error = options.config().map_err(|error| crate::failure::one_line(&error)).err().unwrap_or_default();
         assert!(error.contains("openclaw-version=\"newest\"") && !error.contains("gcloud"), "{error}");
+        let options =
+            Options { image: Some("x/y:1".to_owned()), image_source: Some("npm".to_owned()), ..Options::default() };
+        let error = options.config().map_err(|error| crate::failure::one_line(&error)).err().unwrap_or_default();
+        assert!(error.contains("contradict"), "{error}");
     }
 }

@@ -100,6 +100,8 @@ pub struct ImageConfig {
     pub extras: Extras,
     /// The version for an empty state when the operator chose none.
     pub default_version: String,
+    /// The image for it, where it is not the official one: what the boot disk was baked with.
+    pub default_reference: Option<String>,
 }
 
 /// `openclaw-image-source`.
@@ -194,6 +196,7 @@ fn image(given: &mut Given<'_>) -> ImageConfig {
             packages: given.get("openclaw-apt-packages", binaries::packages).unwrap_or_default(),
         },
         default_version: DEFAULT_VERSION.to_owned(),
+        default_reference: None,
     };
     if image.reference.is_some() && image.source != ImageSource::Release {
         given.refuse(
@@ -290,6 +293,7 @@ mod tests {
                 npm_registry: None,
                 extras: Extras::default(),
                 default_version: DEFAULT_VERSION.to_owned(),
+                default_reference: None,
             },
             gateway: GatewayConfig {
                 port: 18789,

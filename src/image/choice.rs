@@ -40,7 +40,8 @@ pub(super) fn decide(config: &ImageConfig, record: &Record) -> Wanted {
     };
     let Some(version) = record.version.clone() else {
         let version = config.version.clone().unwrap_or_else(|| config.default_version.clone());
-        let source = config.reference.clone().map_or(source, Source::Reference);
+        let reference = config.reference.clone().or_else(|| config.default_reference.clone());
+        let source = reference.map_or(source, Source::Reference);
         // A record that was lost, or a run that was cut before it wrote the first one.
         let warning = record.state_exists.then(|| {
             format!(
@@ -95,6 +96,7 @@ mod tests {
             npm_registry: None,
             extras: Extras::default(),
             default_version: BAKED.to_owned(),
+            default_reference: None,
         }
     }
 
@@ -118,11 +120,16 @@ mod tests {
         let chosen = record(Some("2026.9.5"), Some("latest"), Some(hub));
         let own = record(Some("2026.9.5"), None, Some("registry.example/claw:9"));
         let built_here = record(Some("2026.9.5"), None, Some("localhost/openclaw-init:2026.9.5-0123456789ab"));
+        let baked = ImageConfig { default_reference: Some("b/k:1".to_owned()), ..config(None, None, Release) };
+        let overruled = ImageConfig { reference: Some("x/y:1".to_owned()), ..baked.clone() };
         #[rustfmt::skip]
         let cases = [
             (config(None, None, Release), &empty, BAKED, Source::Release, false),
             (config(Some("2026.9.1"), None, Npm), &empty, "2026.9.1", Source::Npm, false),
             (config(None, Some("x/y:1"), Release), &empty, BAKED, reference("x/y:1"), false),
+            (baked.clone(), &empty, BAKED, reference("b/k:1"), false),
+            (overruled, &empty, BAKED, reference("x/y:1"), false),
+            (baked, &owned, "2026.9.5", Source::Release, false),
             (config(None, None, Release), &unknown, BAKED, Source::Release, true),
             (config(None, None, Release), &owned, "2026.9.5", Source::Release, false),
             (config(None, None, Npm), &owned, "2026.9.5", Source::Npm, false),

@@ -15,6 +15,9 @@ use crate::workstation::packer;
 /// What a builder must not leave in its image: a token in a gateway's state on its boot disk.
 const TOKEN: &str = "5eed5eed0123456789abcdef0123456789abcdef0123456789abcdef5eed5eed";
 
+/// An image as an operator names one.
+const IMAGE: &str = "ghcr.io/openclaw/openclaw:2026.9.6";
+
 /// Makes a builder a machine with a past: host keys, and the state of a gateway.
 const PAST: &str = "set -e
 apt-get install -qq -y --no-install-recommends openssh-server > /dev/null 2>&1
@@ -52,6 +55,9 @@ pub(super) fn sealed_image_boots_without_internet(rig: &Rig) -> Result<()> {
     builder.lab_ends(1, "up", &["--boot", "nothing", "--disk", "none", "--boot-disk", "8G", "--binary", newer])?;
     let fetch = "curl -fsS -o /root/openclaw-init http://198.18.0.4/openclaw-init && chmod 0755 /root/openclaw-init";
     builder.shell(fetch)?;
+    builder.shell(&format!("/root/openclaw-init bake --image {IMAGE} 2>&1"))?;
+    let baked = builder.shell("cat /etc/openclaw-init/baked.json")?;
+    ensure!(baked.contains(IMAGE) && baked.contains("2026.9.6"), "it says {baked}");
     builder.shell("/root/openclaw-init bake --version 2026.9.6 2>&1 && rm /root/openclaw-init")?;
     builder.lab_ends(0, "exec", &["--", "sh", "-c", PAST, TOKEN])?;
     let identity = builder.shell(IDENTITY)?;
@@ -149,6 +155,8 @@ pub(super) fn packer_template_is_valid(rig: &Rig) -> Result<()> {
         ("openclaw_version=2026.9.6", None),
         ("image_source=npm", None),
         ("openclaw_version=latest", Some("exact version")),
+        ("openclaw_image=registry.example/openclaw@sha256:0123", None),
+        ("openclaw_image=x/y:1; reboot", Some("image reference")),
         ("image_source=source", Some("release or npm")),
         ("project_id=My Project", Some("project id")),
         ("zone=us-central1", Some("us-central1-a")),

@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::config::GatewayConfig;
 use crate::disk::DataDir;
 use crate::docker::Engine;
-use crate::failure::{Blame, Code, Verdict};
+use crate::failure::{Blame, Code, Verdict, one_line};
 use crate::host::Host;
 use crate::image::Image;
 use crate::openclaw_config;
@@ -38,7 +38,9 @@ const STOP_MARGIN: Duration = Duration::from_secs(30);
 
 /// Makes the container run with the wanted spec, and `openclaw.json` hold what the gateway needs to start.
 ///
-/// A container that runs with that spec and with the present `.env` is left alone.
+/// A container that runs with that spec and with the present `.env` is left alone; with a warning when its
+/// `openclaw.json` is broken, with which it could not start. Without such a container a broken one is
+/// [`Code::GatewayRefused`].
 pub async fn ensure(
     host: &Host,
     engine: &Engine,
@@ -49,7 +51,9 @@ pub async fn ensure(
 ) -> Result<()> {
     one_off::remove_left(host, engine).await?;
     openclaw_config::settle_access(host, data).await?;
-    let edits = openclaw_config::missing(openclaw_config::read(host, data).await?.as_ref(), config);
+    let document = openclaw_config::read(host, data).await;
+    let edits =
+        document.as_ref().map_or_else(|_| Vec::new(), |document| openclaw_config::missing(document.as_ref(), config));
     let machine = Machine::observe(host, engine, image).await?;
     let spec = Spec::gateway(image, data, config, machine)?;
     let secrets_changed = secrets::changed_at(host, data).await?;
@@ -57,6 +61,12 @@ pub async fn ensure(
 
     let action = decide(observed.as_ref(), &spec.fingerprint, secrets_changed, !edits.is_empty());
     tracing::debug!("container {NAME}: {action:?}, observed {observed:?}");
+    if let Err(broken) = document {
+        if action != Action::Untouched {
+            return Err(broken);
+        }
+        host.warn(format!("the gateway runs, but could not start again: {}", one_line(&broken)));
+    }
     if matches!(action, Action::Restart | Action::Replace) && observed.is_some_and(|container| container.is_alive()) {
         host.progress("stopping the running gateway");
         stop_container(engine, STOP_SECONDS).await?;

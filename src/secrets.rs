@@ -41,9 +41,17 @@ pub async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig) -> Resu
     let path = data.state.join(FILE);
     let text = openclaw_config::read_untrusted(host.path(&path)).await?.unwrap_or_default();
     let mut env = EnvFile::parse(&text);
-    let document = openclaw_config::read(host, data).await?;
-    let token = match choose(config.token.as_ref(), env.get(TOKEN_VARIABLE), openclaw_config::token(document.as_ref()))
-    {
+    let kept = env.get(TOKEN_VARIABLE);
+    let in_config = match openclaw_config::read(host, data).await {
+        Ok(document) => openclaw_config::token(document.as_ref()),
+        // A gateway that runs does not need the file, and whether one does is the gateway stage's to see.
+        Err(error) if kept.is_some() => {
+            tracing::debug!("{error:#}");
+            ConfiguredToken::Unset
+        }
+        Err(error) => return Err(error),
+    };
+    let token = match choose(config.token.as_ref(), kept, in_config) {
         Choice::Use { token, warning } => {
             if let Some(warning) = warning {
                 host.warn(warning);

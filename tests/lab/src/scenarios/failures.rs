@@ -43,7 +43,20 @@ pub(super) fn every_wrong_turn_then_ready(rig: &Rig) -> Result<()> {
     // So many runs have used the minute's guest-attribute writes: version and detail would keep their values.
     rig.shell("sleep 61")?;
     rig.boot(0)?;
-    is_ready(rig)
+    is_ready(rig)?;
+    broken_settings(rig)
+}
+
+/// A gateway that runs is left alone beside an `openclaw.json` with which it could not start; one that must start fails.
+fn broken_settings(rig: &Rig) -> Result<()> {
+    let file = "/home/node/.openclaw/openclaw.json";
+    rig.shell(&format!("cp -a {file} /root/kept && echo '{{ gateway: ' > {file}"))?;
+    rig.boot(0)?.has(&["could not start again", "openclaw.json", "changes=0", "result=ready"])?;
+    ensure!(rig.status()?["detail"]["warnings"].to_string().contains("openclaw.json"), "the report does not warn");
+    rig.shell("docker stop openclaw-gateway")?;
+    rig.boot(28)?.has(&["parsing", "openclaw.json", "left as it was"])?;
+    rig.shell(&format!("cp -a /root/kept {file}"))?;
+    rig.boot(0).map(|_| ())
 }
 
 pub(super) fn metadata_server_silent_for_ever(rig: &Rig) -> Result<()> {

@@ -20,6 +20,7 @@ use super::{GROW_BOOT_DISK, PAUSES, VERSION_LABEL, present};
 use crate::docker::Engine;
 use crate::failure::{Blame as _, Code};
 use crate::host::{Host, tail};
+use crate::memory;
 
 /// The label with the fingerprint of all that went into the build.
 pub(super) const FINGERPRINT_LABEL: &str = "openclaw-init.fingerprint";
@@ -29,7 +30,10 @@ const IDLE: Duration = Duration::from_secs(600);
 
 /// How many of the last lines of a failed build are kept, and how many of their bytes are told.
 const KEPT_LINES: usize = 20;
-const TOLD_BYTES: usize = 1024;
+const TOLD_BYTES: usize = 512;
+
+/// How many characters of a step are shown: its number and what it begins with.
+const SHOWN_STEP: usize = 100;
 
 /// The image of the recipe if it was built before.
 pub(super) async fn built(engine: &Engine, recipe: &Recipe) -> Result<Option<ImageInspect>> {
@@ -119,12 +123,13 @@ async fn attempts(
     let mut builder = if engine.buildkit { Builder::BuildKit } else { Builder::Classic };
     let mut pauses = PAUSES.iter().skip(1);
     loop {
+        let kills = memory::kills(host).await;
         let credentials = registries.build_credentials(bases.iter().map(|(_, base)| base.as_str())).await?;
         let options = options(recipe, &bases, host.proxy(), version, builder)?;
         let Err(error) = attempt(host, engine, options, credentials, place).await else { return Ok(()) };
         let text = format!("{error:#}");
         tracing::debug!("{text}");
-        let trouble = Trouble::of(&text);
+        let trouble = Trouble::of(&text, memory::kills(host).await > kills);
         if trouble == Trouble::Session && builder == Builder::BuildKit {
             tracing::info!("this engine's BuildKit does not take our session, using the classic builder: {text}");
             builder = Builder::Classic;
@@ -160,7 +165,7 @@ async fn attempt(
                 }
             }
             Ok(None) => return Ok(()),
-            Err(error) => return Err(output.explain(error)),
+            Err(error) => return Err(output.explain(&error)),
         }
     }
 }
@@ -178,10 +183,10 @@ impl Output {
         if let Some(BuildInfoAux::BuildKit(status)) = &info.aux {
             for step in &status.vertexes {
                 if step.started.is_some() && step.completed.is_none() {
-                    said.push_str(&step.name);
+                    said.extend(step.name.chars().take(SHOWN_STEP));
                     said.push('\n');
                 }
-                said.push_str(&step.error);
+                said.push_str(&brief(&step.error));
                 said.push('\n');
             }
             for log in &status.logs {
@@ -198,9 +203,18 @@ impl Output {
     }
 
     /// The error with the end of the output, where the reason is.
-    fn explain(self, error: Error) -> Error {
+    fn explain(self, error: &Error) -> Error {
         let lines = Vec::from(self.lines).join(" | ");
+        let error = anyhow!(brief(&format!("{error:#}")));
         if lines.is_empty() { error } else { error.context(format!("[…] {}", tail(&lines, TOLD_BYTES))) }
+    }
+}
+
+/// What `BuildKit` says of a step that failed, without the step's whole text.
+fn brief(error: &str) -> String {
+    match (error.find("process \""), error.rfind("\" did not complete")) {
+        (Some(start), Some(end)) if start < end => format!("{}a step{}", &error[..start], &error[end + 1..]),
+        _ => error.to_owned(),
     }
 }
 
@@ -217,8 +231,9 @@ enum Trouble {
 }
 
 impl Trouble {
-    /// By the words of the builder, of npm and of apt.
-    fn of(error: &str) -> Self {
+    /// By the words of the builder, of npm and of apt. `starved`: the kernel has killed somebody for lack of
+    /// memory meanwhile, which explains what they cannot.
+    fn of(error: &str, starved: bool) -> Self {
         const WORDS: &[(Trouble, &[&str])] = &[
             (Trouble::Session, &["no active session", "no active sessions", "buildkit session", "/session", "/grpc"]),
             (Trouble::NoSpace, &["no space left on device", "enospc"]),
@@ -246,10 +261,11 @@ impl Trouble {
             (Trouble::NoSuchPackage, &["unable to locate package", "no installation candidate", "' was not found"]),
         ];
         let error = error.to_ascii_lowercase();
-        WORDS
-            .iter()
-            .find(|(_, words)| words.iter().any(|word| error.contains(word)))
-            .map_or(Self::Other, |(trouble, _)| *trouble)
+        let found = WORDS.iter().find(|(_, words)| words.iter().any(|word| error.contains(word)));
+        match found.map_or(Self::Other, |(trouble, _)| *trouble) {
+            Self::Transient | Self::Other if starved => Self::OutOfMemory,
+            trouble => trouble,
+        }
     }
 
     fn verdict(self, recipe: &Recipe) -> (Code, String) {
@@ -295,8 +311,18 @@ mod tests {
             ("failed to solve: dockerfile parse error", Trouble::Other),
         ];
         for (error, trouble) in cases {
-            assert_eq!(Trouble::of(error), trouble, "{error}");
+            assert_eq!(Trouble::of(error, false), trouble, "{error}");
         }
+        assert_eq!(Trouble::of("rpc error: unexpected EOF", true), Trouble::OutOfMemory);
+        assert_eq!(Trouble::of("npm error code ENOSPC", true), Trouble::NoSpace);
+    }
+
+    #[test]
+    fn a_failed_step_is_told_without_its_text() {
+        let error =
+            "failed to solve: process \"/bin/sh -c echo \\\"a\\\" && b\" did not complete successfully: exit code: 137";
+        assert_eq!(brief(error), "failed to solve: a step did not complete successfully: exit code: 137");
+        assert_eq!(brief("failed to solve: x"), "failed to solve: x");
     }
 
     #[test]
@@ -309,7 +335,7 @@ mod tests {
             output.note(&say(&format!("line {line}\n")));
         }
         assert_eq!(output.lines.len(), KEPT_LINES);
-        let error = format!("{:#}", output.explain(anyhow!("exit code: 1")));
+        let error = format!("{:#}", output.explain(&anyhow!("exit code: 1")));
         assert!(error.ends_with("line 48 | line 49: exit code: 1"), "{error}");
     }
 }

@@ -202,16 +202,20 @@ impl Detail {
     }
 }
 
-/// Cuts at least `over` bytes off, at a character, and marks the cut. False when less than `shortest` is left.
+/// Cuts at least `over` bytes out of the middle, at characters, and marks the cut: the beginning names the object,
+/// the end says what to do. False when less than `shortest` is left.
 fn shorten(text: &mut String, over: usize, shortest: usize) -> bool {
     const MARK: &str = "...";
-    let mut end = text.len().saturating_sub(over + MARK.len());
-    while !text.is_char_boundary(end) {
-        end -= 1;
+    let kept = text.len().saturating_sub(over + MARK.len());
+    let (mut head, mut tail) = (kept / 2, text.len() - (kept - kept / 2));
+    while !text.is_char_boundary(head) {
+        head -= 1;
     }
-    text.truncate(end);
-    text.push_str(MARK);
-    end >= shortest
+    while !text.is_char_boundary(tail) {
+        tail += 1;
+    }
+    *text = format!("{}{MARK}{}", &text[..head], &text[tail..]);
+    kept >= shortest
 }
 
 fn timestamp() -> String {

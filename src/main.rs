@@ -1,5 +1,7 @@
 //! The command line: reads the environment, starts logging, runs one command, turns its outcome into an exit code.
 
+mod help;
+
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
@@ -15,7 +17,7 @@ use openclaw_init::{bake, bootstrap, console, cut, seal, uninstall, units};
 /// Without a command it is the carrier: it installs itself and its units, starts openclaw-init.service and
 /// follows it to the result. That is what a startup script, cloud-init or an operator runs.
 #[derive(Debug, Parser)]
-#[command(version, after_help = EXIT_CODES)]
+#[command(version, after_help = help::PROGRAM)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -27,14 +29,17 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Brings the gateway up: the work of openclaw-init.service. Safe to run again at any time.
+    #[command(after_help = help::BOOT)]
     Boot {
         /// Set by openclaw-init.service: systemd will start another try after a failure that may heal.
         #[arg(long, hide = true)]
         unit: bool,
     },
     /// Installs this program and its units, and enables them for the next boot, without starting anything.
+    #[command(after_help = help::INSTALL)]
     Install,
     /// Shows how the last run of this boot went.
+    #[command(after_help = help::STATUS)]
     Status {
         /// Prints the report as JSON (/run/openclaw-init/status.json).
         #[arg(long)]
@@ -45,24 +50,23 @@ enum Command {
     },
     /// Prepares the boot disk of an image: Docker, the gateway's image, this program and its units. No
     /// secrets, no state. `seal` comes next.
+    #[command(after_help = help::BAKE)]
     Bake(bake::Options),
     /// Removes from the boot disk what must not be in an image: identities, secrets, caches, logs. The last
     /// command before the machine is switched off.
+    #[command(after_help = help::SEAL)]
     Seal {
         /// Also on a machine that has a gateway: its container goes, and its data if that is on the boot disk.
         #[arg(long)]
         force: bool,
     },
     /// Removes the container, the units and this program. Data, Docker and images stay.
+    #[command(after_help = help::UNINSTALL)]
     Uninstall,
     /// Stops the gateway with the grace that this kind of machine allows. The next boot starts it again.
+    #[command(after_help = help::STOP)]
     Stop,
 }
-
-const EXIT_CODES: &str = "\
-Exit codes: 0 ready; otherwise one per class of failure, see the table in README.md.
-The same outcome is in the guest attribute openclaw/result, in /run/openclaw-init/status.json
-and on the serial console (lines that start with \"openclaw:\").";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

@@ -18,11 +18,16 @@ fn help_version_and_usage_errors() {
         (&["--version"], 0, env!("CARGO_PKG_VERSION")),
         (&["explode"], 2, "unrecognized subcommand"),
     ];
+    let teaching =
+        ["boot", "status", "bake", "seal", "install", "uninstall", "stop"].map(|command| [command, "--help"]);
+    let teaching = teaching.iter().map(|args| (&args[..], 0, "Example"));
+    let cases = cases.iter().copied().chain(teaching);
     for (args, code, text) in cases {
         let output = openclaw_init(args);
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said);
-        assert_eq!(output.status.code(), Some(*code), "{args:?}: {said}");
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        assert!(said.lines().all(|line| line.len() <= 120), "{args:?}: {said}");
         assert!(said.contains(text), "{args:?}: {said}");
     }
 }

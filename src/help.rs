@@ -1,0 +1,72 @@
+//! The second half of each command's help: how it is called, and where its outcome is.
+
+/// Without a command.
+pub(crate) const PROGRAM: &str = "\
+Examples:
+  sudo openclaw-init                   installs itself, starts the service, follows it to the result
+  sudo systemctl restart openclaw-init brings the gateway up again; safe at any time
+  sudo openclaw-init status            how the last run went, and what to do
+
+Settings are instance attributes (openclaw-*), listed in README.md:
+  gcloud compute instances add-metadata VM --zone=ZONE --metadata=openclaw-port=18790
+
+Exit codes: 0 ready; otherwise one per class of failure, see the table in README.md.
+The same outcome is in the guest attribute openclaw/result, in /run/openclaw-init/status.json
+and on the serial console (lines that start with \"openclaw:\").";
+
+/// `boot`.
+pub(crate) const BOOT: &str = "\
+Examples:
+  sudo openclaw-init boot              one run in the foreground; waits for one in progress
+  sudo openclaw-init --verbose boot    the same, with every step
+
+Outcome: one line per stage here, then result=ready or result=failed:CODE; the exit code is CODE's.
+Also in the guest attributes openclaw/*, and in /run/openclaw-init/status.json.";
+
+/// `status`.
+pub(crate) const STATUS: &str = "\
+Examples:
+  sudo openclaw-init status            the last run of this boot, in sentences
+  sudo openclaw-init status --wait     the run in progress, to its result
+  sudo openclaw-init status --json | jq .detail.elapsed
+
+The exit code is that of the run.";
+
+/// `bake`.
+pub(crate) const BAKE: &str = "\
+Examples:
+  sudo openclaw-init bake
+  sudo openclaw-init bake --version 2026.9.6 --docker distro
+  sudo openclaw-init bake --image registry.example/openclaw@sha256:DIGEST
+
+What was baked is in /etc/openclaw-init/baked.json; the attributes of a VM made from the image win over it.
+Every change is printed. Next: openclaw-init seal, then switch the machine off and make the image.";
+
+/// `seal`.
+pub(crate) const SEAL: &str = "\
+Examples:
+  sudo openclaw-init seal              refuses on a machine that has a gateway
+  sudo openclaw-init seal --force      also there: the data on the boot disk is lost
+
+Everything that is removed is printed.";
+
+/// `uninstall`.
+pub(crate) const UNINSTALL: &str = "\
+Example:
+  sudo openclaw-init uninstall
+
+The data stays on its disk; an attribute startup-script or user-data would install it again at the next boot:
+  gcloud compute instances remove-metadata VM --zone=ZONE --keys=startup-script";
+
+/// `stop`.
+pub(crate) const STOP: &str = "\
+Examples:
+  sudo openclaw-init stop
+  sudo systemctl restart openclaw-init starts it again
+
+Outcome: the gateway's exit code here, and the guest attribute openclaw/state is stopping.";
+
+/// `install`.
+pub(crate) const INSTALL: &str = "\
+Example:
+  sudo ./openclaw-init install         in a chroot or an image; the next boot brings the gateway up";

@@ -1,4 +1,22 @@
-//! The second half of each command's help: how it is called, and where its outcome is.
+//! The second half of each command's help: how it is called, and where its outcome is; and what a package ships beside
+//! the program, made from the same definitions.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use clap_complete::Shell;
+
+/// Writes completions for bash, fish and zsh and one manual page for each command into a directory.
+pub(crate) fn generate(command: clap::Command, directory: &Path) -> Result<()> {
+    let mut command = command.disable_help_subcommand(true);
+    let name = command.get_name().to_owned();
+    for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
+        clap_complete::generate_to(shell, &mut command, &name, directory)
+            .with_context(|| format!("writing completions for {shell} into {}", directory.display()))?;
+    }
+    clap_mangen::generate_to(command, directory)
+        .with_context(|| format!("writing manual pages into {}", directory.display()))
+}
 
 /// Without a command.
 pub(crate) const PROGRAM: &str = "\

@@ -5,7 +5,7 @@ mod help;
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use openclaw_init::carrier::{self, Followed};
 use openclaw_init::failure::{code_of, one_line};
 use openclaw_init::host::Host;
@@ -66,6 +66,9 @@ enum Command {
     /// Stops the gateway with the grace that this kind of machine allows. The next boot starts it again.
     #[command(after_help = help::STOP)]
     Stop,
+    /// Writes shell completions and manual pages, for packages.
+    #[command(hide = true)]
+    Generate { directory: std::path::PathBuf },
 }
 
 fn main() -> ExitCode {
@@ -93,6 +96,7 @@ async fn run(command: Option<Command>) -> ExitCode {
         Some(Command::Seal { force }) => told(&host, seal::run(&host, force)).await,
         Some(Command::Uninstall) => told(&host, uninstall::run(&host)).await,
         Some(Command::Stop) => stop(&host).await,
+        Some(Command::Generate { directory }) => help::generate(Cli::command(), &directory).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| failed(&error))
 }

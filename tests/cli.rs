@@ -31,3 +31,20 @@ fn help_version_and_usage_errors() {
         assert!(said.contains(text), "{args:?}: {said}");
     }
 }
+
+#[test]
+fn completions_and_manual_pages_come_from_the_same_definitions() {
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    let output = openclaw_init(&["generate", directory.path().to_str().expect("the path is text")]);
+    assert!(output.status.success(), "{output:?}");
+    let read = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap_or_default();
+    for (file, text) in [
+        ("openclaw-init.bash", "complete -F"),
+        ("openclaw-init.fish", "complete -c openclaw-init"),
+        ("_openclaw-init", "#compdef openclaw-init"),
+        ("openclaw-init.1", ".TH openclaw-init 1"),
+        ("openclaw-init-bake.1", "baked.json"),
+    ] {
+        assert!(read(file).contains(text), "{file}: {}", read(file));
+    }
+}

@@ -22,6 +22,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tokio::sync::watch;
 
+use crate::cut;
 use crate::host::{Host, sync_dir};
 use copier::Copier;
 use tree::Dir;
@@ -79,6 +80,8 @@ impl Size {
 pub async fn level(host: &Host, from: &Path, to: &Path) -> Result<Leveled> {
     let (source, target) = (host.path(from), host.path(to));
     let doing = || format!("copying {} to {}", from.display(), to.display());
+    let step = cut::step("copy");
+    step.at("before");
     let leveled = in_background(host, "copied", move |told| {
         let source = open(&source)?;
         told.expect(measure(&source)?.content);
@@ -93,6 +96,7 @@ pub async fn level(host: &Host, from: &Path, to: &Path) -> Result<Leveled> {
     })
     .await
     .with_context(doing)?;
+    step.at("after");
     if let Some(first) = leveled.left_out.first() {
         host.warn(format!(
             "{} of {} cannot be copied and were left out (fifos, sockets, devices, mount points), such as {}",

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::cut;
 use crate::disk::{self, DataDir};
 use crate::failure::{Blame as _, Code};
 use crate::host::{Access, Host, sync_dir};
@@ -99,10 +100,14 @@ async fn carry_out(host: &Host, data: &DataDir, intent: &Intent) -> Result<Vec<P
     let root = root(data)?;
     let mut aside = Vec::new();
     for step in &intent.moves {
-        let (at, step) = (host.path(root), step.clone());
+        let (at, step, renames) = (host.path(root), step.clone(), cut::step("rename"));
         let shown = format!("putting {} in the place of {}", root.join(&step.prepared).display(), step.present);
-        aside
-            .extend(blocking(move || step.make(&at)).await.with_context(|| shown.clone())?.map(|name| root.join(name)));
+        aside.extend(
+            blocking(move || step.make(&at, &renames))
+                .await
+                .with_context(|| shown.clone())?
+                .map(|name| root.join(name)),
+        );
     }
     intent.record.write(host, data).await?;
     host.remove_file(data.records.join(INTENT)).await?;
@@ -116,18 +121,21 @@ async fn carry_out(host: &Host, data: &DataDir, intent: &Intent) -> Result<Vec<P
 impl Move {
     /// Renames what is not yet renamed. Each rename is durable before the next, so what is still there under
     /// the prepared name tells how far it is. Returns the former directory's name, if there was one.
-    fn make(&self, root: &Path) -> Result<Option<String>> {
+    fn make(&self, root: &Path, renames: &cut::Step) -> Result<Option<String>> {
         let (present, aside, prepared) = (root.join(&self.present), root.join(&self.aside), root.join(&self.prepared));
         if exists(&prepared)? {
+            renames.at("before");
             if exists(&present)? {
                 if exists(&aside)? {
                     bail!("both {} and {} are there", present.display(), aside.display());
                 }
                 std::fs::rename(&present, &aside).with_context(|| format!("renaming it to {}", self.aside))?;
                 sync_dir(root)?;
+                renames.at("aside");
             }
             std::fs::rename(&prepared, &present).context("renaming it")?;
             sync_dir(root)?;
+            renames.at("after");
         } else if !exists(&present)? {
             bail!("neither is there");
         }

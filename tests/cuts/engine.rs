@@ -1,6 +1,6 @@
 //! What answers like a Docker Engine and, while its container runs, like a gateway.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,8 @@ pub(crate) struct Engine {
 struct Known {
     /// The machine, whose paths the mounts name.
     root: PathBuf,
-    images: BTreeSet<String>,
+    /// By id.
+    images: BTreeMap<String, String>,
     containers: BTreeMap<String, Container>,
 }
 
@@ -51,7 +52,7 @@ struct Container {
 impl Engine {
     /// Listens at `socket` for the machine below `root`.
     pub(crate) fn start(root: &Path, socket: &Path) -> Result<Self> {
-        let known = Known { root: root.to_owned(), images: BTreeSet::new(), containers: BTreeMap::new() };
+        let known = Known { root: root.to_owned(), images: BTreeMap::new(), containers: BTreeMap::new() };
         let known = Arc::new(Mutex::new(known));
         SERVERS.block_on(async {
             let (socket, port) = (UnixListener::bind(socket)?, TcpListener::bind("127.0.0.1:0").await?);
@@ -66,10 +67,11 @@ impl Engine {
         })
     }
 
-    /// The containers and what they do.
-    pub(crate) fn containers(&self) -> Vec<(String, &'static str)> {
+    /// The containers: name, image, status.
+    pub(crate) fn containers(&self) -> Vec<(String, String, &'static str)> {
         let known = self.known.lock().unwrap();
-        known.containers.iter().map(|(name, container)| (name.clone(), container.status)).collect()
+        let told = |(name, container): (&String, &Container)| (name.clone(), container.image(), container.status);
+        known.containers.iter().map(told).collect()
     }
 }
 
@@ -83,12 +85,10 @@ type Shared = State<Arc<Mutex<Known>>>;
 
 async fn health(State(known): Shared) -> Response {
     let known = known.lock().unwrap();
-    let runs = known.containers.get("openclaw-gateway").is_some_and(|container| container.status == "running");
-    if !runs {
-        return StatusCode::BAD_GATEWAY.into_response();
-    }
-    // Both questions at once: each reader looks at its own part.
-    axum::Json(json!({"status": "started", "ready": true})).into_response()
+    let gateway = known.containers.get("openclaw-gateway").filter(|container| container.status == "running");
+    let Some(gateway) = gateway else { return StatusCode::BAD_GATEWAY.into_response() };
+    // Both answers at once: each reader looks at its own part.
+    axum::Json(json!({"status": "started", "ready": true, "version": version(&gateway.image())})).into_response()
 }
 
 async fn answer(State(known): Shared, request: Request) -> Response {
@@ -101,7 +101,8 @@ async fn answer(State(known): Shared, request: Request) -> Response {
     let words: Vec<&str> = path.trim_matches('/').split('/').collect();
     let answer = known.lock().unwrap().answer(parts.method.as_str(), &words, query, &body);
     let (status, value) = answer.unwrap_or_else(|error| (500, json!({"message": format!("{error:#}")})));
-    (StatusCode::from_u16(status).unwrap(), axum::Json(value)).into_response()
+    let status = StatusCode::from_u16(status).unwrap();
+    if value.is_null() { status.into_response() } else { (status, axum::Json(value)).into_response() }
 }
 
 impl Known {
@@ -115,16 +116,20 @@ impl Known {
                 let version = json!({"Version": "28.5.2", "ApiVersion": "1.47", "Os": "linux"});
                 (200, merged(version, json!({"Components": components})))
             }
+            (_, ["events"]) => (200, Value::Null),
             (_, ["info"]) => (200, json!({"MemoryLimit": false})),
             ("POST", ["images", "create"]) => {
                 let name = value("fromImage").context("no image is named")?;
-                self.images.insert(name.replace("%2F", "/").replace("%3A", ":"));
+                let name = name.replace("%2F", "/").replace("%3A", ":");
+                self.images.insert(id(&name), name);
                 (200, json!({"id": "layer", "status": "Pull complete"}))
             }
             ("GET", ["images", name @ .., "json"]) => {
                 let name = name.join("/");
-                let known = name == ID || self.images.contains(&name);
-                if known { (200, json!({"Id": ID, "RepoDigests": []})) } else { absent("image") }
+                match self.images.iter().find(|(id, known)| name == **id || name == **known) {
+                    Some((id, _)) => (200, json!({"Id": id, "RepoDigests": []})),
+                    None => absent("image"),
+                }
             }
             ("POST", ["containers", "create"]) => self.create(value("name").context("no name")?, body)?,
             ("GET", ["containers", name, "json"]) => match self.containers.get(*name) {
@@ -170,21 +175,53 @@ impl Known {
             set(&state.join("openclaw.json"), &serde_json::from_str(batch)?)?;
             container.status = "exited";
         } else {
-            container.status = "running";
+            let version = version(&container.image());
+            let starts = migrate(&state, &version)? && version != BROKEN;
+            container.status = if starts { "running" } else { "exited" };
             container.started_at = Timestamp::now().to_string();
         }
         Ok((204, Value::Null))
     }
 }
 
-/// The id of every image.
-const ID: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+/// The id of an image.
+fn id(name: &str) -> String {
+    let number: u64 = name.bytes().fold(7, |number, byte| number.wrapping_mul(31).wrapping_add(byte.into()));
+    format!("sha256:{number:064x}")
+}
+
+/// The version in the tag of an image.
+fn version(image: &str) -> String {
+    image.rsplit(':').next().unwrap_or_default().to_owned()
+}
+
+/// A gateway makes the state one of its version; false when that was already a later one.
+fn migrate(state: &Path, version: &str) -> Result<bool> {
+    let file = state.join(OF_VERSION);
+    let present = fs::read_to_string(&file).unwrap_or_default();
+    if present.as_str() > version {
+        return Ok(false);
+    }
+    fs::write(&file, version)?;
+    chown(&file, Some(1000), Some(1000)).context("giving the state to the gateway's user")?;
+    Ok(true)
+}
+
+/// The version that migrates the state and then ends.
+pub(crate) const BROKEN: &str = "2026.9.66";
+
+/// In the state directory: which version's it is.
+pub(crate) const OF_VERSION: &str = "of-version";
 
 impl Container {
+    fn image(&self) -> String {
+        self.body["Image"].as_str().unwrap_or_default().to_owned()
+    }
+
     fn told(&self) -> Value {
         json!({
             "Config": {"Labels": self.body["Labels"]},
-            "State": {"Status": self.status, "StartedAt": self.started_at, "ExitCode": 0},
+            "State": {"Status": self.status, "StartedAt": self.started_at, "ExitCode": 1},
             "RestartCount": 0,
         })
     }

@@ -20,7 +20,7 @@ use crate::cloud_content::{Content, HTTPS, TlsListener};
 use crate::docker_apt::DockerRepository;
 use crate::machine::detached;
 use crate::metadata_server::{Metadata, Server, control};
-use crate::network::{self, METADATA, STORAGE, UPSTREAM_NAMES};
+use crate::network::{self, FORGE, METADATA, STORAGE, UPSTREAM_NAMES};
 use crate::process::Process;
 use crate::state::Lab;
 
@@ -29,7 +29,7 @@ const HELPERS: [&str; 2] = ["slirp4netns", "dnsmasq"];
 /// The name of Cloud Storage's API.
 const STORAGE_NAME: &str = "storage.googleapis.com";
 /// Where upstream's source is; the lab has archives of its own under the same paths.
-const SOURCE_NAME: &str = "github.com";
+const FORGE_NAME: &str = "github.com";
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// Starts the cloud's process, whose metadata server tells `metadata`; returns when all its servers answer.
@@ -124,15 +124,18 @@ async fn internet(
 ) -> Result<impl Future<Output = Result<()>> + use<>> {
     let content = Content::prepare(&Cache::from_env()?)?;
     let files = axum::serve(listen(STORAGE).await?, server.files_router(lab.files()));
-    let certificate = content.ca().server_certificate(&[STORAGE_NAME, SOURCE_NAME])?;
+    let certificate = content.ca().server_certificate(&[STORAGE_NAME])?;
     let storage = TlsListener::bind((STORAGE, HTTPS).into(), &certificate).await?;
-    let other_paths = server.files_router(lab.files());
-    let storage = axum::serve(storage, server.storage_router(lab.files()).fallback_service(other_paths));
+    let storage = axum::serve(storage, server.storage_router(lab.files()));
+    let certificate = content.ca().server_certificate(&[FORGE_NAME])?;
+    let forge = TlsListener::bind((FORGE, HTTPS).into(), &certificate).await?;
+    let forge = axum::serve(forge, server.files_router(lab.files()));
     let content = content.start(repository, &lab.content()).await?;
     Ok(async {
         tokio::select! {
             ended = files.into_future() => ended.context("serving files"),
             ended = storage.into_future() => ended.context("serving Cloud Storage"),
+            ended = forge.into_future() => ended.context("serving GitHub"),
             ended = content.run() => ended,
         }
     })
@@ -164,7 +167,7 @@ fn name_server(lab: &Lab) -> Result<Child> {
         ("metadata.google.internal", METADATA),
         ("metadata", METADATA),
         ("googleapis.com", STORAGE),
-        (SOURCE_NAME, STORAGE),
+        (FORGE_NAME, FORGE),
     ];
     let mut command = Command::new("dnsmasq");
     command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"]);

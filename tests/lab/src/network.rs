@@ -22,6 +22,8 @@ use crate::state::Lab;
 pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// Cloud Storage and all other Google APIs; the lab's web server.
 pub const STORAGE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 4);
+/// Where upstream publishes source and programs; the lab's web server with certificates of its own.
+pub const FORGE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 6);
 /// The machine's own address.
 pub const MACHINE: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 2);
 /// The machine's default gateway.
@@ -41,7 +43,7 @@ pub fn create(lab: &Lab) -> Result<()> {
             .with_context(|| format!("making the network namespace {namespace}"))?;
         ip(namespace, &["link", "set", "lo", "up"])?;
     }
-    for address in [METADATA, REGISTRY, DOCKER_REPOSITORY, STORAGE, ARTIFACT_REGISTRY] {
+    for address in [METADATA, REGISTRY, DOCKER_REPOSITORY, STORAGE, ARTIFACT_REGISTRY, FORGE] {
         ip(&cloud, &["address", "add", &format!("{address}/32"), "dev", "lo"])?;
     }
     ip(&cloud, &["route", "add", "blackhole", "169.254.0.0/16"])?;

@@ -13,7 +13,7 @@ use crate::failure::{Blame as _, Code};
 use crate::host::Host;
 use crate::http;
 
-/// The largest download: the largest known program has 60 MB, upstream's source fewer.
+/// The largest download: far more than a program or a source has, far less than would fill a boot disk.
 const LARGEST: u64 = 512 * 1024 * 1024;
 
 const MEGABYTE: u64 = 1_000_000;

@@ -25,7 +25,7 @@ const NEEDED_MEMORY: u64 = 6 * GIB;
 /// What the kernel keeps of a VM's memory for itself, at most: one part in this many.
 const KERNELS_SHARE: u64 = 16;
 
-/// Free space for source, dependencies, layers and build cache: the finished image alone has 3 GB.
+/// Free space for source, dependencies, layers and build cache: an estimate, upstream states none.
 const NEEDED_SPACE: u64 = 10 * GIB;
 
 const GIB: u64 = 1 << 30;

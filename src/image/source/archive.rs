@@ -14,7 +14,7 @@ use super::super::context::{self, Archive};
 use super::super::recipe::hex;
 use super::tree::{self, BlobReader, Mode, Tree};
 
-/// All files of the source together; upstream's have a tenth of it.
+/// All files of the source together: far more than it has.
 const LARGEST: u64 = 4 << 30;
 
 /// A file that is read into memory to be looked at.

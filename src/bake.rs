@@ -38,9 +38,21 @@ pub struct Options {
     /// The gateway's image, by tag or digest, instead of the official one
     #[arg(long, value_name = "REFERENCE", conflicts_with = "version")]
     image: Option<String>,
-    /// Where the image comes from: release, npm
+    /// Where the image comes from: release, npm, source
     #[arg(long, value_name = "SOURCE")]
     image_source: Option<String>,
+    /// For source: the commit, with its pins
+    #[arg(long, value_name = "COMMIT")]
+    source_ref: Option<String>,
+    /// For source: where the commit's tar.gz is
+    #[arg(long, value_name = "URL")]
+    source_url: Option<String>,
+    /// Programs for /usr/local/bin of the image
+    #[arg(long, value_name = "LIST")]
+    binaries: Option<String>,
+    /// Debian packages for the image
+    #[arg(long, value_name = "LIST")]
+    apt_packages: Option<String>,
     /// A mirror of Docker Hub, for closed networks
     #[arg(long, value_name = "REGISTRY/PATH")]
     registry_mirror: Option<String>,
@@ -62,6 +74,10 @@ impl Options {
             (VERSION, &self.version),
             (IMAGE, &self.image),
             (SOURCE, &self.image_source),
+            ("openclaw-source-ref", &self.source_ref),
+            ("openclaw-source-url", &self.source_url),
+            ("openclaw-binaries", &self.binaries),
+            ("openclaw-apt-packages", &self.apt_packages),
             ("openclaw-registry-mirror", &self.registry_mirror),
             ("openclaw-npm-registry", &self.npm_registry),
             ("openclaw-docker", &self.docker),
@@ -119,9 +135,9 @@ impl Baked {
     /// The machine's configuration: the operator's attributes, and below them what was baked.
     fn configure(self, given: &BTreeMap<String, String>) -> Result<(Config, Vec<String>)> {
         let mut attributes = given.clone();
-        // An explicit image is a choice of its own, beside which no other source may stand.
-        if !given.contains_key(IMAGE) {
-            for (key, value) in self.attributes {
+        for (key, value) in self.attributes {
+            // An explicit image is a choice of its own, beside which no other source may stand.
+            if key != SOURCE || !given.contains_key(IMAGE) {
                 attributes.entry(key).or_insert(value);
             }
         }
@@ -157,7 +173,11 @@ mod tests {
         let baked = Baked {
             version: "2026.9.4".to_owned(),
             image: None,
-            attributes: map(&[("openclaw-image-source", "npm"), ("openclaw-npm-registry", "http://10.0.0.2")]),
+            attributes: map(&[
+                ("openclaw-image-source", "npm"),
+                ("openclaw-npm-registry", "http://10.0.0.2"),
+                ("openclaw-apt-packages", "jq"),
+            ]),
         };
         let registry = Some("http://10.0.0.2");
         let cases: [(&[(&str, &str)], _, _, _); 5] = [
@@ -165,7 +185,7 @@ mod tests {
             (&[("openclaw-version", "2026.9.6")], Some("2026.9.6"), Npm, registry),
             (&[("openclaw-image-source", "release")], None, Release, registry),
             (&[("openclaw-npm-registry", "http://10.0.0.3")], None, Npm, Some("http://10.0.0.3")),
-            (&[("openclaw-image", "x/y:1")], None, Release, None),
+            (&[("openclaw-image", "x/y:1")], None, Release, registry),
         ];
         for (given, version, source, registry) in cases {
             let (config, warnings) = baked.clone().configure(&map(given))?;
@@ -173,6 +193,7 @@ mod tests {
             assert_eq!((image.version.as_deref(), &image.source), (version, &source), "{given:?}");
             assert_eq!(image.npm_registry.as_deref(), registry, "{given:?}");
             assert_eq!(image.default_version, "2026.9.4", "{given:?}");
+            assert_eq!(image.extras.packages, ["jq"], "{given:?}");
             assert_eq!(warnings, Vec::<String>::new(), "{given:?}");
         }
         Ok(())

@@ -51,7 +51,7 @@ enum Command {
     /// Prepares the boot disk of an image: Docker, the gateway's image, this program and its units. No
     /// secrets, no state. `seal` comes next.
     #[command(after_help = help::BAKE)]
-    Bake(bake::Options),
+    Bake(Box<bake::Options>),
     /// Removes from the boot disk what must not be in an image: identities, secrets, caches, logs. The last
     /// command before the machine is switched off.
     #[command(after_help = help::SEAL)]

@@ -5,7 +5,7 @@
 //!    |- swap
 //!    |- disk ------ DataDir ---------------+
 //!    |- docker ---- Engine - shield -+     |
-//!    |                               image + secrets - gateway - ready
+//!    |                               image + secrets - gateway - ready - (update)
 //! ```
 
 use std::time::Duration;
@@ -19,8 +19,9 @@ use crate::host::Host;
 use crate::metadata::Client;
 use crate::record::Record;
 use crate::report::{RUN_DIR, Ready, Report};
-use crate::stage::{Failure, Stage, stage};
-use crate::{bake, disk, docker, gateway, image, report, secrets, shield, swap, units};
+use crate::stage::{Failure, Stage, stage, within};
+use crate::update::{Request, Wish};
+use crate::{bake, disk, docker, gateway, image, report, secrets, shield, swap, units, update};
 
 /// How long the metadata server may keep us waiting.
 const METADATA_DEADLINE: Duration = Duration::from_secs(120);
@@ -50,8 +51,10 @@ pub enum Tries {
 /// can start; the inner one is what the report says.
 pub async fn boot(host: &Host, metadata: Client, tries: Tries) -> Result<Result<Ready, Failure>> {
     let _only_run = only_run(host).await?;
+    let request = Request::take(host).await?;
     let report = Report::start(host, metadata.clone()).await?;
-    let outcome = match tokio::time::timeout(RUN_DEADLINE, stages(host, &metadata, &report)).await {
+    let run = stages(host, &metadata, &report, request.as_ref());
+    let outcome = match tokio::time::timeout(RUN_DEADLINE, run).await {
         Ok(outcome) => outcome,
         Err(_) => {
             Err(Failure { stage: report.current_stage(), error: anyhow!("the run did not end within 55 minutes") })
@@ -65,7 +68,7 @@ pub async fn boot(host: &Host, metadata: Client, tries: Tries) -> Result<Result<
     Ok(outcome)
 }
 
-async fn stages(host: &Host, metadata: &Client, report: &Report) -> Result<Ready, Failure> {
+async fn stages(host: &Host, metadata: &Client, report: &Report, request: Option<&Request>) -> Result<Ready, Failure> {
     let instance = stage(report, Stage::Metadata, metadata.instance(METADATA_DEADLINE)).await?;
     report.instance(&instance);
     let config = stage(report, Stage::Config, async {
@@ -94,20 +97,63 @@ async fn stages(host: &Host, metadata: &Client, report: &Report) -> Result<Ready
     let ((), data, engine) = (swap?, data?, engine?);
 
     stage(report, Stage::Shield, shield::ensure(host, config.metadata_access)).await?;
-    let record = Record::read(host, &data).await.map_err(|error| Failure { stage: Stage::Image, error })?;
+    let machine = update::Machine { host, engine: &engine, metadata, data: &data, config: &config };
+    settle(machine, None).await?;
+    let present = bring_up(report, machine).await;
+
+    let Some(wish) = asked(machine, request, &present).await? else { return present };
+    match stage(report, Stage::Update, update::run(machine, &wish)).await {
+        Ok((ready, told)) => {
+            report.update(told);
+            Ok(ready)
+        }
+        Err(failure) => {
+            settle(machine, Some((&wish, &failure))).await?;
+            let message = failure.sentence();
+            host.warn(&message);
+            report.update(report::Update { message, code: Some(failure.code().name().to_owned()), downtime_ms: None });
+            bring_up(report, machine).await
+        }
+    }
+}
+
+/// Ends what an update left half done, so that the state has one owner.
+async fn settle(machine: update::Machine<'_>, failed: Option<(&Wish, &Failure)>) -> Result<(), Failure> {
+    let settled = within(Stage::Update, update::settle(machine, failed)).await;
+    settled.map_err(|error| Failure { stage: Stage::Update, error })
+}
+
+/// What is asked for once the state's owner was brought up: also when that did not become ready, since another
+/// version may be the way out.
+async fn asked(
+    machine: update::Machine<'_>,
+    request: Option<&Request>,
+    present: &Result<Ready, Failure>,
+) -> Result<Option<Wish>, Failure> {
+    if present.as_ref().is_err_and(|failure| !matches!(failure.stage, Stage::Gateway | Stage::Ready)) {
+        return Ok(None);
+    }
+    let record = Record::read(machine.host, machine.data).await;
+    let record = record.map_err(|error| Failure { stage: Stage::Update, error })?;
+    Ok(update::asked(request, &machine.config.image, &record))
+}
+
+/// Brings up the version that the state belongs to.
+async fn bring_up(report: &Report, machine: update::Machine<'_>) -> Result<Ready, Failure> {
+    let update::Machine { host, engine, metadata, data, config } = machine;
+    let record = Record::read(host, data).await.map_err(|error| Failure { stage: Stage::Image, error })?;
     let (image, secrets) = tokio::join!(
-        stage(report, Stage::Image, image::ensure(host, &engine, metadata, &config.image, &record)),
-        stage(report, Stage::Secrets, secrets::ensure(host, &data, &config.gateway)),
+        stage(report, Stage::Image, image::ensure(host, engine, metadata, &config.image, &record)),
+        stage(report, Stage::Secrets, secrets::ensure(host, data, &config.gateway)),
     );
     let (image, secrets) = (image?, secrets?);
-
-    stage(report, Stage::Gateway, gateway::ensure(host, &engine, &image, &data, &secrets, &config.gateway)).await?;
+    stage(report, Stage::Gateway, gateway::ensure(host, engine, &image, data, &secrets, &config.gateway)).await?;
     stage(report, Stage::Ready, async {
-        let ready = gateway::wait_ready(host, &engine, &image, &secrets, &config.gateway).await?;
-        let record = record.clone().owned_by(&image, &config.image);
-        record.write(host, &data).await?;
-        if host.changed_in(Stage::Image) {
-            image::prune(host, &engine, &record.images(&image)).await;
+        let ready = gateway::wait_ready(host, engine, &image, &secrets, &config.gateway).await?;
+        let record = record.owned_by(&image, &config.image);
+        record.write(host, data).await?;
+        if [Stage::Image, Stage::Update].iter().any(|stage| host.changed_in(*stage)) {
+            image::prune(host, engine, &record.images(&image)).await;
         }
         Ok(ready)
     })

@@ -11,7 +11,7 @@ use anyhow::{Result, anyhow, bail};
 
 use crate::failure::Code;
 use crate::host::Host;
-use crate::report::Status;
+use crate::report::{Status, Update};
 use crate::systemd;
 use crate::units::{self, BOOT_UNIT, Run};
 
@@ -58,6 +58,7 @@ async fn wait(host: &Host) -> Result<Run> {
         let run = units::observe(host).await?;
         if let Some(status) = Status::read(host).await?
             && run == Run::InProgress
+            && !status.is_final()
         {
             let line = progress(&status);
             if line != shown {
@@ -84,12 +85,17 @@ impl Followed {
         let result = self.status.as_ref().and_then(|status| status.result.as_deref());
         match result {
             Some("ready") => ExitCode::SUCCESS,
-            Some(result) => {
-                let name = result.strip_prefix("failed:").unwrap_or_default();
-                let code = Code::ALL.iter().find(|code| code.name() == name);
-                code.copied().unwrap_or(Code::Internal).exit_code().into()
-            }
-            None => Code::Internal.exit_code().into(),
+            result => exit_code_of(result.and_then(|result| result.strip_prefix("failed:"))),
+        }
+    }
+
+    /// 0 when the update or rollback was carried out and the gateway is ready, else the code of the failure.
+    pub fn update_exit_code(&self) -> ExitCode {
+        let update = self.status.as_ref().and_then(|status| status.update.as_ref());
+        match update {
+            Some(Update { code: Some(code), .. }) => exit_code_of(Some(code)),
+            None if self.exit_code() == ExitCode::SUCCESS => exit_code_of(None),
+            _ => self.exit_code(),
         }
     }
 
@@ -98,6 +104,11 @@ impl Followed {
         let status = self.status.as_ref().ok_or_else(|| anyhow!("no run in this boot yet"))?;
         Ok(serde_json::to_string_pretty(status)?)
     }
+}
+
+fn exit_code_of(name: Option<&str>) -> ExitCode {
+    let code = Code::ALL.iter().find(|code| Some(code.name()) == name);
+    code.copied().unwrap_or(Code::Internal).exit_code().into()
 }
 
 impl fmt::Display for Followed {

@@ -104,6 +104,13 @@ pub struct ImageConfig {
     pub default_reference: Option<String>,
 }
 
+impl ImageConfig {
+    /// The operator's choice: `openclaw-image`, else `openclaw-version`.
+    pub fn choice(&self) -> Option<&String> {
+        self.reference.as_ref().or(self.version.as_ref())
+    }
+}
+
 /// `openclaw-image-source`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageSource {
@@ -173,6 +180,11 @@ impl Config {
         });
         token.into_iter().chain(bind)
     }
+}
+
+/// A gateway version as a command takes it, by the rule of `openclaw-version`; else what is allowed.
+pub fn parse_version(value: &str) -> Result<String, String> {
+    check::version(value)
 }
 
 fn docker(given: &mut Given<'_>) -> DockerConfig {

@@ -96,8 +96,13 @@ pub async fn ensure(host: &Host, choice: &DiskChoice, instance: &Instance) -> Re
             on_disk(host, &device, instance, last.as_ref()).await.with_context(preparing)?
         }
     };
-    mount::bind(host, &data.state, Path::new(PEOPLES_PATH)).await?;
+    show(host, &data).await?;
     Ok(data)
+}
+
+/// Shows the state at `/home/node/.openclaw` too, where people look for it.
+pub async fn show(host: &Host, data: &DataDir) -> Result<()> {
+    mount::bind(host, &data.state, Path::new(PEOPLES_PATH)).await
 }
 
 fn warn_of_another(host: &Host, last: Option<&Last>, name: Option<&str>) {

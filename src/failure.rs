@@ -81,6 +81,8 @@ codes! {
     LoaderFailed = 31, "loader-failed", permanent;
     /// A download is not the file whose digest is pinned.
     DigestMismatch = 32, "digest-mismatch", permanent;
+    /// An update or a rollback was refused or undone; the gateway is as it was before.
+    UpdateFailed = 33, "update-failed", permanent;
 }
 
 impl fmt::Display for Code {
@@ -123,6 +125,16 @@ pub fn code_of(error: &Error) -> Code {
 
 /// The whole error on one line: what was being done, level by level, then what to do about it.
 pub fn one_line(error: &Error) -> String {
+    let what = what(error);
+    match error.downcast_ref::<Verdict>() {
+        Some(Verdict { remedy, .. }) if what.is_empty() => remedy.clone(),
+        Some(Verdict { remedy, .. }) => format!("{}. {remedy}", what.trim_end_matches('.')),
+        None => what,
+    }
+}
+
+/// What was being done and why it failed, on one line, without what to do about it.
+pub fn what(error: &Error) -> String {
     let remedy = error.downcast_ref::<Verdict>().map(ToString::to_string);
     let mut levels: Vec<String> = Vec::new();
     for cause in error.chain() {
@@ -132,12 +144,7 @@ pub fn one_line(error: &Error) -> String {
             levels.push(text);
         }
     }
-    let what = levels.join(": ");
-    match remedy {
-        Some(remedy) if what.is_empty() => remedy,
-        Some(remedy) => format!("{}. {remedy}", what.trim_end_matches('.')),
-        None => what,
-    }
+    levels.join(": ")
 }
 
 #[cfg(test)]

@@ -33,6 +33,9 @@ pub const NAME: &str = "openclaw-gateway";
 /// The label with the fingerprint of the wanted spec; a container without it is not ours.
 const SPEC_LABEL: &str = "openclaw-init.spec";
 
+/// How long a repair may take: migrations of large databases on a small disk.
+const DOCTOR_DEADLINE: Duration = Duration::from_secs(600);
+
 /// How much longer than the grace the engine's answer to a stop may take.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
 
@@ -217,6 +220,32 @@ fn explain_start(error: DockerError, config: &GatewayConfig) -> Error {
         Some(verdict) => error.context(verdict),
         None => error,
     }
+}
+
+/// Lets the image's own `doctor` repair the state. The gateway must not run. What the doctor thinks of its work
+/// is in its output, not in its exit code (openclaw issue 138892): the gateway's next start is the judge.
+pub async fn doctor(
+    host: &Host,
+    engine: &Engine,
+    image: &Image,
+    data: &DataDir,
+    secrets: &Secrets,
+    config: &GatewayConfig,
+) -> Result<()> {
+    host.progress("repairing the state with the gateway's own doctor");
+    let machine = Machine::observe(host, engine, image).await?;
+    let container = Spec::doctor(image, data, config, machine);
+    match one_off::run(engine, secrets, container, DOCTOR_DEADLINE).await {
+        Ok(()) => {}
+        Err(error) => tracing::info!("openclaw doctor --fix: {error:#}"),
+    }
+    host.changed("ran openclaw doctor --fix");
+    Ok(())
+}
+
+/// Whether the gateway said that its state needs the doctor.
+pub async fn asks_for_doctor(engine: &Engine) -> bool {
+    logs::hold(engine, NAME, "doctor --fix").await
 }
 
 /// Whether there is a container of the gateway's name, running or not.

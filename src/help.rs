@@ -76,6 +76,23 @@ Example:
 The data stays on its disk; an attribute startup-script or user-data would install it again at the next boot:
   gcloud compute instances remove-metadata VM --zone=ZONE --keys=startup-script";
 
+/// `update`.
+pub(crate) const UPDATE: &str = "\
+Examples:
+  sudo openclaw-init update --to 2026.9.6
+  sudo openclaw-init update            to what the attributes ask for, also when that failed before
+
+The service does the work, so it goes on when this terminal is closed: openclaw-init status --wait follows it again.
+Exit code 0 when the new version is ready; update-failed when it was undone, and then the version before is ready.";
+
+/// `rollback`.
+pub(crate) const ROLLBACK: &str = "\
+Examples:
+  sudo openclaw-init rollback          says what it would restore, and how old that is
+  sudo openclaw-init rollback --set-newer-state-aside
+
+The newer state is then beside the state directory, as openclaw.before-rollback-TIME.";
+
 /// `stop`.
 pub(crate) const STOP: &str = "\
 Examples:

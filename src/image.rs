@@ -26,6 +26,7 @@ use crate::metadata::Client;
 use crate::record::Record;
 
 use choice::Source;
+pub(crate) use choice::is_standard;
 pub use prune::prune;
 use recipe::Recipe;
 use registries::Registries;

@@ -35,3 +35,4 @@ pub mod switch;
 pub mod systemd;
 pub mod uninstall;
 pub mod units;
+pub mod update;

@@ -10,6 +10,7 @@ use openclaw_init::carrier::{self, Followed};
 use openclaw_init::failure::{code_of, one_line};
 use openclaw_init::host::Host;
 use openclaw_init::metadata::Client;
+use openclaw_init::update::Request;
 use openclaw_init::{bake, bootstrap, console, cut, seal, uninstall, units};
 
 /// Turns a bare Compute Engine VM into a ready OpenClaw gateway, and keeps it that way over every reboot.
@@ -63,6 +64,22 @@ enum Command {
     /// Removes the container, the units and this program. Data, Docker and images stay.
     #[command(after_help = help::UNINSTALL)]
     Uninstall,
+    /// Brings the gateway to another version. The present state is copied first; if the new version does not
+    /// become ready, image and state go back together. A newer version of the gateway migrates the state: going
+    /// back later is `rollback`.
+    #[command(after_help = help::UPDATE)]
+    Update {
+        /// The version [default: what the attributes ask for, else the one this program was made for]
+        #[arg(long, value_name = "VERSION", value_parser = openclaw_init::config::parse_version)]
+        to: Option<String>,
+    },
+    /// Goes back to the version before the last update, with the state that it had.
+    #[command(after_help = help::ROLLBACK)]
+    Rollback {
+        /// What was written since the update goes out of use: the newer state is renamed, not deleted.
+        #[arg(long)]
+        set_newer_state_aside: bool,
+    },
     /// Stops the gateway with the grace that this kind of machine allows. The next boot starts it again.
     #[command(after_help = help::STOP)]
     Stop,
@@ -95,6 +112,10 @@ async fn run(command: Option<Command>) -> ExitCode {
         Some(Command::Bake(options)) => bake(&host, &options).await,
         Some(Command::Seal { force }) => told(&host, seal::run(&host, force)).await,
         Some(Command::Uninstall) => told(&host, uninstall::run(&host)).await,
+        Some(Command::Update { to }) => replace(&host, Request::Update { to }).await,
+        Some(Command::Rollback { set_newer_state_aside }) => {
+            replace(&host, Request::Rollback { set_newer_state_aside }).await
+        }
         Some(Command::Stop) => stop(&host).await,
         Some(Command::Generate { directory }) => help::generate(Cli::command(), &directory).map(|()| ExitCode::SUCCESS),
     };
@@ -140,6 +161,13 @@ async fn bake(host: &Host, options: &bake::Options) -> anyhow::Result<ExitCode> 
 async fn told(host: &Host, work: impl Future<Output = anyhow::Result<String>>) -> anyhow::Result<ExitCode> {
     tracing::info!("{}", console::narrate(host, work).await?);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Another version: done by the unit, so that it goes on when this terminal is closed.
+async fn replace(host: &Host, request: Request) -> anyhow::Result<ExitCode> {
+    let followed = request.carry_out(host).await?;
+    show(&followed);
+    Ok(followed.update_exit_code())
 }
 
 async fn stop(host: &Host) -> anyhow::Result<ExitCode> {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::ImageConfig;
 use crate::disk::DataDir;
 use crate::host::{Access, Host};
-use crate::image::Image;
+use crate::image::{Image, is_standard};
 
 /// `openclaw-init/record.json` on the data disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,15 +16,48 @@ use crate::image::Image;
 pub struct Record {
     /// The gateway version that last owned the state.
     pub version: Option<String>,
-    /// The value of `openclaw-version` when that version was chosen.
+    /// The value of `openclaw-image`, else of `openclaw-version`, that was last acted upon, whatever came of it.
     pub choice: Option<String>,
     /// The image that first became ready on the state, without the operator's extras.
     pub image: Option<String>,
+    /// What the state belonged to before the last update, and where it is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Box<Previous>>,
+    /// Why [`Record::choice`] is not what runs, when an update to it was refused or undone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// The choice whose update was cut short once; a second time it counts as refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interrupted: Option<String>,
     /// Whether a gateway has lived in the state directory, as the directory itself shows it; never
     /// written. With it and without [`Record::version`] the state's version is unknown, not free to
     /// choose: the record was lost, or the run was cut before it was first written.
     #[serde(skip)]
     pub state_exists: bool,
+}
+
+/// The way back from an update: a state and what it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Previous {
+    /// The record of that time.
+    pub record: Record,
+    /// The image that ran then, with the operator's extras.
+    pub image: String,
+    /// The copies.
+    pub copy: Copy,
+    /// When that version was stopped: the state is of this time.
+    pub of: jiff::Timestamp,
+}
+
+/// A copy of the state and of what belongs to it, by the names of directories beside the state directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Copy {
+    /// Of the state directory.
+    pub state: String,
+    /// Of the directory of `/home/node/.config/openclaw`.
+    pub config: String,
 }
 
 impl Record {
@@ -43,24 +76,42 @@ impl Record {
         Ok(Self { state_exists: data.holds_state(host).await?, ..read })
     }
 
-    /// The record once `image` is ready on this state. A state that had an owner keeps it and the choice
-    /// that led to it, so a choice that changed later is still seen as changed.
+    /// The record once `image` is ready on this state. A state that had an owner keeps it. The choice that led
+    /// to it stays as well while the attributes ask for something else, so that this is still seen as a change.
     #[must_use]
     pub fn owned_by(self, image: &Image, config: &ImageConfig) -> Self {
         match self.version {
+            Some(_) if self.satisfies(config) => {
+                Self { choice: config.choice().cloned(), refused: None, interrupted: None, ..self }
+            }
             Some(_) => self,
             None => Self {
                 version: Some(image.version.clone()),
-                choice: config.version.clone(),
+                choice: config.choice().cloned(),
                 image: Some(image.base.clone()),
                 ..self
             },
         }
     }
 
-    /// Every image that this state needs: the one that runs, what it was made of, and the one that it belongs to.
+    /// Every image that this state needs: the one that runs, what it was made of, the one that it belongs to, and
+    /// those of the way back.
     pub fn images<'a>(&'a self, image: &'a Image) -> Vec<&'a str> {
-        [&image.reference, &image.base].into_iter().chain(&self.image).map(String::as_str).collect()
+        let previous =
+            self.previous.iter().flat_map(|previous| [&previous.image].into_iter().chain(&previous.record.image));
+        [&image.reference, &image.base].into_iter().chain(&self.image).chain(previous).map(String::as_str).collect()
+    }
+
+    /// Whether the state's owner is what the operator chose.
+    pub fn satisfies(&self, config: &ImageConfig) -> bool {
+        match (&config.reference, &config.version) {
+            (Some(reference), _) => self.image.as_ref() == Some(reference),
+            (None, Some(version)) => {
+                let standard = |image: &String| is_standard(image, version);
+                self.version.as_ref() == Some(version) && self.image.as_ref().is_none_or(standard)
+            }
+            (None, None) => false,
+        }
     }
 
     /// Writes the record if it differs from the one on the disk; true when it was written. After a power

@@ -26,7 +26,7 @@ use run::{Mark, Outcome, Run, View};
 use writer::Writer;
 
 pub use console::Console;
-pub use status::{Changes, Detail, Machine, State, Status};
+pub use status::{Changes, Detail, Machine, State, Status, Update};
 
 /// The kernel's name for this boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -109,9 +109,25 @@ impl Report {
         self.shared.run.send_modify(|run| run.instance = Some(machine));
     }
 
+    /// What became of the update or the rollback of this run. Success is said on the console; a failure is a
+    /// warning of its own.
+    pub fn update(&self, update: Update) {
+        if update.code.is_none() {
+            tracing::info!("{}", update.message);
+        }
+        self.shared.run.send_modify(|run| run.update = Some(update));
+    }
+
     /// A stage began.
+    ///
+    /// One that ended well before stays so for the outside, where nothing goes back within a run.
     pub fn begin(&self, stage: Stage) {
-        self.mark(stage, Mark::Begun);
+        self.shared.run.send_modify(|run| {
+            let mark = run.stages.entry(stage).or_insert(Mark::Begun);
+            if !matches!(mark, Mark::Done(_)) {
+                *mark = Mark::Begun;
+            }
+        });
     }
 
     /// A stage ended.

@@ -32,6 +32,8 @@ pub enum Stage {
     Gateway,
     /// The gateway's own readiness.
     Ready,
+    /// Another version in the place of the present one, or back.
+    Update,
 }
 
 impl Stage {
@@ -48,6 +50,7 @@ impl Stage {
             Self::Secrets => "secrets",
             Self::Gateway => "gateway",
             Self::Ready => "ready",
+            Self::Update => "update",
         }
     }
 }

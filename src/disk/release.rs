@@ -43,7 +43,7 @@ pub async fn release(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Takes the state from where people look for it, until [`super::ensure`] shows it there again: for the time
+/// Takes the state from where people look for it, until [`super::show`] shows it there again: for the time
 /// in which another directory takes its place. Who is in it sees what was there before.
 pub async fn hide(host: &Host) -> Result<()> {
     let Some(point) = mount::resolved(host, Path::new(PEOPLES_PATH)).await? else { return Ok(()) };

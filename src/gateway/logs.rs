@@ -12,14 +12,23 @@ const LINE_CHARS: usize = 240;
 
 /// The last lines of `container`, on one line, without colours and without the token. Says so when there are none.
 pub(super) async fn last_lines(engine: &Engine, container: &str, token: &Secret) -> String {
-    let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail("30").build();
-    let output = engine.client.logs(container, Some(options));
-    let text = output
-        .filter_map(|part| async move { part.ok().map(|part| String::from_utf8_lossy(part.as_ref()).into_owned()) })
-        .collect::<String>()
-        .await;
+    let text = read(engine, container, "30").await;
     let told = tell(&text, token);
     if told.is_empty() { "it said nothing".to_owned() } else { told }
+}
+
+/// Whether one of the last lines of `container` has `words` in it.
+pub(super) async fn hold(engine: &Engine, container: &str, words: &str) -> bool {
+    plain(&read(engine, container, "200").await).contains(words)
+}
+
+async fn read(engine: &Engine, container: &str, tail: &str) -> String {
+    let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail(tail).build();
+    let output = engine.client.logs(container, Some(options));
+    output
+        .filter_map(|part| async move { part.ok().map(|part| String::from_utf8_lossy(part.as_ref()).into_owned()) })
+        .collect::<String>()
+        .await
 }
 
 fn tell(text: &str, token: &Secret) -> String {

@@ -33,7 +33,7 @@ pub(super) async fn set(
     let paths = edits.iter().filter_map(|edit| edit["path"].as_str()).collect::<Vec<_>>().join(", ");
     host.progress(format!("setting {paths} in openclaw.json"));
     let batch = Value::from(edits.to_vec()).to_string();
-    run(engine, secrets, container(&["config", "set", "--batch-json", &batch]))
+    run(engine, secrets, container(&["config", "set", "--batch-json", &batch]), DEADLINE)
         .await
         .with_context(|| format!("setting {paths} in openclaw.json"))
         .blame(
@@ -44,24 +44,30 @@ pub(super) async fn set(
     Ok(())
 }
 
-async fn run(engine: &Engine, secrets: &Secrets, body: ContainerCreateBody) -> Result<()> {
+/// Runs it to its end, which must be a good one within `deadline`.
+pub(super) async fn run(
+    engine: &Engine,
+    secrets: &Secrets,
+    body: ContainerCreateBody,
+    deadline: Duration,
+) -> Result<()> {
     let options = CreateContainerOptionsBuilder::default().name(NAME).build();
     engine.client.create_container(Some(options), body).await.with_context(|| format!("creating container {NAME}"))?;
-    let outcome = finish(engine, secrets).await;
+    let outcome = finish(engine, secrets, deadline).await;
     remove(engine).await?;
     outcome
 }
 
-async fn finish(engine: &Engine, secrets: &Secrets) -> Result<()> {
+async fn finish(engine: &Engine, secrets: &Secrets, deadline: Duration) -> Result<()> {
     engine.client.start_container(NAME, None).await.with_context(|| format!("starting container {NAME}"))?;
-    let client = engine.client.clone().with_timeout(DEADLINE);
+    let client = engine.client.clone().with_timeout(deadline);
     let mut end = client.wait_container(NAME, None);
-    let code = match tokio::time::timeout(DEADLINE, end.next()).await {
+    let code = match tokio::time::timeout(deadline, end.next()).await {
         Ok(Some(Ok(ended))) => ended.status_code,
         Ok(Some(Err(DockerError::DockerContainerWaitError { code, .. }))) => code,
         Ok(Some(Err(error))) => return Err(error).with_context(|| format!("waiting for container {NAME}")),
         Ok(None) => return Err(anyhow!("the engine did not say how container {NAME} ended")),
-        Err(_) => bail!("it did not end within {} s", DEADLINE.as_secs()),
+        Err(_) => bail!("it did not end within {} s", deadline.as_secs()),
     };
     if code != 0 {
         bail!("it ended with exit code {code}: {}", logs::last_lines(engine, NAME, &secrets.token).await);

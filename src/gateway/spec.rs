@@ -119,6 +119,20 @@ impl Spec {
         Ok(Self { body, fingerprint })
     }
 
+    /// A container that repairs the state. With network: the repair may bring plugins up to the image's version.
+    pub(super) fn doctor(
+        image: &Image,
+        data: &DataDir,
+        config: &GatewayConfig,
+        machine: Machine,
+    ) -> ContainerCreateBody {
+        let mut body = Self::one_off(image, data, config, machine, &["doctor", "--fix", "--non-interactive"]);
+        if let Some(host) = &mut body.host_config {
+            host.network_mode = None;
+        }
+        body
+    }
+
     /// A container that runs one of the gateway's own commands on the same state, without network.
     pub(super) fn one_off(
         image: &Image,

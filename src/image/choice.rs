@@ -30,8 +30,8 @@ pub(super) enum Source {
     Reference(String),
 }
 
-/// The operator's choice for an empty state. An existing state keeps what last owned it: replacing a
-/// version needs a backup and a way back, which this version of the program does not have yet.
+/// The operator's choice for an empty state. An existing state keeps what last owned it: another version comes
+/// with a copy of the state and a way back, in [`crate::update`].
 pub(super) fn decide(config: &ImageConfig, record: &Record) -> Wanted {
     let source = match &config.source {
         ImageSource::Release => Source::Release,
@@ -52,31 +52,17 @@ pub(super) fn decide(config: &ImageConfig, record: &Record) -> Wanted {
         return Wanted { version, source, warning };
     };
     let explicit = record.image.clone().filter(|image| !is_standard(image, &version));
-    let warning = match (&config.reference, &config.version) {
-        (Some(reference), _) if record.image.as_ref() != Some(reference) => Some(format!("image {reference}")),
-        (None, Some(choice)) if *choice != version && record.choice.as_ref() != Some(choice) => {
-            Some(format!("version {choice}"))
-        }
-        _ => None,
-    };
-    let warning = warning.map(|asked| {
-        let kept = explicit.as_ref().map_or_else(|| format!("version {version}"), |image| format!("image {image}"));
-        format!(
-            "the attributes ask for {asked}, but the state belongs to {kept} and keeps it: \
-             this version of openclaw-init cannot update existing state"
-        )
-    });
     let source = match (explicit, &config.reference) {
         (Some(explicit), _) => Source::Reference(explicit),
         // The recorded image is a standard one and was named explicitly.
         (None, Some(reference)) if record.image.as_ref() == Some(reference) => Source::Reference(reference.clone()),
         (None, _) => source,
     };
-    Wanted { version, source, warning }
+    Wanted { version, source, warning: None }
 }
 
 /// True for an image that this program chooses by itself for `version`.
-fn is_standard(image: &str, version: &str) -> bool {
+pub(crate) fn is_standard(image: &str, version: &str) -> bool {
     official(version).iter().any(|official| official == image) || is_built(image, version)
 }
 
@@ -134,11 +120,11 @@ mod tests {
             (config(None, None, Release), &owned, "2026.9.5", Source::Release, false),
             (config(None, None, Npm), &owned, "2026.9.5", Source::Npm, false),
             (config(Some("2026.9.5"), None, Release), &owned, "2026.9.5", Source::Release, false),
-            (config(Some("2026.9.6"), None, Release), &owned, "2026.9.5", Source::Release, true),
+            (config(Some("2026.9.6"), None, Release), &owned, "2026.9.5", Source::Release, false),
             (config(Some("latest"), None, Release), &chosen, "2026.9.5", Source::Release, false),
             (config(None, Some(hub), Release), &owned, "2026.9.5", reference(hub), false),
-            (config(None, Some("x/y:1"), Release), &owned, "2026.9.5", Source::Release, true),
-            (config(None, Some("x/y:1"), Release), &own, "2026.9.5", reference("registry.example/claw:9"), true),
+            (config(None, Some("x/y:1"), Release), &owned, "2026.9.5", Source::Release, false),
+            (config(None, Some("x/y:1"), Release), &own, "2026.9.5", reference("registry.example/claw:9"), false),
             (config(None, None, Release), &built_here, "2026.9.5", Source::Release, false),
             (config(None, None, Release), &own, "2026.9.5", reference("registry.example/claw:9"), false),
         ];

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Ready;
-use super::status::{Changes, Detail, Machine, State, Status};
+use super::status::{Changes, Detail, Machine, State, Status, Update};
 use crate::host::Notes;
 use crate::stage::{Failure, Stage};
 
@@ -18,7 +18,7 @@ const PHASES: &[(State, &[Stage])] = &[
     (State::Installing, &[Stage::Swap, Stage::Docker]),
     (State::Disk, &[Stage::Disk]),
     (State::Image, &[Stage::Shield, Stage::Image]),
-    (State::Gateway, &[Stage::Secrets, Stage::Gateway, Stage::Ready]),
+    (State::Gateway, &[Stage::Secrets, Stage::Gateway, Stage::Ready, Stage::Update]),
 ];
 
 /// How far a stage is.
@@ -38,6 +38,7 @@ pub(super) struct Run {
     pub(super) instance: Option<Machine>,
     pub(super) stages: BTreeMap<Stage, Mark>,
     pub(super) outcome: Option<Outcome>,
+    pub(super) update: Option<Update>,
     /// Until when the last words may be sent; set with the outcome.
     pub(super) flush_until: Option<Instant>,
 }
@@ -115,6 +116,7 @@ impl Run {
             detail: self.detail(notes),
             changes: changes(notes),
             instance: self.instance.clone(),
+            update: self.update.clone(),
             peak_memory_kib: 0,
             reported: false,
         }
@@ -123,8 +125,14 @@ impl Run {
     fn detail(&self, notes: &Notes) -> Detail {
         let (stage, code, message) = match &self.outcome {
             None => (self.current_stage(), None, None),
-            Some(Outcome::Ready(ready)) if ready.degraded.is_empty() => (None, None, None),
-            Some(Outcome::Ready(ready)) => (None, None, Some(format!("degraded: {}", ready.degraded.join("; ")))),
+            Some(Outcome::Ready(ready)) => {
+                // What was refused or undone is a warning.
+                let code = self.update.as_ref().and_then(|update| update.code.clone());
+                let done = self.update.iter().filter(|update| update.code.is_none()).map(|it| it.message.clone());
+                let degraded = format!("degraded: {}", ready.degraded.join("; "));
+                let parts: Vec<_> = done.chain((!ready.degraded.is_empty()).then_some(degraded)).collect();
+                (None, code, (!parts.is_empty()).then(|| parts.join("; ")))
+            }
             Some(Outcome::Failed { stage, code, sentence, .. }) => {
                 (Some(*stage), Some((*code).to_owned()), Some(sentence.clone()))
             }
@@ -184,6 +192,7 @@ impl View {
             previous.result.as_deref() == Some("ready")
                 && previous.reported
                 && status.changes.count == 0
+                && status.update.is_none()
                 && (!status.is_final() || status.says_the_same_as(previous))
         })
     }

@@ -81,6 +81,9 @@ pub struct Status {
     pub changes: Changes,
     /// The machine, once its metadata is read.
     pub instance: Option<Machine>,
+    /// What became of an update or a rollback in this run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update: Option<Update>,
     /// The most memory that this program needed, in KiB; known at the end of the run.
     pub peak_memory_kib: u64,
     /// The guest attributes say all of this, or are disabled.
@@ -116,6 +119,20 @@ pub struct Changes {
     pub count: usize,
     /// Each of them in the past tense, with its stage in front.
     pub list: Vec<String>,
+}
+
+/// What became of an update or a rollback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Update {
+    /// One sentence.
+    pub message: String,
+    /// The failure's code when it was refused or undone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// How long no gateway answered, in milliseconds; nothing when the present one was not touched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub downtime_ms: Option<u64>,
 }
 
 /// Which machine it is.

@@ -16,6 +16,7 @@ mod loader;
 mod readme;
 mod rig;
 mod sources;
+mod updates;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,7 +37,9 @@ type Scenario = (&'static str, fn(&Rig) -> Result<()>);
 /// Longest first, so that the end of the run is not one machine alone.
 const ALL: &[Scenario] = &[
     ("silent-metadata", failures::metadata_server_silent_for_ever),
+    ("update-broken", updates::broken_versions_are_undone),
     ("main-job", first_boot::main_job_reboots_and_updates),
+    ("update-real", updates::real_versions_there_and_back),
     ("data-disk", disks::data_disk_outlives_its_machine),
     ("loader", loader::script_with_every_turn_of_the_loader),
     ("cloud-init", cloud_init::boots_and_other_carriers),

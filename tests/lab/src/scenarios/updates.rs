@@ -1,0 +1,116 @@
+//! Another version, and back: image and state go together, whatever happens in between.
+
+use anyhow::{Context, Result, ensure};
+
+use super::rig::{Rig, Said};
+use crate::images::{GATEWAY_VERSION, OLDER_GATEWAY_VERSION};
+use crate::stand_in;
+
+const CONTAINER: &str = "docker inspect -f '{{.Id}} {{.State.StartedAt}}' openclaw-gateway";
+const TOKEN: &str = "grep OPENCLAW_GATEWAY_TOKEN /home/node/.openclaw/.env";
+/// The names of what is beside the state directory.
+const KEPT: &str = "ls -d /mnt/disks/openclaw-data/openclaw.* 2>/dev/null | xargs -rn1 basename | sed 's/-2.*//'";
+
+/// Runs `openclaw-init ARGUMENTS` in the machine, which must end with `code`.
+fn init(rig: &Rig, code: i32, arguments: &[&str]) -> Result<Said> {
+    rig.lab_ends(code, "exec", &[&["--", "openclaw-init"], arguments].concat())
+}
+
+fn runs(rig: &Rig, version: &str) -> Result<()> {
+    let told = rig.guest_attributes()?;
+    ensure!(told["result"] == "ready" && told["version"] == version, "{version} should be ready: {told}");
+    let image = rig.shell("docker inspect -f '{{.Config.Image}}' openclaw-gateway")?;
+    ensure!(image.ends_with(&format!(":{version}")), "the container's image is {image} instead of {version}");
+    rig.shell("curl -fsS http://127.0.0.1:18789/readyz | grep -q '\"ready\":true'").map(drop)
+}
+
+/// The real programs: 2026.9.6 migrates the state of 2026.8.2.
+pub(super) fn real_versions_there_and_back(rig: &Rig) -> Result<()> {
+    let (old, new) = (OLDER_GATEWAY_VERSION, GATEWAY_VERSION);
+    rig.up(&["--attr", &format!("openclaw-version={old}")])?;
+    runs(rig, old)?;
+    let (token, container) = (rig.shell(TOKEN)?, rig.shell(CONTAINER)?);
+    refused_before_anything_is_touched(rig, &container)?;
+
+    // A file that is written all the time while the gateway runs, and so while its state is copied.
+    let write = "docker exec openclaw-gateway sh -c \"date +%s%N >> /home/node/.openclaw/log\"";
+    rig.shell(&format!("systemd-run --unit=writer sh -c 'while sleep 0.2; do {write}; done'"))?;
+    rig.attribute(&format!("openclaw-version={new}"))?;
+    let said = rig.boot(0)?;
+    said.has(&["stage=update status=ok", &format!("updated OpenClaw {old} to {new}")])?;
+    rig.shell("systemctl stop writer")?;
+    runs(rig, new)?;
+    ensure!(rig.shell(TOKEN)? == token, "the token changed");
+    let downtime = rig.status()?["update"]["downtime-ms"].as_u64().context("no downtime is reported")?;
+    println!("update: no gateway answered for {downtime} ms between {old} and {new}");
+    let lines = |path: &str| -> Result<usize> { Ok(rig.shell(&format!("cat {path} | wc -l"))?.parse()?) };
+    let (kept, live) =
+        (lines("/mnt/disks/openclaw-data/openclaw.before-update-*/log")?, lines("/home/node/.openclaw/log")?);
+    ensure!(kept > 0 && live > kept, "{kept} lines were kept, {live} are in the state");
+    ensure!(rig.shell(KEPT)? == "openclaw.before-update", "beside the state: {}", rig.shell(KEPT)?);
+
+    rig.lab_ends(0, "reboot", &[])?;
+    runs(rig, new)?;
+    let container = rig.shell(CONTAINER)?;
+    init(rig, 33, &["rollback"])?.has(&["--set-newer-state-aside", old, "ago"])?;
+    ensure!(rig.shell(CONTAINER)? == container, "asking touched the container");
+    init(rig, 0, &["rollback", "--set-newer-state-aside"])?.has(&["openclaw.before-rollback-"])?;
+    runs(rig, old)?;
+    ensure!(lines("/home/node/.openclaw/log")? == kept, "the state is not that of the copy");
+    ensure!(lines("/mnt/disks/openclaw-data/openclaw.before-rollback-*/log")? == live, "the newer state is not whole");
+    ensure!(rig.shell(TOKEN)? == token, "the token changed");
+    rig.lab_ends(0, "reboot", &[])?;
+    runs(rig, old)?;
+    rig.boot(0)?.has(&["changes=0"])?;
+    init(rig, 33, &["rollback", "--set-newer-state-aside"])?.has(&["no update is known"])?;
+    Ok(())
+}
+
+fn refused_before_anything_is_touched(rig: &Rig, container: &str) -> Result<()> {
+    init(rig, 20, &["update", "--to", "2026.9.999"])?.has(&["2026.9.999"])?;
+    init(rig, 33, &["update", "--to", "2026.1.1"])?.has(&["older than", "rollback"])?;
+    ensure!(rig.shell(CONTAINER)? == container, "the container was touched");
+    rig.attribute("openclaw-version=2026.9.999")?;
+    rig.boot(0)?.has(&["warning:", "2026.9.999"])?;
+    // Once is enough: from now on it is only told.
+    rig.boot(0)?.has(&["openclaw-version=2026.9.999 is not followed", "changes=0"])?;
+    ensure!(rig.shell(CONTAINER)? == container, "the container was touched");
+    Ok(())
+}
+
+/// Stand-ins: a version that migrates the state and never becomes ready is undone, and so is one that is cut.
+pub(super) fn broken_versions_are_undone(rig: &Rig) -> Result<()> {
+    rig.up(&["--attr", &format!("openclaw-version={}", stand_in::FIRST)])?;
+    runs(rig, stand_in::FIRST)?;
+    rig.shell("echo kept > /home/node/.openclaw/kept")?;
+    let token = rig.shell(TOKEN)?;
+
+    rig.attribute(&format!("openclaw-version={}", stand_in::NEVER_READY))?;
+    rig.boot(0)?.has(&["was undone", "openclaw.before-rollback-", "did not become ready"])?;
+    runs(rig, stand_in::FIRST)?;
+    is_first_state(rig, &token)?;
+    let detail = rig.status()?["detail"].to_string();
+    ensure!(detail.contains("update-failed") && detail.contains("was undone"), "the report says {detail}");
+    rig.lab_ends(0, "reboot", &[])?;
+    runs(rig, stand_in::FIRST)?;
+    let told = rig.status()?["detail"]["warnings"].to_string();
+    ensure!(told.contains("is not followed"), "the warnings are {told}");
+    rig.boot(0)?.has(&["changes=0"])?;
+
+    // What is asked for by hand holds, too, against the attribute.
+    init(rig, 0, &["update", "--to", stand_in::SECOND])?.has(&["updated OpenClaw"])?;
+    rig.lab_ends(0, "reboot", &[])?;
+    runs(rig, stand_in::SECOND)?;
+    init(rig, 0, &["rollback", "--set-newer-state-aside"])?;
+    rig.lab_ends(0, "reboot", &[])?;
+    runs(rig, stand_in::FIRST)?;
+    is_first_state(rig, &token)
+}
+
+fn is_first_state(rig: &Rig, token: &str) -> Result<()> {
+    ensure!(rig.shell("cat /home/node/.openclaw/kept")? == "kept", "a file is gone");
+    ensure!(rig.shell(TOKEN)? == token, "the token changed");
+    let state = rig.shell("cat /home/node/.openclaw/state/stand-in.json")?;
+    ensure!(state.contains("\"schema\":1"), "the state is {state}");
+    Ok(())
+}

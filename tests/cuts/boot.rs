@@ -171,3 +171,24 @@ fn every_point_of_a_first_boot() -> Result<()> {
     let stages = ["docker", "disk", "shield", "secrets", "image", "gateway", "ready", "run"];
     every_point(&Boots { requests: &[NOTHING], of: "" }, &stages)
 }
+
+const UPDATE: &str = r#"{"update":{"to":"2026.9.7"}}"#;
+const ROLLBACK: &str = r#"{"rollback":{"set_newer_state_aside":true}}"#;
+
+/// To [`BROKEN`](crate::engine::BROKEN): it is undone, or was never begun.
+const FUTILE: &str = r#"{"update":{"to":"2026.9.66"}}"#;
+
+#[test]
+fn every_point_of_an_update_that_is_undone() -> Result<()> {
+    every_point(&Boots { requests: &[NOTHING, FUTILE], of: "update." }, &["update"])
+}
+
+#[test]
+fn every_point_of_an_update() -> Result<()> {
+    every_point(&Boots { requests: &[NOTHING, UPDATE], of: "update." }, &["update"])
+}
+
+#[test]
+fn every_point_of_a_rollback() -> Result<()> {
+    every_point(&Boots { requests: &[NOTHING, UPDATE, ROLLBACK], of: "update." }, &["update"])
+}

@@ -26,53 +26,74 @@ const LOOKS: [&str; 10] = [
 
 /// Work that is cut: each time from the same beginning.
 struct Course {
-    name: &'static str,
     /// Brings the machine there.
     begin: fn(&Rig) -> Result<()>,
-    /// The arguments of the run that is cut; the next one is always `boot`.
-    run: &'static str,
-    /// Which points of it are of interest: those with this in their names.
+    /// Which points of the boot that follows are of interest: those with this in their names.
     of: &'static str,
     /// The points of the gate; the sweep takes all that it finds.
     chosen: &'static [&'static str],
 }
 
-const COURSES: [Course; 4] = [
-    Course {
-        name: "first boot",
-        begin: with_a_blank_disk,
-        run: "boot",
-        of: "",
-        chosen: &["disk.mkfs.ext4#1.after", "disk.changed#5", "secrets.write#1.written", "gateway.changed#2"],
-    },
-    Course { name: "reboot", begin: power_cut, run: "boot", of: "", chosen: &["disk.changed#1"] },
-    Course { name: "another container", begin: with_another_port, run: "boot", of: "", chosen: &["gateway.changed#2"] },
-    Course { name: "bare machine", begin: bare, run: "boot", of: "docker.", chosen: &[] },
-];
+const FIRST_BOOT: Course = Course {
+    begin: with_a_blank_disk,
+    of: "",
+    chosen: &["disk.mkfs.ext4#1.after", "disk.changed#5", "secrets.write#1.written", "gateway.docker-delete#2.before"],
+};
+
+const REBOOT: Course = Course { begin: power_cut, of: "", chosen: &["disk.changed#1"] };
+
+const ANOTHER_CONTAINER: Course = Course { begin: with_another_port, of: "", chosen: &["gateway.changed#2"] };
+
+/// Only a machine without Docker shows what its stage does.
+const BARE_MACHINE: Course = Course { begin: bare, of: "docker.", chosen: &[] };
+
+const UPDATE: Course =
+    Course { begin: with_an_update_asked_for, of: "update.", chosen: &["update.copy#3.before", "update.changed#9"] };
+
+const ROLLBACK: Course = Course { begin: with_a_rollback_asked_for, of: "update.", chosen: &["update.rename#1.aside"] };
 
 /// A few points of everything.
 pub(super) fn at_chosen_points(rig: &Rig) -> Result<()> {
     ready(rig)?;
-    for course in &COURSES {
-        sweep(rig, course, course.chosen)?;
-    }
-    Ok(())
+    [FIRST_BOOT, REBOOT, ANOTHER_CONTAINER, UPDATE, ROLLBACK]
+        .iter()
+        .try_for_each(|course| sweep(rig, course, course.chosen))
 }
 
-/// All points of everything.
-pub(super) fn at_every_point(rig: &Rig) -> Result<()> {
+pub(super) fn all_of_a_first_boot(rig: &Rig) -> Result<()> {
+    at_every_point(rig, &FIRST_BOOT)
+}
+
+pub(super) fn all_of_a_reboot(rig: &Rig) -> Result<()> {
+    at_every_point(rig, &REBOOT)
+}
+
+pub(super) fn all_of_another_container(rig: &Rig) -> Result<()> {
+    at_every_point(rig, &ANOTHER_CONTAINER)
+}
+
+pub(super) fn all_of_a_bare_machine(rig: &Rig) -> Result<()> {
+    at_every_point(rig, &BARE_MACHINE)
+}
+
+pub(super) fn all_of_an_update(rig: &Rig) -> Result<()> {
+    at_every_point(rig, &UPDATE)
+}
+
+pub(super) fn all_of_a_rollback(rig: &Rig) -> Result<()> {
+    at_every_point(rig, &ROLLBACK)
+}
+
+fn at_every_point(rig: &Rig, course: &Course) -> Result<()> {
     ready(rig)?;
-    for course in &COURSES {
-        let points = points(rig, course).with_context(|| format!("an uncut run of {}", course.name))?;
-        sweep(rig, course, &points.iter().map(String::as_str).collect::<Vec<_>>())?;
-    }
-    Ok(())
+    let points = points(rig, course).context("a run that is not cut")?;
+    sweep(rig, course, &points.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// The points of an uncut run that can make a difference.
 fn points(rig: &Rig, course: &Course) -> Result<Vec<String>> {
     (course.begin)(rig)?;
-    rig.shell(&format!("rm -f /root/points; OPENCLAW_INIT_CUT_LOG=/root/points openclaw-init {} 2>&1", course.run))?;
+    rig.shell("rm -f /root/points; OPENCLAW_INIT_CUT_LOG=/root/points openclaw-init boot 2>&1")?;
     let passed = rig.shell("cat /root/points")?;
     let of_interest = |point: &&str| point.contains(course.of) && !LOOKS.iter().any(|looks| point.contains(looks));
     Ok(passed.lines().filter(of_interest).map(str::to_owned).collect())
@@ -84,27 +105,44 @@ fn sweep(rig: &Rig, course: &Course, points: &[&str]) -> Result<()> {
     let mut failed = Vec::new();
     for point in points {
         if let Err(error) = cut_at(rig, course, point) {
-            println!("{}, cut at {point}: {error:#}", course.name);
+            println!("cut at {point}: {error:#}");
             failed.push(*point);
         }
     }
-    println!("{}: cut at {} points in {} s", course.name, points.len(), start.elapsed().as_secs());
-    ensure!(failed.is_empty(), "{} is not completed after a cut at {}", course.name, failed.join(", "));
+    println!("cut at {} points in {} s", points.len(), start.elapsed().as_secs());
+    ensure!(failed.is_empty(), "not completed after a cut at {}", failed.join(", "));
     Ok(())
 }
 
 fn cut_at(rig: &Rig, course: &Course, point: &str) -> Result<()> {
     (course.begin)(rig).context("getting there")?;
-    let run = format!("OPENCLAW_INIT_CUT={point} openclaw-init {} > /root/cut.log 2>&1; echo $?", course.run);
-    let code = rig.shell(&run)?;
+    let begun = rig.shell(STATE)?;
+    let code = rig.shell(&format!("OPENCLAW_INIT_CUT={point} openclaw-init boot > /root/cut.log 2>&1; echo $?"))?;
     ensure!(code == KILLED, "the run was not cut there, it ended with {code}: {}", rig.shell("cat /root/cut.log")?);
-    let state = rig.shell(STATE)?;
+    let cut = rig.shell(STATE)?;
     power_cut(rig)?;
     rig.boot(0).context("the next run")?;
-    ensure!(rig.shell(STATE)?.contains(&state), "the state is not what it was: {state}");
+    let state = rig.shell(STATE)?;
+    ensure!(state.contains(&begun) && state.contains(&cut), "the state was\n{begun}\n{cut}\nand is\n{state}");
+    one_version(rig)?;
     let containers = rig.shell("docker ps --all --format '{{.Names}} {{.State}}'")?;
     ensure!(containers == "openclaw-gateway running", "the containers are {containers}");
     rig.boot(0)?.has(&["result=ready", " changes=0"]).context("one more run").map(drop)
+}
+
+/// Image, record and state are of the same version, and nothing is half done.
+fn one_version(rig: &Rig) -> Result<()> {
+    let image = rig.shell("docker inspect --format '{{.Config.Image}}' openclaw-gateway")?;
+    let version = image.rsplit(':').next().unwrap_or_default();
+    let schema = if version == stand_in::FIRST { 1 } else { 2 };
+    let found = rig.shell(
+        "cd /mnt/disks/openclaw-data; cat openclaw/state/stand-in.json openclaw-init/record.json; \
+         ls openclaw-init/update.json openclaw-init/switch.json 2> /dev/null || true",
+    )?;
+    let expected = [format!("\"schema\":{schema}"), format!("\"version\": \"{version}\"")];
+    let ours = expected.iter().all(|part| found.contains(part)) && !found.contains("openclaw-init/");
+    ensure!(ours, "the gateway is {image}, and its state:\n{found}");
+    Ok(())
 }
 
 /// Killed by SIGKILL, as a shell says it.
@@ -154,4 +192,23 @@ fn with_another_port(rig: &Rig) -> Result<()> {
     rig.shell("date > /mnt/disks/openclaw-data/openclaw/kept")?;
     let other = if rig.shell("docker port openclaw-gateway")?.ends_with(":18789") { 18790 } else { 18789 };
     rig.attribute(&format!("openclaw-port={other}"))
+}
+
+/// What `openclaw-init update --to …` leaves for the run that carries it out.
+fn with_an_update_asked_for(rig: &Rig) -> Result<()> {
+    with_a_blank_disk(rig)?;
+    rig.boot(0)?;
+    rig.shell("date > /mnt/disks/openclaw-data/openclaw/kept")?;
+    ask(rig, &format!("{{\"update\":{{\"to\":\"{}\"}}}}", stand_in::SECOND))
+}
+
+/// The same of `openclaw-init rollback`, after an update.
+fn with_a_rollback_asked_for(rig: &Rig) -> Result<()> {
+    with_an_update_asked_for(rig)?;
+    rig.boot(0)?;
+    ask(rig, "{\"rollback\":{\"set_newer_state_aside\":true}}")
+}
+
+fn ask(rig: &Rig, request: &str) -> Result<()> {
+    rig.shell(&format!("echo '{request}' > /run/openclaw-init/request.json")).map(drop)
 }

@@ -69,7 +69,14 @@ const ALL: &[Scenario] = &[
 ];
 
 /// What takes too long for every day: `--long`.
-const LONG: &[Scenario] = &[("cut-sweep", cuts::at_every_point)];
+const LONG: &[Scenario] = &[
+    ("sweep-first-boot", cuts::all_of_a_first_boot),
+    ("sweep-update", cuts::all_of_an_update),
+    ("sweep-rollback", cuts::all_of_a_rollback),
+    ("sweep-bare", cuts::all_of_a_bare_machine),
+    ("sweep-reboot", cuts::all_of_a_reboot),
+    ("sweep-container", cuts::all_of_another_container),
+];
 
 /// Runs the scenarios whose name contains `only`, all of them without it; those of [`LONG`] only if told so. An error
 /// means that none could be run.

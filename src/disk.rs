@@ -29,7 +29,7 @@ use find::{Device, Place};
 use history::Last;
 use mount::Mounts;
 use probe::Superblock;
-pub use release::{hide, present, release};
+pub use release::{current, hide, present, release};
 
 /// Where data disks are mounted, by device name.
 const MOUNT_DIR: &str = "/mnt/disks";

@@ -2,6 +2,7 @@
 
 mod logs;
 mod one_off;
+mod own_backup;
 mod probe;
 mod readiness;
 mod spec;
@@ -24,6 +25,7 @@ use crate::image::Image;
 use crate::openclaw_config;
 use crate::secrets::{self, Secrets};
 
+pub use own_backup::{back_up, own_backup_file};
 pub use readiness::wait_ready;
 use spec::{Machine, STOP_SECONDS, Spec};
 
@@ -70,10 +72,8 @@ pub async fn ensure(
         }
         host.warn(format!("the gateway runs, but could not start again: {}", one_line(&broken)));
     }
-    if matches!(action, Action::Restart | Action::Replace) && observed.is_some_and(|container| container.is_alive()) {
-        host.progress("stopping the running gateway");
-        stop_container(engine, STOP_SECONDS).await?;
-        host.changed(format!("stopped container {NAME}"));
+    if matches!(action, Action::Restart | Action::Replace) {
+        halt(host, engine).await?;
     }
     if !edits.is_empty() {
         one_off::set(host, engine, &edits, secrets, |command| Spec::one_off(image, data, config, machine, command))
@@ -253,14 +253,43 @@ pub async fn exists(engine: &Engine) -> Result<bool> {
     Ok(inspect(engine).await?.is_some())
 }
 
-/// Removes the container, stopped first with the full grace; one that this program did not make is refused.
-pub async fn remove(host: &Host, engine: &Engine) -> Result<()> {
-    one_off::remove_left(host, engine).await?;
-    let Some(observed) = observe(engine).await? else { return Ok(()) };
-    if observed.is_alive() {
+/// Whether the container runs, as far as others have to know before they use its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// There is none, or it does not run and the engine will not start it by itself.
+    Stopped,
+    /// It runs.
+    Running,
+    /// Neither: it is paused, or starts again and again.
+    Restless,
+}
+
+/// How the container is.
+pub async fn life(engine: &Engine) -> Result<Life> {
+    Ok(match observe(engine).await? {
+        Some(Observed { status: Status::RUNNING, .. }) => Life::Running,
+        Some(observed) if observed.is_alive() => Life::Restless,
+        _ => Life::Stopped,
+    })
+}
+
+/// Stops the container, if there is one that is alive, with the grace that its work needs.
+pub async fn halt(host: &Host, engine: &Engine) -> Result<()> {
+    if life(engine).await? != Life::Stopped {
+        host.progress("stopping the running gateway");
         stop_container(engine, STOP_SECONDS).await?;
         host.changed(format!("stopped container {NAME}"));
     }
+    Ok(())
+}
+
+/// Removes the container, stopped first with the full grace; one that this program did not make is refused.
+pub async fn remove(host: &Host, engine: &Engine) -> Result<()> {
+    one_off::remove_left(host, engine).await?;
+    if observe(engine).await?.is_none() {
+        return Ok(());
+    }
+    halt(host, engine).await?;
     engine.client.remove_container(NAME, None).await.with_context(|| format!("removing container {NAME}"))?;
     host.changed(format!("removed container {NAME}"));
     Ok(())

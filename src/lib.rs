@@ -4,6 +4,7 @@
 //! decides, applies and verifies; none of them trusts a marker of an earlier run.
 
 pub mod apt_key;
+pub mod backup;
 pub mod bake;
 pub mod bootstrap;
 pub mod carrier;
@@ -25,6 +26,7 @@ pub mod packages;
 pub mod record;
 pub mod replica;
 pub mod report;
+pub mod restore;
 pub mod seal;
 pub mod secret;
 pub mod secrets;

@@ -11,7 +11,7 @@ use openclaw_init::failure::{code_of, one_line};
 use openclaw_init::host::Host;
 use openclaw_init::metadata::Client;
 use openclaw_init::update::Request;
-use openclaw_init::{bake, bootstrap, console, cut, seal, uninstall, units};
+use openclaw_init::{backup, bake, bootstrap, console, cut, restore, seal, uninstall, units};
 
 /// Turns a bare Compute Engine VM into a ready OpenClaw gateway, and keeps it that way over every reboot.
 ///
@@ -61,6 +61,11 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Writes everything that makes this gateway itself into one file, and verifies it. The gateway goes on
+    /// running. The file is a credential.
+    Backup(backup::Options),
+    /// Puts the state of a backup in the place of the present one, which is put aside, and boots into it.
+    Restore(restore::Options),
     /// Removes the container, the units and this program. Data, Docker and images stay.
     #[command(after_help = help::UNINSTALL)]
     Uninstall,
@@ -111,6 +116,8 @@ async fn run(command: Option<Command>) -> ExitCode {
         Some(Command::Status { json, wait }) => status(&host, json, wait).await,
         Some(Command::Bake(options)) => bake(&host, &options).await,
         Some(Command::Seal { force }) => told(&host, seal::run(&host, force)).await,
+        Some(Command::Backup(options)) => backup(&host, &options).await,
+        Some(Command::Restore(options)) => restore(&host, &options).await,
         Some(Command::Uninstall) => told(&host, uninstall::run(&host)).await,
         Some(Command::Update { to }) => replace(&host, Request::Update { to }).await,
         Some(Command::Rollback { set_newer_state_aside }) => {
@@ -168,6 +175,21 @@ async fn replace(host: &Host, request: Request) -> anyhow::Result<ExitCode> {
     let followed = request.carry_out(host).await?;
     show(&followed);
     Ok(followed.update_exit_code())
+}
+
+async fn backup(host: &Host, options: &backup::Options) -> anyhow::Result<ExitCode> {
+    let made = console::narrate(host, backup::run(host, options)).await?;
+    if options.json {
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&made)?)?;
+    } else {
+        tracing::info!("{made}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn restore(host: &Host, options: &restore::Options) -> anyhow::Result<ExitCode> {
+    let followed = console::narrate(host, restore::run(host, &metadata()?, options)).await?;
+    Ok(show(&followed))
 }
 
 async fn stop(host: &Host) -> anyhow::Result<ExitCode> {

@@ -89,7 +89,8 @@ pub(crate) async fn read_untrusted(path: PathBuf) -> Result<Option<String>> {
     .with_context(|| format!("reading {shown}"))
 }
 
-fn open_untrusted(path: &Path) -> Result<Option<File>> {
+/// Opens a regular file where the container can put anything; `None` when there is nothing of that name.
+pub(crate) fn open_untrusted(path: &Path) -> Result<Option<File>> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = match File::options().read(true).custom_flags(flags.bits()).open(path) {
         Ok(file) => file,

@@ -11,7 +11,7 @@ mod content;
 mod copier;
 #[cfg(test)]
 mod tests;
-mod tree;
+pub(crate) mod tree;
 mod verifier;
 
 use std::collections::HashSet;
@@ -29,7 +29,7 @@ use tree::Dir;
 use verifier::Verifier;
 
 /// How many directories may lie within each other: two are held open for each.
-const DEPTH: usize = 256;
+pub(crate) const DEPTH: usize = 256;
 
 /// How long before its copy was begun a file must have been changed last, to be trusted to be the same by size
 /// and times. A store through a mapping moves the times only once in every write-back, 30 s by default
@@ -60,7 +60,7 @@ pub struct Size {
     /// Files, directories and links.
     pub inodes: u64,
     /// The lengths of the files, what progress is told of.
-    content: u64,
+    pub(crate) content: u64,
 }
 
 impl Size {
@@ -169,10 +169,10 @@ fn measure_into(dir: &Dir, size: &mut Size, seen: &mut HashSet<u64>, depth: usiz
 
 /// How far the work has come, told from its thread.
 #[derive(Debug)]
-struct Told(watch::Sender<(u64, u64)>);
+pub(crate) struct Told(watch::Sender<(u64, u64)>);
 
 impl Told {
-    fn expect(&self, total: u64) {
+    pub(crate) fn expect(&self, total: u64) {
         self.0.send_modify(|told| told.1 = total);
     }
 
@@ -181,7 +181,7 @@ impl Told {
     }
 
     /// Tells `bytes`; an error when nobody waits for the work any more.
-    fn add(&self, bytes: u64) -> Result<()> {
+    pub(crate) fn add(&self, bytes: u64) -> Result<()> {
         ensure!(!self.0.is_closed(), "it was given up");
         self.tell(bytes);
         Ok(())
@@ -189,7 +189,7 @@ impl Told {
 }
 
 /// Runs `work` in a thread and shows its progress: "copied 1.2 of 3.4 GiB".
-async fn in_background<T: Send + 'static>(
+pub(crate) async fn in_background<T: Send + 'static>(
     host: &Host,
     done: &str,
     work: impl FnOnce(&Told) -> Result<T> + Send + 'static,

@@ -164,7 +164,8 @@ pub(super) async fn bind(host: &Host, source: &Path, point: &Path) -> Result<()>
     mount(host, &host.path(source), point, None, MsFlags::MS_BIND).await
 }
 
-fn same_directory(one: &Path, other: &Path) -> Result<bool> {
+/// Whether two paths lead to one directory.
+pub(super) fn same_directory(one: &Path, other: &Path) -> Result<bool> {
     let identity = |path: &Path| -> Result<(u64, u64)> {
         let found = std::fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?;
         Ok((found.dev(), found.ino()))

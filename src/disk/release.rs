@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
 use super::mount::{self, Mounts};
-use super::{BOOT_DISK_DATA, MOUNT_DIR, PEOPLES_PATH, layout};
+use super::{BOOT_DISK_DATA, DataDir, MOUNT_DIR, PEOPLES_PATH, layout};
 use crate::host::Host;
 
 /// Where this machine has a gateway's data now: our data disks that are mounted, and the boot disk's own
@@ -20,6 +20,26 @@ pub async fn present(host: &Host) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// The directories of the gateway's state as they are on this machine now, without the metadata server and
+/// without changing anything; `None` when there is no state. Where there are several, the one that is shown at
+/// [`PEOPLES_PATH`] is in use.
+pub async fn current(host: &Host) -> Result<Option<DataDir>> {
+    let disks = our_disks(host).await?;
+    let boot = layout::data_dir(Path::new(BOOT_DISK_DATA), true);
+    let mut found = Vec::new();
+    for data in disks.iter().map(|root| layout::data_dir(root, false)).chain([boot]) {
+        if data.holds_state(host).await? {
+            found.push(data);
+        }
+    }
+    let shown = host.path(PEOPLES_PATH);
+    if let [_, _, ..] = found[..] {
+        found.retain(|data| mount::same_directory(&host.path(&data.state), &shown).unwrap_or(false));
+        ensure!(!found.is_empty(), "several disks hold a state, and none of them is shown at {PEOPLES_PATH}");
+    }
+    Ok(found.pop())
 }
 
 /// Unmounts what [`super::ensure`] mounted and removes the mount points, so that a data disk can be detached.

@@ -39,7 +39,7 @@ fn tell(text: &str, token: &Secret) -> String {
 }
 
 /// `text` without terminal control sequences (`ESC [ … letter`) and other control characters.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     let mut parts = text.split("\u{1b}[");
     let first = parts.next().unwrap_or_default();
     let rest =

@@ -22,7 +22,7 @@ use crate::openclaw_config::INNER_PORT;
 const STATE: &str = "/home/node/.openclaw";
 
 /// Where the gateway keeps the key of its stored logins; upstream mounts it apart from the state.
-const CONFIG: &str = "/home/node/.config/openclaw";
+pub(super) const CONFIG: &str = "/home/node/.config/openclaw";
 
 /// The image's user `node`, as numbers.
 const USER: &str = "1000:1000";

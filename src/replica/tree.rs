@@ -13,14 +13,14 @@ use nix::fcntl::OFlag;
 /// An open directory. Its entries are reached through the descriptor and by one name only, so no link can
 /// lead anywhere else.
 #[derive(Debug)]
-pub(super) struct Dir(File);
+pub(crate) struct Dir(File);
 
 /// How often an entry is looked at anew when it changes under our hands.
 const TRIES: u32 = 5;
 
 /// An entry of a directory, opened as what it is.
 #[derive(Debug)]
-pub(super) enum Entry {
+pub(crate) enum Entry {
     Directory(Dir),
     File(File, Metadata),
     Link(PathBuf, Metadata),
@@ -31,12 +31,12 @@ pub(super) enum Entry {
 
 impl Dir {
     /// Opens a directory whose parents nobody but root can change.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         open(path, OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).map(Self)
     }
 
     /// The entry `name` as a path that begins at the open directory.
-    pub(super) fn at(&self, name: impl AsRef<Path>) -> PathBuf {
+    pub(crate) fn at(&self, name: impl AsRef<Path>) -> PathBuf {
         of(&self.0).join(name)
     }
 
@@ -44,12 +44,12 @@ impl Dir {
         &self.0
     }
 
-    pub(super) fn metadata(&self) -> io::Result<Metadata> {
+    pub(crate) fn metadata(&self) -> io::Result<Metadata> {
         self.0.metadata()
     }
 
     /// The names of the entries, sorted.
-    pub(super) fn names(&self) -> io::Result<Vec<OsString>> {
+    pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
         let mut names: Vec<_> =
             fs::read_dir(of(&self.0))?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>()?;
         names.sort();
@@ -57,7 +57,7 @@ impl Dir {
     }
 
     /// What `name` is, itself; `None` when there is nothing of that name.
-    pub(super) fn look(&self, name: &OsStr) -> io::Result<Option<Metadata>> {
+    pub(crate) fn look(&self, name: &OsStr) -> io::Result<Option<Metadata>> {
         match fs::symlink_metadata(self.at(name)) {
             Ok(found) => Ok(Some(found)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -66,7 +66,7 @@ impl Dir {
     }
 
     /// Opens `name`, whatever it is by now: others may replace it at any time.
-    pub(super) fn open_entry(&self, name: &OsStr) -> io::Result<Entry> {
+    pub(crate) fn open_entry(&self, name: &OsStr) -> io::Result<Entry> {
         let mut tries = 0;
         loop {
             match self.try_open(name) {

@@ -1,0 +1,366 @@
+//! Backups: one file that holds everything a gateway needs to be itself again, on this machine or another.
+//!
+//! While the gateway runs, its own `backup create --verify` copies what is in use, and what that leaves out is
+//! added from the files; a stopped gateway's files are taken as they are. Either way the file has one format
+//! ([`archive`]), so [`crate::restore`] need not know how it was made.
+
+mod archive;
+mod live;
+mod pack;
+#[cfg(test)]
+mod tests;
+mod unpack;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use clap::Args;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::bootstrap::only_run;
+use crate::disk::{self, DataDir};
+use crate::failure::{Blame as _, Code};
+use crate::gateway::{self, Life};
+use crate::host::{Host, sync_dir};
+use crate::record::Record;
+use crate::replica::{self, Told};
+use crate::stage::{Stage, within};
+use crate::{docker, openclaw_config};
+
+use archive::Writer;
+pub use archive::{How, Label, Size};
+use live::Rest;
+use pack::Packer;
+use unpack::Unpacker;
+
+/// A backup that is being written has this name, in the directory of the file that it becomes.
+const PART: &str = ".openclaw-backup.part";
+
+/// What to do when the gateway itself cannot do it.
+const STOP_FIRST: &str = "Take it with the gateway stopped: `sudo openclaw-init stop`, `sudo openclaw-init backup`, \
+    then `sudo systemctl restart openclaw-init`.";
+
+/// What `openclaw-init backup` can be told.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Options {
+    /// The file, or an existing directory for it [default: a new file in backups/ on the data disk]
+    #[arg(long, value_name = "FILE")]
+    to: Option<PathBuf>,
+    /// Prints what was made as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A backup that was made and verified.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Backup {
+    /// Where it is.
+    pub file: PathBuf,
+    /// How large the file is.
+    pub file_bytes: u64,
+    /// What is in it.
+    #[serde(flatten)]
+    pub size: Size,
+    /// How long it took, verification included.
+    pub seconds: f64,
+    /// What it is of.
+    #[serde(flatten)]
+    pub label: Label,
+}
+
+impl fmt::Display for Backup {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = match self.label.how {
+            How::Gateway => "the gateway went on running",
+            How::Stopped => "no gateway was running",
+        };
+        let version = self.label.record.version.as_deref().unwrap_or("of an unknown version");
+        write!(
+            out,
+            "backed up OpenClaw {version} to {}: {}, {} files, directories and links with {}, verified, {:.1} s; {how}. \
+             The file holds every credential of the gateway: keep it like a password",
+            self.file.display(),
+            bytes(self.file_bytes),
+            self.size.members,
+            bytes(self.size.bytes),
+            self.seconds,
+        )
+    }
+}
+
+fn bytes(bytes: u64) -> String {
+    let (unit, name) = if bytes >= 1 << 30 { (1 << 30, "GiB") } else { (1 << 20, "MiB") };
+    let tenths = (u128::from(bytes) * 10).div_ceil(unit);
+    format!("{}.{} {name}", tenths / 10, tenths % 10)
+}
+
+/// Writes a backup of the state on this machine and verifies it. Until then the file does not have its name;
+/// what a cut leaves is removed by the next backup to the same directory.
+pub async fn run(host: &Host, options: &Options) -> Result<Backup> {
+    let _only_run = only_run(host).await?;
+    let (started, created) = (Instant::now(), Timestamp::now());
+    let data = disk::current(host).await?.ok_or_else(|| anyhow!("there is no gateway's state on this machine"))?;
+    let record = Record::read(host, &data).await?;
+    let file = target(host, options.to.as_deref(), &data, &name(&record, created))?;
+    let engine = docker::present(host).await?;
+    let life = match &engine {
+        Some(engine) => gateway::life(engine).await?,
+        None => Life::Stopped,
+    };
+    let how = match life {
+        Life::Running => How::Gateway,
+        Life::Stopped => How::Stopped,
+        Life::Restless => {
+            return Err(anyhow!("the gateway neither runs nor is it stopped: it is paused, or starts again and again"))
+                .blame(Code::GatewayNotReady, STOP_FIRST);
+        }
+    };
+    let directory = file.parent().context("the file has no directory")?;
+    let own = gateway::own_backup_file(&data);
+    discard(host, &directory.join(PART)).await?;
+    discard(host, &own).await?;
+    room(host, &data, directory, how).await?;
+    if let (How::Gateway, Some(engine)) = (how, &engine) {
+        host.progress("waiting for the gateway's own backup");
+        let backed_up = within(Stage::Gateway, gateway::back_up(engine)).await;
+        backed_up.context("making the gateway back itself up").blame(Code::GatewayNotReady, STOP_FIRST)?;
+    }
+    let label = Label::new(created, machine(host).await?, how, record);
+    let written = within(Stage::Disk, write(host, &data, &file, &label)).await;
+    discard(host, &own).await?;
+    let (file_bytes, size) = written.with_context(|| format!("writing the backup {}", file.display()))?;
+    host.changed(format!("wrote {}", file.display()));
+    Ok(Backup { file, file_bytes, size, seconds: started.elapsed().as_secs_f64(), label })
+}
+
+/// Removes a file that is there only while a backup is made.
+async fn discard(host: &Host, file: &Path) -> Result<()> {
+    match tokio::fs::remove_file(host.path(file)).await {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", file.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The default name: sorted by name, backups are sorted by time.
+fn name(record: &Record, created: Timestamp) -> String {
+    let version = record.version.as_deref().unwrap_or("unknown");
+    format!("openclaw-{}-{version}.tar.gz", created.strftime("%Y%m%dT%H%M%SZ"))
+}
+
+/// The file to be written, which must not be there yet; its directory must.
+fn target(host: &Host, to: Option<&Path>, data: &DataDir, name: &str) -> Result<PathBuf> {
+    let file = match to {
+        None => data.backups.join(name),
+        Some(to) => {
+            let to = std::path::absolute(to).context("finding the place of the backup")?;
+            if host.path(&to).is_dir() { to.join(name) } else { to }
+        }
+    };
+    ensure!(!host.path(&file).exists(), "{} is there already: a backup is never overwritten", file.display());
+    let inside = [&data.state, &data.config].into_iter().any(|directory| file.starts_with(directory));
+    ensure!(!inside, "{} is in the gateway's own directory, where its agent can read and change it", file.display());
+    Ok(file)
+}
+
+/// Refuses when the files might not fit: compressed they take less, how much less nobody knows.
+async fn room(host: &Host, data: &DataDir, directory: &Path, how: How) -> Result<()> {
+    let (state, config) = (replica::size(host, &data.state).await?, replica::size(host, &data.config).await?);
+    let once = state.bytes + config.bytes;
+    let device = |path: &Path| -> Result<u64> {
+        let found = std::fs::metadata(host.path(path)).with_context(|| format!("looking at {}", path.display()));
+        Ok(found?.dev())
+    };
+    let beside = device(directory)? == device(&data.config)?;
+    let mut needs = vec![(directory, if how == How::Gateway && beside { 2 * once } else { once })];
+    if how == How::Gateway && !beside {
+        needs.push((&data.config, once));
+    }
+    for (place, needed) in needs {
+        let free = replica::free(host, place).await?.bytes;
+        if free < needed + needed / 10 {
+            return Err(anyhow!("{} has {} left, a backup may need {}", place.display(), bytes(free), bytes(needed)))
+                .blame(
+                    Code::NoSpace,
+                    "Remove old backups, enlarge the disk with `gcloud compute disks resize`, or name a file on \
+                     another disk with --to.",
+                );
+        }
+    }
+    Ok(())
+}
+
+async fn machine(host: &Host) -> Result<String> {
+    let name = host.read("/proc/sys/kernel/hostname").await?.unwrap_or_default();
+    Ok(String::from_utf8_lossy(&name).trim().to_owned())
+}
+
+/// Writes the file under a temporary name, reads it back and gives it its name. Returns how large it is, and
+/// what is in it.
+async fn write(host: &Host, data: &DataDir, file: &Path, label: &Label) -> Result<(u64, Size)> {
+    let target = host.path(file);
+    let (state, config) = (host.path(&data.state), host.path(&data.config));
+    let own = (label.how == How::Gateway).then(|| host.path(gateway::own_backup_file(data)));
+    let content = replica::size(host, &data.state).await?.content;
+    let told = label.clone();
+    let (part, size, left_out) = replica::in_background(host, "packed", move |progress| {
+        progress.expect(content);
+        let directory = target.parent().context("it has no directory")?;
+        // The random part of the name is empty: the next run knows what a cut one left.
+        let part = tempfile::Builder::new().prefix(PART).rand_bytes(0).tempfile_in(directory)?;
+        let add = |bytes| progress.add(bytes);
+        let packer = Packer::new(Writer::new(part.as_file(), &told)?, &add);
+        let (size, left_out) = pack(packer, &state, &config, own.as_deref())?;
+        part.as_file().sync_all().context("syncing it")?;
+        Ok((part, size, left_out))
+    })
+    .await?;
+    for warning in left_out.warnings() {
+        host.warn(warning);
+    }
+    let (found, again) = verify(host, part.path()).await.context("reading it back")?;
+    ensure!(found == *label && again == size, "what was written is not what can be read back");
+    let target = host.path(file);
+    tokio::task::spawn_blocking(move || {
+        let length = part.as_file().metadata()?.len();
+        part.persist_noclobber(&target).map_err(|error| error.error).context("giving it its name")?;
+        sync_dir(target.parent().unwrap_or(&target))?;
+        Ok((length, size))
+    })
+    .await?
+}
+
+/// What is in no backup.
+#[derive(Debug, Default)]
+struct LeftOut {
+    /// Fifos, sockets, devices, mount points.
+    special: Vec<PathBuf>,
+    /// Databases in use that the gateway's own backup leaves out.
+    databases: Vec<PathBuf>,
+    /// Files outside of the data disk.
+    elsewhere: Vec<PathBuf>,
+}
+
+impl LeftOut {
+    fn warnings(&self) -> impl Iterator<Item = String> {
+        let kinds = [
+            (&self.special, "fifos, sockets, devices and mount points have no content to back up"),
+            (
+                &self.databases,
+                "databases that the gateway's own backup leaves out are only in a backup of the stopped gateway",
+            ),
+            (&self.elsewhere, "files of the gateway's own backup are not on the data disk, and not in this one"),
+        ];
+        kinds.into_iter().filter_map(|(paths, what)| {
+            paths.first().map(|first| format!("{what}: {} left out, such as {}", paths.len(), first.display()))
+        })
+    }
+}
+
+/// Packs everything; with `own`, the gateway's archive first, and then what is not in that.
+fn pack(mut packer: Packer<'_, &File>, state: &Path, config: &Path, own: Option<&Path>) -> Result<(Size, LeftOut)> {
+    let mut left_out = LeftOut::default();
+    let mut taken = live::Taken::default();
+    if let Some(own) = own {
+        let archive = openclaw_config::open_untrusted(own)?.context("the gateway's archive is missing")?;
+        taken = live::copy(archive, &mut packer.writer, packer.told).context("reading the gateway's archive")?;
+    }
+    let databases = RefCell::new(Vec::new());
+    let own_name = own.and_then(|own| Some(Path::new("config").join(own.file_name()?)));
+    let wanted = |path: &Path, is_dir: bool| {
+        if own_name.is_none() {
+            return true;
+        }
+        if is_dir {
+            return !live::is_passing(path);
+        }
+        if taken.paths.contains(path) || own_name.as_deref() == Some(path) {
+            return false;
+        }
+        let rest = live::rest(path);
+        if rest == Rest::Database {
+            databases.borrow_mut().push(path.to_owned());
+        }
+        rest == Rest::Wanted
+    };
+    packer.directory(state, Path::new("state"), &wanted)?;
+    packer.directory(config, Path::new("config"), &wanted)?;
+    left_out.special = std::mem::take(&mut packer.left_out);
+    left_out.databases = databases.into_inner();
+    left_out.elsewhere = taken.elsewhere;
+    let (_, size) = packer.writer.finish()?;
+    Ok((size, left_out))
+}
+
+/// A file that tells how far it was read.
+struct Watched<'a> {
+    file: File,
+    told: &'a Told,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.file.read(buffer)?;
+        self.told.add(length as u64).map_err(io::Error::other)?;
+        Ok(length)
+    }
+}
+
+/// Opens a backup to read it as a whole.
+fn open<'a>(file: &Path, told: &'a Told) -> Result<Watched<'a>> {
+    let found = File::open(file)?;
+    ensure!(found.metadata()?.is_file(), "it is no regular file");
+    told.expect(found.metadata()?.len());
+    Ok(Watched { file: found, told })
+}
+
+/// Reads the whole backup and returns what it is of; an error when anything in it is not as it was written.
+pub(crate) async fn verify(host: &Host, file: &Path) -> Result<(Label, Size)> {
+    let file = file.to_owned();
+    replica::in_background(host, "verified", move |told| archive::read(open(&file, told)?, |_, _| Ok(()))).await
+}
+
+/// Unpacks the backup to two new directories beside the present ones and verifies it once more on the way.
+pub(crate) async fn unpack(host: &Host, file: &Path, to: &Unpacked) -> Result<(Label, Size)> {
+    let (file, state, config) = (host.path(file), host.path(&to.state), host.path(&to.config));
+    replica::in_background(host, "unpacked", move |told| {
+        let mut unpacker = Unpacker::new(&state, &config)?;
+        let read = archive::read(open(&file, told)?, |member, content| unpacker.add(member, content))?;
+        unpacker.finish()?;
+        Ok(read)
+    })
+    .await
+}
+
+/// The directories that a backup is unpacked to.
+#[derive(Debug, Clone)]
+pub(crate) struct Unpacked {
+    pub(crate) state: PathBuf,
+    pub(crate) config: PathBuf,
+}
+
+impl Unpacked {
+    /// Beside those of `data`.
+    pub(crate) fn beside(data: &DataDir) -> Result<Self> {
+        let beside = |path: &Path| {
+            let name = path.file_name().context("a directory without a name")?.to_string_lossy();
+            Ok::<_, anyhow::Error>(path.with_file_name(format!("{name}.restoring")))
+        };
+        Ok(Self { state: beside(&data.state)?, config: beside(&data.config)? })
+    }
+
+    /// Removes what a restore that failed or was cut left there.
+    pub(crate) async fn discard(&self, host: &Host) -> Result<()> {
+        let directories = [host.path(&self.state), host.path(&self.config)];
+        tokio::task::spawn_blocking(move || directories.iter().try_for_each(|path| unpack::discard(path))).await?
+    }
+}

@@ -1,0 +1,322 @@
+//! The file format: a tar archive, compressed with gzip, that any tar can list.
+//!
+//! The first member says what it is a backup of, the last one how many members there are and the SHA-256 of
+//! all they are and hold; so a file that was cut short, changed or put together otherwise is recognised before
+//! any of it is used. Between them are the members below `state/` and `config/`, as they are to be restored.
+
+use std::ffi::OsStr;
+use std::io::{self, BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use flate2::Compression;
+use flate2::bufread::GzDecoder;
+use flate2::write::GzEncoder;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tar::{EntryType, Header};
+
+use crate::record::Record;
+
+/// The version of this format.
+const FORMAT: u32 = 1;
+
+/// The first member, and the last.
+const LABEL: &str = "openclaw-backup.json";
+const SEAL: &str = "openclaw-backup.end.json";
+
+/// Neither of them is larger.
+const MAX_TEXT: u64 = 1 << 20;
+
+/// The longest name that a tar header has room for; a longer one goes before it as a member of its own.
+const SHORT_NAME: usize = 100;
+
+/// What a backup is of: its first member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Label {
+    /// The version of the format.
+    format: u32,
+    /// When it was begun: nothing in it is newer.
+    pub created: Timestamp,
+    /// The machine's host name, on Compute Engine that of the VM.
+    pub machine: String,
+    /// How the state was read.
+    pub how: How,
+    /// The version of openclaw-init that made it.
+    pub program: String,
+    /// Which gateway version and image the state belongs to.
+    pub record: Record,
+}
+
+/// How the state was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum How {
+    /// By the running gateway's own `backup create`; what that leaves out was added from the files.
+    Gateway,
+    /// From the files, while no gateway ran.
+    Stopped,
+}
+
+impl Label {
+    pub(super) fn new(created: Timestamp, machine: String, how: How, record: Record) -> Self {
+        // Whether there is a state is no part of a record on a disk, nor of one in a backup.
+        let record = Record { state_exists: false, ..record };
+        Self { format: FORMAT, created, machine, how, program: env!("CARGO_PKG_VERSION").to_owned(), record }
+    }
+}
+
+/// The last member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// How many files, directories and links there are.
+    pub members: u64,
+    /// How many bytes the files have.
+    pub bytes: u64,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Seal {
+    #[serde(flatten)]
+    size: Size,
+    sha256: String,
+}
+
+/// One file, directory or link, by its path in the archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Member {
+    pub(super) path: PathBuf,
+    pub(super) kind: Kind,
+    pub(super) mode: u32,
+    /// User and group.
+    pub(super) owner: (u32, u32),
+    /// In seconds since 1970.
+    pub(super) modified: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Kind {
+    Directory,
+    /// With so many bytes.
+    File(u64),
+    /// To this target, which need not exist.
+    Symlink(PathBuf),
+    /// Another name of the file with this path in the archive.
+    HardLink(PathBuf),
+}
+
+/// The running sum over all members.
+#[derive(Default)]
+struct Sum {
+    digest: Sha256,
+    members: u64,
+    bytes: u64,
+}
+
+impl Sum {
+    fn member(&mut self, member: &Member) {
+        let (kind, size, link) = match &member.kind {
+            Kind::Directory => (0, 0, Path::new("")),
+            Kind::File(size) => (1, *size, Path::new("")),
+            Kind::Symlink(target) => (2, 0, target.as_path()),
+            Kind::HardLink(target) => (3, 0, target.as_path()),
+        };
+        self.members += 1;
+        let (uid, gid) = member.owner;
+        for number in [kind, size, member.mode.into(), uid.into(), gid.into(), member.modified] {
+            self.digest.update(number.to_le_bytes());
+        }
+        for name in [member.path.as_path(), link] {
+            self.digest.update((name.as_os_str().len() as u64).to_le_bytes());
+            self.digest.update(name.as_os_str().as_bytes());
+        }
+    }
+
+    fn seal(self) -> Seal {
+        let sha256 = self.digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Seal { size: Size { members: self.members, bytes: self.bytes }, sha256 }
+    }
+}
+
+/// Adds what is read to the sum.
+struct Summed<'a, R> {
+    content: R,
+    sum: &'a mut Sum,
+}
+
+impl<R: Read> Read for Summed<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.content.read(buffer)?;
+        self.sum.digest.update(&buffer[..length]);
+        self.sum.bytes += length as u64;
+        Ok(length)
+    }
+}
+
+/// Writes an archive.
+pub(super) struct Writer<W: Write> {
+    tar: tar::Builder<GzEncoder<W>>,
+    sum: Sum,
+}
+
+impl<W: Write> Writer<W> {
+    pub(super) fn new(file: W, label: &Label) -> Result<Self> {
+        // A fast level: most of a state is text and databases, and the machine has a gateway to run.
+        let mut writer =
+            Self { tar: tar::Builder::new(GzEncoder::new(file, Compression::fast())), sum: Sum::default() };
+        let label = serde_json::to_vec_pretty(label)?;
+        writer.text(LABEL, &label)?;
+        writer.sum.digest.update(&label);
+        Ok(writer)
+    }
+
+    /// Adds a member. A file must have as many bytes as it is said to have.
+    pub(super) fn add(&mut self, member: &Member, content: impl Read) -> Result<()> {
+        let mut header = Header::new_gnu();
+        let (kind, size, link) = match &member.kind {
+            Kind::Directory => (EntryType::Directory, 0, None),
+            Kind::File(size) => (EntryType::Regular, *size, None),
+            Kind::Symlink(target) => (EntryType::Symlink, 0, Some(target)),
+            Kind::HardLink(target) => (EntryType::Link, 0, Some(target)),
+        };
+        header.set_entry_type(kind);
+        header.set_size(size);
+        header.set_mode(member.mode);
+        header.set_uid(member.owner.0.into());
+        header.set_gid(member.owner.1.into());
+        header.set_mtime(member.modified);
+        if let Some(link) = link {
+            self.name(b'K', &mut header, link)?;
+        }
+        self.name(b'L', &mut header, &member.path)?;
+        header.set_cksum();
+        let before = self.sum.bytes;
+        let mut content = Summed { content: content.take(size), sum: &mut self.sum };
+        self.tar.append(&header, &mut content)?;
+        ensure!(self.sum.bytes - before == size, "it became shorter while it was read");
+        self.sum.member(member);
+        Ok(())
+    }
+
+    /// Writes the name, or that of a link's target (`K`), as it is: the crate's own functions tidy it up.
+    fn name(&mut self, kind: u8, header: &mut Header, name: &Path) -> Result<()> {
+        let bytes = name.as_os_str().as_bytes();
+        if bytes.len() > SHORT_NAME {
+            let mut long = Header::new_gnu();
+            long.set_entry_type(EntryType::new(kind));
+            long.as_old_mut().name[..13].copy_from_slice(b"././@LongLink");
+            long.set_size(bytes.len() as u64 + 1);
+            long.set_cksum();
+            self.tar.append(&long, bytes.chain(&b"\0"[..]))?;
+        }
+        let short = &bytes[..bytes.len().min(SHORT_NAME)];
+        let field = if kind == b'K' { &mut header.as_old_mut().linkname } else { &mut header.as_old_mut().name };
+        field[..short.len()].copy_from_slice(short);
+        Ok(())
+    }
+
+    /// Ends the archive; everything is written to the file, not yet synced.
+    pub(super) fn finish(mut self) -> Result<(W, Size)> {
+        let seal = std::mem::take(&mut self.sum).seal();
+        self.text(SEAL, &serde_json::to_vec_pretty(&seal)?)?;
+        let file = self.tar.into_inner()?.finish()?;
+        Ok((file, seal.size))
+    }
+
+    fn text(&mut self, name: &str, text: &[u8]) -> Result<()> {
+        let mut header = Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o600);
+        Ok(self.tar.append_data(&mut header, name, text)?)
+    }
+}
+
+/// Reads an archive from its beginning to its end and hands every member to `visit`, with its content. What it
+/// was handed is proven only when this returns: the label, and the size of all.
+pub(super) fn read(
+    file: impl Read,
+    mut visit: impl FnMut(&Member, &mut dyn Read) -> Result<()>,
+) -> Result<(Label, Size)> {
+    let mut tar = tar::Archive::new(GzDecoder::new(BufReader::new(file)));
+    let mut entries = tar.entries().context("reading the first member")?;
+    let first = entries.next().ok_or_else(|| anyhow!("it is empty"))?;
+    let first = first.map_err(|_| anyhow!("it is no tar archive compressed with gzip"))?;
+    let mut sum = Sum::default();
+    let label = label(first, &mut sum)?;
+    let seal = loop {
+        let entry = entries.next().ok_or_else(|| anyhow!("its end is missing"))?;
+        let mut entry = entry.with_context(|| format!("after {} members", sum.members))?;
+        if *entry.path_bytes() == *SEAL.as_bytes() {
+            break serde_json::from_slice::<Seal>(&text(entry)?).with_context(|| format!("reading {SEAL}"))?;
+        }
+        let member = member(&entry)?;
+        let shown = || format!("at the member {}", member.path.display());
+        let mut content = Summed { content: &mut entry, sum: &mut sum };
+        visit(&member, &mut content).with_context(shown)?;
+        io::copy(&mut content, &mut io::sink()).with_context(shown)?;
+        sum.member(&member);
+    };
+    ensure!(entries.next().is_none(), "there is more after its end");
+    ensure!(sum.seal() == seal, "its content is not what was written");
+    // What is left is empty, but only at its end gzip checks its own sum.
+    let mut rest = tar.into_inner();
+    io::copy(&mut rest, &mut io::sink()).context("reading to its end")?;
+    let more = rest.into_inner().read(&mut [0])?;
+    ensure!(more == 0, "there is more after its end");
+    Ok((label, seal.size))
+}
+
+fn label(entry: tar::Entry<'_, impl Read>, sum: &mut Sum) -> Result<Label> {
+    #[derive(Deserialize)]
+    struct Version {
+        format: u32,
+    }
+    ensure!(*entry.path_bytes() == *LABEL.as_bytes(), "it is no backup of openclaw-init: {LABEL} does not come first");
+    let text = text(entry)?;
+    sum.digest.update(&text);
+    let reading = || format!("reading {LABEL}");
+    let Version { format } = serde_json::from_slice(&text).with_context(reading)?;
+    ensure!(format == FORMAT, "it has the format {format}, this version of openclaw-init reads {FORMAT}");
+    serde_json::from_slice(&text).with_context(reading)
+}
+
+fn text(entry: tar::Entry<'_, impl Read>) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    entry.take(MAX_TEXT).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// What the entry is, if it is something that a backup may hold, below `state/` or `config/`.
+fn member(entry: &tar::Entry<'_, impl Read>) -> Result<Member> {
+    let shown = || format!("at the member {}", String::from_utf8_lossy(&entry.path_bytes()));
+    let header = entry.header();
+    let link = || {
+        let bytes = entry.link_name_bytes().filter(|bytes| !bytes.is_empty());
+        Ok::<_, anyhow::Error>(PathBuf::from(OsStr::from_bytes(&bytes.context("it has no target")?)))
+    };
+    let read = || -> Result<Member> {
+        let path = inside(Path::new(OsStr::from_bytes(&entry.path_bytes())))?;
+        let kind = match header.entry_type() {
+            EntryType::Directory => Kind::Directory,
+            EntryType::Regular | EntryType::Continuous => Kind::File(entry.size()),
+            EntryType::Symlink => Kind::Symlink(link()?),
+            EntryType::Link => Kind::HardLink(inside(&link()?)?),
+            other => bail!("it is of a kind that no backup holds ({other:?})"),
+        };
+        let owner = (u32::try_from(header.uid()?)?, u32::try_from(header.gid()?)?);
+        Ok(Member { path, kind, mode: header.mode()? & 0o7777, owner, modified: header.mtime()? })
+    };
+    read().with_context(shown)
+}
+
+/// The path if it stays below `state/` or `config/`, whatever is there.
+fn inside(path: &Path) -> Result<PathBuf> {
+    let plain = path.components().all(|component| matches!(component, Component::Normal(_)));
+    ensure!(plain, "its path leads out of the archive");
+    let tidy: PathBuf = path.components().collect();
+    ensure!(tidy.starts_with("state") || tidy.starts_with("config"), "it is neither in state/ nor in config/");
+    Ok(tidy)
+}

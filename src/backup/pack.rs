@@ -1,0 +1,106 @@
+//! Packing a directory into an archive.
+//!
+//! The directory belongs to the gateway, whose agent may change it at any moment, links included: it is read
+//! through open directories only, so that nothing outside of it ever gets into a backup.
+
+use std::collections::HashMap;
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _, Write};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use super::archive::{Kind, Member, Writer};
+use crate::replica::DEPTH;
+use crate::replica::tree::{Dir, Entry};
+
+/// A file up to this size is held in memory, so that one which grows or shrinks meanwhile is read as it was.
+const SMALL: u64 = 1 << 20;
+
+/// An archive that is being filled.
+pub(super) struct Packer<'a, W: Write> {
+    pub(super) writer: Writer<W>,
+    /// Told how many bytes were read; an error ends the work.
+    pub(super) told: &'a dyn Fn(u64) -> Result<()>,
+    /// The first names of files with several, by device and inode.
+    names: HashMap<(u64, u64), PathBuf>,
+    /// Fifos, sockets, devices and mount points: they have no content to pack.
+    pub(super) left_out: Vec<PathBuf>,
+}
+
+impl<'a, W: Write> Packer<'a, W> {
+    pub(super) fn new(writer: Writer<W>, told: &'a dyn Fn(u64) -> Result<()>) -> Self {
+        Self { writer, told, names: HashMap::new(), left_out: Vec::new() }
+    }
+
+    /// Packs the directory at `path` under the name `name`, and of what is in it what `wanted` says, asked by
+    /// its path in the archive and whether it is a directory.
+    pub(super) fn directory(&mut self, path: &Path, name: &Path, wanted: &dyn Fn(&Path, bool) -> bool) -> Result<()> {
+        let doing = || format!("packing {}", path.display());
+        self.tree(&Dir::open(path).with_context(doing)?, name, wanted, 0).with_context(doing)
+    }
+
+    fn tree(&mut self, dir: &Dir, name: &Path, wanted: &dyn Fn(&Path, bool) -> bool, depth: usize) -> Result<()> {
+        ensure!(depth < DEPTH, "there are more than {DEPTH} directories within each other");
+        self.add(&member(name, Kind::Directory, &dir.metadata()?), io::empty())?;
+        for entry in dir.names()? {
+            let name = name.join(&entry);
+            self.entry(dir.open_entry(&entry), &name, wanted, depth)
+                .with_context(|| format!("at {}", name.display()))?;
+        }
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        entry: io::Result<Entry>,
+        name: &Path,
+        wanted: &dyn Fn(&Path, bool) -> bool,
+        depth: usize,
+    ) -> Result<()> {
+        match entry? {
+            Entry::Directory(_) if !wanted(name, true) => Ok(()),
+            Entry::Directory(dir) => self.tree(&dir, name, wanted, depth + 1),
+            Entry::File(..) | Entry::Link(..) if !wanted(name, false) => Ok(()),
+            Entry::File(file, found) => self.file(file, &found, name),
+            Entry::Link(target, found) => self.add(&member(name, Kind::Symlink(target), &found), io::empty()),
+            Entry::Special => {
+                self.left_out.push(name.to_owned());
+                Ok(())
+            }
+            Entry::Gone => Ok(()),
+        }
+    }
+
+    fn file(&mut self, mut file: File, found: &Metadata, name: &Path) -> Result<()> {
+        if found.nlink() > 1 {
+            let first = self.names.entry((found.dev(), found.ino())).or_insert_with(|| name.to_owned());
+            if first != name {
+                let link = member(name, Kind::HardLink(first.clone()), found);
+                return self.add(&link, io::empty());
+            }
+        }
+        (self.told)(found.len())?;
+        if found.len() > SMALL {
+            return self.add(&member(name, Kind::File(found.len()), found), file);
+        }
+        let mut content = Vec::new();
+        (&mut file).take(SMALL).read_to_end(&mut content)?;
+        self.add(&member(name, Kind::File(content.len() as u64), found), content.as_slice())
+    }
+
+    fn add(&mut self, member: &Member, content: impl io::Read) -> Result<()> {
+        self.writer.add(member, content)
+    }
+}
+
+fn member(name: &Path, kind: Kind, found: &Metadata) -> Member {
+    Member {
+        path: name.to_owned(),
+        kind,
+        mode: found.mode() & 0o7777,
+        owner: (found.uid(), found.gid()),
+        modified: u64::try_from(found.mtime()).unwrap_or_default(),
+    }
+}

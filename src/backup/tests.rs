@@ -1,0 +1,331 @@
+//! From directories through a file to directories again; and every file that must not be restored.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use tar::{EntryType, Header};
+
+use super::*;
+
+const CREATED: &str = "2026-11-23T15:00:00Z";
+
+fn label() -> Label {
+    let record = Record { version: Some("2026.9.6".into()), ..Record::default() };
+    Label::new(CREATED.parse().unwrap(), "openclaw-gateway".into(), How::Stopped, record)
+}
+
+/// A state with what a backup must keep.
+fn fill(state: &Path, config: &Path) -> Result<()> {
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    fs::create_dir_all(state.join("workspace/empty"))?;
+    fs::create_dir_all(config)?;
+    fs::write(config.join("key"), "k")?;
+    fs::write(state.join(".env"), "TOKEN=x\n")?;
+    mode(&state.join(".env"), 0o600)?;
+    fs::write(state.join("workspace/run.sh"), "#!/bin/sh\n")?;
+    mode(&state.join("workspace/run.sh"), 0o750)?;
+    mode(&state.join("workspace/empty"), 0o500)?;
+    fs::write(state.join("large"), vec![7; 3 << 20])?;
+    let long = state.join("workspace").join("n".repeat(120)).join("m".repeat(120));
+    fs::create_dir_all(&long)?;
+    fs::write(long.join("deep"), "d")?;
+    fs::write(state.join("workspace/\u{fc}ml\u{e4}ut \\ \n"), "u")?;
+    symlink("run.sh", state.join("workspace/link"))?;
+    symlink("/nowhere/../x//y/", state.join("workspace/dangling"))?;
+    symlink("t".repeat(300), state.join("workspace/far"))?;
+    symlink("..", state.join("workspace/loop"))?;
+    fs::hard_link(state.join("large"), state.join("workspace/large too"))?;
+    Ok(())
+}
+
+/// What is in a directory, as text: kind, mode, time, content or target.
+fn look(top: &Path) -> Result<BTreeMap<PathBuf, String>> {
+    let (mut found, mut todo) = (BTreeMap::new(), vec![top.to_owned()]);
+    while let Some(path) = todo.pop() {
+        let metadata = fs::symlink_metadata(&path)?;
+        let what = if metadata.is_dir() {
+            for entry in fs::read_dir(&path)? {
+                todo.push(entry?.path());
+            }
+            "directory".to_owned()
+        } else if metadata.is_symlink() {
+            format!("link to {}", fs::read_link(&path)?.display())
+        } else {
+            format!(
+                "{} names, {:?}",
+                metadata.nlink(),
+                fs::read(&path)?.iter().map(|&byte| u64::from(byte)).sum::<u64>()
+            )
+        };
+        let mode = if metadata.is_symlink() { 0 } else { metadata.mode() };
+        found.insert(path.strip_prefix(top)?.to_owned(), format!("{mode:o} {} {what}", metadata.mtime()));
+    }
+    Ok(found)
+}
+
+fn packed(state: &Path, config: &Path) -> Result<(tempfile::NamedTempFile, Size)> {
+    let file = tempfile::NamedTempFile::new()?;
+    let packer = Packer::new(Writer::new(file.as_file(), &label())?, &|_| Ok(()));
+    let (size, left_out) = pack(packer, state, config, None)?;
+    assert_eq!(left_out.warnings().collect::<Vec<_>>(), Vec::<String>::new());
+    Ok((file, size))
+}
+
+/// Unpacks what is in `bytes`, as far as it gets.
+fn unpacked(bytes: &[u8], to: &Path) -> Result<(Label, Size)> {
+    let mut unpacker = Unpacker::new(&to.join("state"), &to.join("config"))?;
+    let read = archive::read(bytes, |member, content| unpacker.add(member, content))?;
+    unpacker.finish()?;
+    Ok(read)
+}
+
+/// Files can only be given to the gateway's user by root, as this program runs.
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+#[test]
+fn what_is_restored_is_what_was_there() -> Result<()> {
+    let (from, to) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let (state, config) = (from.path().join("state"), from.path().join("config"));
+    fill(&state, &config)?;
+    let (file, size) = packed(&state, &config)?;
+    let bytes = fs::read(file.path())?;
+    assert_eq!(archive::read(&bytes[..], |_, _| Ok(()))?, (label(), size));
+    assert_eq!(size.members, 17);
+    if is_root() {
+        assert_eq!(unpacked(&bytes, to.path())?, (label(), size));
+        assert_eq!(look(to.path())?.split_off(Path::new("c")), look(from.path())?.split_off(Path::new("c")));
+        let owners = fs::symlink_metadata(to.path().join("state/workspace/link"))?;
+        assert_eq!((owners.uid(), owners.gid()), (1000, 1000));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_that_was_cut_or_changed_anywhere_is_refused() -> Result<()> {
+    let from = tempfile::tempdir()?;
+    let (state, config) = (from.path().join("state"), from.path().join("config"));
+    fs::create_dir_all(&config)?;
+    fs::create_dir_all(&state)?;
+    fs::write(state.join(".env"), "TOKEN=x\n")?;
+    let (file, _) = packed(&state, &config)?;
+    let whole = fs::read(file.path())?;
+    let is_good = |bytes: &[u8]| archive::read(bytes, |_, _| Ok(())).is_ok();
+    assert!(is_good(&whole));
+    for length in 0..whole.len() {
+        assert!(!is_good(&whole[..length]), "{length} of {} bytes", whole.len());
+    }
+    let inflated = |bytes: &[u8]| {
+        let mut inflated = Vec::new();
+        flate2::read::GzDecoder::new(bytes).read_to_end(&mut inflated).ok().map(|_| inflated)
+    };
+    for at in 0..whole.len() {
+        let mut changed = whole.clone();
+        changed[at] ^= 0x10;
+        // Some bits of gzip's own mean nothing: a time, a code that is not used.
+        assert!(!is_good(&changed) || inflated(&changed) == inflated(&whole), "the byte {at} changed");
+    }
+    assert!(!is_good(&[&whole[..], b"x"].concat()), "more after its end");
+    Ok(())
+}
+
+/// The archive that a gateway would make: its databases are copies, directories come last or never.
+fn gateways_own(file: &Path) -> Result<()> {
+    let mut tar = tar::Builder::new(GzEncoder::new(File::create(file)?, Compression::fast()));
+    let files = [
+        ("payload/posix/home/node/.openclaw/openclaw.json", "{}"),
+        ("payload/posix/home/node/.openclaw/state/openclaw.sqlite", "a consistent copy"),
+        ("payload/posix/opt/elsewhere", "x"),
+        ("manifest.json", r#"{"schemaVersion":1,"assets":[]}"#),
+    ];
+    for (path, content) in files {
+        let mut header = Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o600);
+        tar.append_data(&mut header, Path::new("2026-openclaw-backup").join(path), content.as_bytes())?;
+    }
+    Ok(tar.into_inner()?.finish()?.sync_all()?)
+}
+
+#[test]
+fn what_the_gateways_own_backup_leaves_out_is_added() -> Result<()> {
+    let from = tempfile::tempdir()?;
+    let (state, config) = (from.path().join("state"), from.path().join("config"));
+    for directory in ["state", "npm/p", "tmp", "cache"] {
+        fs::create_dir_all(state.join(directory))?;
+    }
+    fs::create_dir_all(&config)?;
+    for file in [
+        "openclaw.json",
+        "state/openclaw.sqlite",
+        "state/openclaw.sqlite-wal",
+        "npm/p/i.js",
+        "npm/p/x.sqlite",
+        "tmp/lock",
+        "cache/page",
+    ] {
+        fs::write(state.join(file), "in use")?;
+    }
+    fs::write(config.join("key"), "k")?;
+    let own = config.join(".own.tar.gz");
+    gateways_own(&own)?;
+    let mut file = tempfile::tempfile()?;
+    let packer = Packer::new(Writer::new(&file, &label())?, &|_| Ok(()));
+    let (_, left_out) = pack(packer, &state, &config, Some(&own))?;
+    io::Seek::rewind(&mut file)?;
+    let mut found = BTreeMap::new();
+    archive::read(&file, |member, content| {
+        let mut text = String::new();
+        content.read_to_string(&mut text)?;
+        found.insert(member.path.display().to_string(), text);
+        Ok(())
+    })?;
+    let expected = [
+        ("config", ""),
+        ("config/key", "k"),
+        ("state", ""),
+        ("state/npm", ""),
+        ("state/npm/p", ""),
+        ("state/npm/p/i.js", "in use"),
+        ("state/openclaw.json", "{}"),
+        ("state/state", ""),
+        ("state/state/openclaw.sqlite", "a consistent copy"),
+    ];
+    let found: Vec<_> = found.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+    assert_eq!(found, expected);
+    assert_eq!(left_out.databases, [Path::new("state/npm/p/x.sqlite")]);
+    assert_eq!(left_out.elsewhere, [Path::new("/opt/elsewhere")]);
+    assert_eq!(left_out.warnings().count(), 2);
+    Ok(())
+}
+
+/// A member's path, kind and link.
+type Forged<'a> = (&'a str, EntryType, &'a str);
+
+/// An archive that somebody else put together, with a valid gzip frame and the label of a real one.
+fn forged(members: &[Forged<'_>], label: &str) -> Vec<u8> {
+    let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+    let mut add = |path: &str, kind, link: &str, content: &[u8]| {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(content.len() as u64);
+        header.set_mode(0o4755);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
+        header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_cksum();
+        tar.append(&header, content).unwrap();
+    };
+    add("openclaw-backup.json", EntryType::Regular, "", label.as_bytes());
+    for (path, kind, link) in members {
+        add(path, *kind, link, if *kind == EntryType::Regular { b"evil" } else { b"" });
+    }
+    let mut gzip = tar.into_inner().unwrap();
+    gzip.flush().unwrap();
+    gzip.finish().unwrap()
+}
+
+#[test]
+fn nothing_gets_out_of_the_directories_it_is_unpacked_to() -> Result<()> {
+    use EntryType::{Block, Directory, Fifo, Link, Regular, Symlink};
+    let outside = tempfile::tempdir()?;
+    let victim = outside.path().join("victim");
+    let (victim, dir) = (victim.to_str().unwrap(), outside.path().to_str().unwrap());
+    let cases: &[(&str, &[Forged<'_>])] = &[
+        ("above", &[("../victim", Regular, "")]),
+        ("above, from inside", &[("state/../../victim", Regular, "")]),
+        ("absolute", &[(victim, Regular, "")]),
+        ("beside", &[("victim", Regular, "")]),
+        ("nearly inside", &[("statement/victim", Regular, "")]),
+        ("a device", &[("state/victim", Block, "")]),
+        ("a fifo", &[("state/victim", Fifo, "")]),
+        ("hard link to the outside", &[("state/victim", Link, "/etc/passwd")]),
+        ("hard link above", &[("state/victim", Link, "state/../../victim")]),
+        ("through a link", &[("state/a", Symlink, dir), ("state/a/victim", Regular, "")]),
+        (
+            "through a directory's link",
+            &[("state/a", Symlink, dir), ("state/a", Directory, ""), ("state/a/victim", Regular, "")],
+        ),
+        ("a link over a file", &[("state/a", Regular, ""), ("state/a", Symlink, victim)]),
+        ("hard link to a link", &[("state/a", Symlink, victim), ("state/b", Link, "state/a")]),
+    ];
+    let label = serde_json::to_string(&label())?;
+    for (case, members) in cases {
+        let to = tempfile::tempdir()?;
+        assert!(unpacked(&forged(members, &label), to.path()).is_err(), "{case}");
+        assert_eq!(fs::read_dir(outside.path())?.count(), 0, "{case}");
+        assert!(!to.path().join("victim").exists(), "{case}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_no_backup_is_named() -> Result<()> {
+    let named = |bytes: &[u8]| {
+        let read = archive::read(bytes, |_, _| Ok(()));
+        crate::failure::one_line(&read.err().unwrap_or_else(|| anyhow!("it was accepted")))
+    };
+    let newer = serde_json::to_string(&label())?.replace("\"format\":1", "\"format\":2");
+    let mut other = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+    let mut header = Header::new_gnu();
+    header.set_size(0);
+    other.append_data(&mut header, "some.txt", io::empty())?;
+    let cases = [
+        (b"#!/bin/sh\n".to_vec(), "no tar archive compressed with gzip"),
+        (other.into_inner()?.finish()?, "it is no backup of openclaw-init"),
+        (forged(&[], &newer), "it has the format 2"),
+        (forged(&[], &serde_json::to_string(&label())?), "its end is missing"),
+    ];
+    for (bytes, expected) in cases {
+        let said = named(&bytes);
+        assert!(said.contains(expected), "{said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_name_tells_time_and_version() {
+    let name = name(&label().record, CREATED.parse().unwrap());
+    assert_eq!(name, "openclaw-20261123T150000Z-2026.9.6.tar.gz");
+}
+
+#[test]
+fn bytes_are_rounded_up() {
+    let cases = [(0, "0.0 MiB"), (1, "0.1 MiB"), (1 << 20, "1.0 MiB"), (3 << 29, "1.5 GiB")];
+    for (count, expected) in cases {
+        assert_eq!(bytes(count), expected);
+    }
+}
+
+#[test]
+fn a_backup_is_put_where_the_agent_cannot_reach_and_nothing_is_overwritten() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let host = Host::new(root.path());
+    let below = |name: &str| Path::new("/data").join(name);
+    let data = DataDir {
+        state: below("openclaw"),
+        config: below("config-openclaw"),
+        records: below("openclaw-init"),
+        backups: below("backups"),
+        on_boot_disk: false,
+    };
+    fs::create_dir_all(host.path("/data/backups"))?;
+    fs::write(host.path("/data/backups/old"), "")?;
+    let at = |to: Option<&str>| target(&host, to.map(Path::new), &data, "name");
+    assert_eq!(at(None)?, below("backups/name"));
+    assert_eq!(at(Some("/data/backups"))?, below("backups/name"));
+    assert_eq!(at(Some("/elsewhere/file"))?, Path::new("/elsewhere/file"));
+    for refused in ["/data/backups/old", "/data/openclaw/x", "/data/config-openclaw/x"] {
+        assert!(at(Some(refused)).is_err(), "{refused}");
+    }
+    Ok(())
+}

@@ -89,7 +89,7 @@ pub enum Action {
         /// Of the machine tier only the scenarios with this in their name
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
-        /// The long parts of the machine tier, too: the power is cut at every named point
+        /// The long parts of the machine tier, too: cuts at every named point, machines in QEMU
         #[arg(long)]
         long: bool,
     },
@@ -196,6 +196,9 @@ pub enum Boot {
     Baked,
     /// It does not
     Nothing,
+    /// It does not, and the boot disk has a kernel, a boot loader and an SSH server: for machines in QEMU
+    #[value(hide = true)]
+    Bootable,
 }
 
 /// A change of the attached disks.

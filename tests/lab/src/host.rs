@@ -95,6 +95,12 @@ fn build(profile: &str, package: &str, program: &str, settings: &[(&str, &str)])
     Ok(tree.join(TARGET).join(directory).join(program))
 }
 
+/// This program's own file, to be started once more while this process lives. Under this name it is found also when
+/// building the tests has put a newer one in its place.
+pub fn own_program() -> PathBuf {
+    format!("/proc/{}/exe", std::process::id()).into()
+}
+
 /// The top of the working tree: the nearest directory upwards that has the lab in it.
 pub fn workspace() -> Result<PathBuf> {
     let here = env::current_dir().context("finding the current directory")?;

@@ -22,6 +22,7 @@ pub mod oci;
 pub mod process;
 pub mod program;
 pub mod progress;
+pub mod qemu;
 pub mod real_clients;
 pub mod registry;
 pub mod requests;

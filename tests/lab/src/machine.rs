@@ -17,6 +17,7 @@ use nix::sys::signal::Signal;
 
 use crate::control_group;
 use crate::disks;
+use crate::host;
 use crate::network;
 use crate::process::Process;
 use crate::program::run;
@@ -116,9 +117,8 @@ pub fn detached(lab: &Lab, command: &str, arguments: &[&str]) -> Result<Child> {
     let log = lab.path(&format!("{command}.log"));
     let log = append(&log)?;
     let errors = log.try_clone().context("sharing a log")?;
-    let me = std::env::current_exe().context("finding this program's own file")?;
     let mut child = Command::new("setsid");
-    child.arg(me).args([command, "--name", lab.name()]).args(arguments);
+    child.arg(host::own_program()).args([command, "--name", lab.name()]).args(arguments);
     child.stdin(Stdio::null()).stdout(log).stderr(errors).current_dir("/");
     child.spawn().with_context(|| format!("starting `lab {command}`"))
 }

@@ -12,6 +12,7 @@ use crate::cloud_init;
 use crate::disks;
 use crate::network::METADATA;
 use crate::program::run;
+use crate::qemu::image;
 use crate::size::Size;
 use crate::sources::{Sources, Suite};
 use crate::state::Lab;
@@ -34,10 +35,32 @@ const PACKAGES: [&str; 13] = [
     "google-guest-agent",
 ];
 
-/// The archive of a bare root file system, or of one with cloud-init, from the cache or made now (20 s to 2 min).
-pub fn archive(cache: &Cache, sources: &Sources, suite: Suite, cloud_init: bool) -> Result<PathBuf> {
-    let (suffix, more) = if cloud_init { ("-cloud-init", &cloud_init::PACKAGES[..]) } else { ("", &[][..]) };
-    let (list, packages) = (sources.list(suite), [&PACKAGES, more].concat().join(","));
+/// What a root file system is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    /// A machine without anything more.
+    Bare,
+    /// One with cloud-init.
+    CloudInit,
+    /// One in QEMU, or for Packer: with cloud-init and what a machine with its own kernel has.
+    Bootable,
+}
+
+impl Flavour {
+    /// What the archive is called, and what is in it beside [`PACKAGES`].
+    fn contents(self) -> (&'static str, Vec<&'static str>) {
+        match self {
+            Self::Bare => ("", Vec::new()),
+            Self::CloudInit => ("-cloud-init", cloud_init::PACKAGES.to_vec()),
+            Self::Bootable => ("-bootable", [&cloud_init::PACKAGES[..], &image::PACKAGES].concat()),
+        }
+    }
+}
+
+/// The archive of a root file system, from the cache or made now (20 s to 2 min).
+pub fn archive(cache: &Cache, sources: &Sources, suite: Suite, flavour: Flavour) -> Result<PathBuf> {
+    let (suffix, more) = flavour.contents();
+    let (list, packages) = (sources.list(suite), [&PACKAGES, &more[..]].concat().join(","));
     let name = format!("debian-{}{suffix}", suite.number());
     let entry = cache.entry(&name, &["1", &list, sources.settings(), &packages], |directory| {
         let (lists, settings) = (directory.join("sources.list"), directory.join("apt.conf"));

@@ -16,8 +16,11 @@ use crate::metadata_server::{self, BUCKET, FaultChange, Metadata, check_attribut
 use crate::network::STORAGE;
 use crate::process::Process;
 use crate::program::run;
+use crate::qemu::image;
+use crate::rootfs::Flavour;
+use crate::size::Size;
 use crate::sources::Sources;
-use crate::state::{Disk, Lab, Spec};
+use crate::state::{Disk, Lab, Os, Spec};
 use crate::{boot_image, cloud, cloud_init, control_group, disks, host, machine, network, rootfs};
 
 /// The data disk that the product looks for when nothing is configured.
@@ -51,22 +54,14 @@ fn build(lab: &Lab, options: &Up) -> Result<()> {
         None => step("building the static binary", || host::binary(&[]))?,
     };
     let cache = Cache::from_env()?;
-    let sources = Sources::of_this_machine()?;
-    let suite = options.os.suite();
     step("preparing the registries and package repositories", || Content::prepare(&cache))?;
-    let archive = step(&format!("preparing Debian {}", suite.number()), || {
-        rootfs::archive(&cache, &sources, suite, options.boot == Boot::CloudInit)
-    })?;
     fs::copy(&binary, lab.files().join(BINARY)).with_context(|| format!("copying {}", binary.display()))?;
     let disks = data_disks(lab, &options.disk)?;
     lab.save(&Spec { os: options.os, memory: options.memory, disks })?;
     step("making the boot disk", || match (&options.image, options.boot) {
         (Some(image), _) => disks::copy(image, &lab.boot_disk()),
         (None, Boot::Baked) => boot_image::make(lab, options, &binary),
-        (None, _) => {
-            rootfs::format(&lab.boot_disk(), options.boot_disk)?;
-            prepare(lab, &archive, options.boot)
-        }
+        (None, boot) => fill_boot_disk(lab, options.os, boot, options.boot_disk),
     })?;
     step("starting the cloud", || {
         network::create(lab)?;
@@ -144,10 +139,20 @@ fn faults(lab: &Lab, faults: &[FaultChange]) -> Result<()> {
     faults.iter().try_for_each(|fault| cloud::runtime()?.block_on(client.fault(fault.clone())))
 }
 
+fn fill_boot_disk(lab: &Lab, os: Os, boot: Boot, size: Size) -> Result<()> {
+    let flavour = match boot {
+        Boot::CloudInit => Flavour::CloudInit,
+        Boot::Bootable => Flavour::Bootable,
+        _ => Flavour::Bare,
+    };
+    let archive = rootfs::archive(&Cache::from_env()?, &Sources::of_this_machine()?, os.suite(), flavour)?;
+    rootfs::format(&lab.boot_disk(), size)?;
+    prepare(lab, &archive, boot)
+}
+
 /// Fills the boot disk, in a process with mounts of its own.
 fn prepare(lab: &Lab, archive: &Path, boot: Boot) -> Result<()> {
-    let me = std::env::current_exe().context("finding this program's own file")?;
-    let mut command = Command::new(me);
+    let mut command = Command::new(host::own_program());
     command.args(["prepare", "--name", lab.name()]).arg("--archive").arg(archive);
     let boot = boot.to_possible_value().context("a hidden way in")?;
     run(command.args(["--boot", boot.get_name()])).map(drop)
@@ -168,6 +173,7 @@ pub fn fill(lab: &Lab, archive: &Path, boot: Boot) -> Result<()> {
     match boot {
         Boot::ScriptUrl | Boot::Script | Boot::Baked | Boot::Nothing => Ok(()),
         Boot::CloudInit => cloud_init::configure(&root),
+        Boot::Bootable => image::configure(&root),
         Boot::Unit => {
             fs::copy(lab.files().join(BINARY), root.join(INSTALLED)).context("copying the binary to the boot disk")?;
             let install = [&format!("/{INSTALLED}"), "install"];
@@ -183,7 +189,7 @@ fn way_in(lab: &Lab, boot: Boot) -> Result<Vec<(String, String)>> {
         Boot::ScriptUrl => attributes.push(("startup-script-url", format!("http://{STORAGE}/{BINARY}"))),
         Boot::Script => attributes.push(("startup-script", LOADER.to_owned())),
         Boot::CloudInit => attributes.push(("user-data", USER_DATA.to_owned())),
-        Boot::Unit | Boot::Baked | Boot::Nothing => {}
+        Boot::Unit | Boot::Baked | Boot::Nothing | Boot::Bootable => {}
     }
     if matches!(boot, Boot::Script | Boot::CloudInit) {
         attributes.push(("openclaw-init-url", format!("gs://{BUCKET}/{BINARY}")));

@@ -3,6 +3,7 @@
 //! Scenarios are independent and run side by side; each uses the command line that a person would use.
 
 mod baked;
+mod bench;
 mod binary;
 mod closed;
 mod cloud_init;
@@ -11,6 +12,7 @@ mod cuts;
 mod disks;
 mod failures;
 mod first_boot;
+mod growth;
 mod lab_itself;
 mod loader;
 mod readme;
@@ -76,6 +78,7 @@ const LONG: &[Scenario] = &[
     ("sweep-bare", cuts::all_of_a_bare_machine),
     ("sweep-reboot", cuts::all_of_a_reboot),
     ("sweep-container", cuts::all_of_another_container),
+    ("disk-growth", growth::data_disk_grows_while_it_is_used),
 ];
 
 /// Runs the scenarios whose name contains `only`, all of them without it; those of [`LONG`] only if told so. An error

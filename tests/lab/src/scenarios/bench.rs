@@ -1,0 +1,148 @@
+//! Machines in QEMU as a scenario uses them, one after the other, in one cloud that reaches nothing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempPath;
+
+use super::rig::Rig;
+use crate::docker_apt::DockerRepository;
+use crate::metadata_server::Metadata;
+use crate::progress::NAMESPACE;
+use crate::qemu::image;
+use crate::qemu::machine::{self, Drive, Machine, Writes};
+use crate::size::Size;
+use crate::stand_in;
+use crate::state::{Disk, Lab, Os, Spec};
+use crate::{cloud, disks, network, up};
+
+pub(super) const DATA_DISK: &str = "openclaw-data";
+pub(super) const GIB: u64 = 1 << 30;
+/// An emulated processor on a busy machine.
+pub(super) const BOOT_LIMIT: Duration = Duration::from_secs(30 * 60);
+pub(super) const COMMAND_LIMIT: Duration = Duration::from_secs(10 * 60);
+/// A prepared image and a cloud for the machines made from it.
+pub(super) struct Bench {
+    lab: Lab,
+    image: TempPath,
+    writes: Writes,
+    /// The boots whose result is known already.
+    known: BTreeSet<String>,
+}
+
+impl Bench {
+    /// A bench for machines from the prepared image, which is made first.
+    pub(super) fn new(rig: &Rig, writes: Writes) -> Result<Self> {
+        machine::install_tools()?;
+        let image = prepared(rig)?;
+        Self::of(rig, image, writes)
+    }
+
+    /// A bench for machines from `image`, the raw content of a boot disk.
+    pub(super) fn of(rig: &Rig, image: TempPath, writes: Writes) -> Result<Self> {
+        machine::install_tools()?;
+        let lab = rig.machine()?;
+        lab.create()?;
+        open_cloud(&lab, None)?;
+        fs::write(machine::second_port(&lab), "").context("making the log of the second serial port")?;
+        Ok(Self { lab, image, writes, known: BTreeSet::new() })
+    }
+
+    /// A new machine: a boot disk made from the image, a blank data disk or none.
+    pub(super) fn fresh(&mut self, data_disk: bool) -> Result<()> {
+        let boot = self.lab.boot_disk();
+        if boot.exists() {
+            fs::remove_file(&boot).context("removing the former boot disk")?;
+        }
+        disks::copy(&self.image, &boot)?;
+        self.set_disks(Vec::new())?;
+        if data_disk { self.attach() } else { Ok(()) }
+    }
+
+    /// Attaches a blank data disk to the machine, which is off.
+    pub(super) fn attach(&self) -> Result<()> {
+        let file = self.lab.path("openclaw-data.img");
+        if file.exists() {
+            fs::remove_file(&file).context("removing the former data disk")?;
+        }
+        disks::create(&file, Size(10 * GIB))?;
+        self.set_disks(vec![Disk { device_name: DATA_DISK.to_owned(), file, read_only: false }])
+    }
+
+    fn set_disks(&self, disks: Vec<Disk>) -> Result<()> {
+        let spec = Spec { disks, ..self.lab.load()? };
+        self.lab.save(&spec)?;
+        let listed = up::metadata_disks(&self.lab, &spec);
+        cloud::runtime()?.block_on(cloud::client(&self.lab)?.set_disks(listed))
+    }
+
+    pub(super) fn start(&self) -> Result<Machine> {
+        let drive = |device_name: &str, file| Drive { device_name: device_name.to_owned(), file, writes: self.writes };
+        let spec = self.lab.load()?;
+        let data = spec.disks.into_iter().map(|disk| drive(&disk.device_name, disk.file));
+        let drives: Vec<Drive> = [drive(self.lab.name(), self.lab.boot_disk())].into_iter().chain(data).collect();
+        Machine::start(&self.lab, &drives)
+    }
+
+    /// Waits until the machine's init has begun a boot whose result is not known yet.
+    pub(super) fn until_init(&self) -> Result<String> {
+        let deadline = Instant::now() + BOOT_LIMIT;
+        loop {
+            let told = fs::read_to_string(machine::second_port(&self.lab))?;
+            let mut boots = told.lines().filter_map(|line| line.trim().strip_prefix("boot "));
+            if let Some(boot) = boots.next_back().filter(|boot| !self.known.contains(*boot)) {
+                return Ok(boot.to_owned());
+            }
+            ensure!(Instant::now() < deadline, "the machine does not come up");
+            sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Waits for the result of the boot under way, which must be `ready`; returns the time since its init.
+    pub(super) fn until_ready(&mut self) -> Result<Duration> {
+        let boot = self.until_init()?;
+        let begun = Instant::now();
+        let (runtime, client) = (cloud::runtime()?, cloud::client(&self.lab)?);
+        while begun.elapsed() < BOOT_LIMIT {
+            let attributes = runtime.block_on(client.guest_attributes(NAMESPACE))?;
+            let text = |key: &str| attributes.get(key).map(String::as_str).unwrap_or_default();
+            let result =
+                Some(text("result")).filter(|it| !it.is_empty() && *it != "pending" && text("boot-id") == boot);
+            if let Some(result) = result {
+                ensure!(result == "ready" && text("version") == stand_in::FIRST, "{attributes:?}");
+                self.known.insert(boot);
+                return Ok(begun.elapsed());
+            }
+            sleep(Duration::from_millis(500));
+        }
+        bail!("there was no result within {} s", BOOT_LIMIT.as_secs())
+    }
+}
+
+/// Starts the cloud of a lab that has no machine yet: what Packer's or QEMU's processes in its namespace reach.
+pub(super) fn open_cloud(lab: &Lab, repository: Option<DockerRepository>) -> Result<()> {
+    lab.save(&Spec { os: Os::Debian12, memory: None, disks: Vec::new() })?;
+    network::create(lab)?;
+    let mut metadata = Metadata::default();
+    metadata.instance.attributes.insert("enable-guest-attributes".into(), "TRUE".into());
+    lab.name().clone_into(&mut metadata.instance.name);
+    cloud::start(lab, &metadata, repository)
+}
+
+/// An image with Docker, the stand-in and a unit that makes marker files.
+fn prepared(rig: &Rig) -> Result<TempPath> {
+    let builder = rig.beside(&format!("{}-b", rig.machine()?.name().trim_start_matches("t-")))?;
+    let binary = rig.binary();
+    let binary = binary.to_str().context("the binary's path is not text")?;
+    // Nothing in it ever gives a result.
+    builder.lab_ends(1, "up", &["--boot", "bootable", "--disk", "none", "--binary", binary, "--timeout", "1s"])?;
+    builder.lab_ends(0, "exec", &["--", "sh", "-c", &image::recipe()])?.has(&["sealed"])?;
+    let labs = builder.machine()?.directory().parent().context("the lab has no parent directory")?.to_owned();
+    let image = tempfile::Builder::new().prefix("image-").tempfile_in(labs).context("making a file for the image")?;
+    let file = image.path().to_str().context("the image's path is not text")?;
+    builder.lab_ends(0, "down", &["--keep-boot-disk", file])?;
+    Ok(image.into_temp_path())
+}

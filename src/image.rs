@@ -4,6 +4,7 @@ mod build;
 mod choice;
 mod context;
 mod download;
+mod kept;
 mod layer;
 mod npm;
 mod programs;
@@ -54,6 +55,8 @@ pub struct Image {
     pub reference: String,
     /// The same without what the operator adds: what the choice of an image is about.
     pub base: String,
+    /// That with its digest, `REFERENCE@sha256:…`, when a registry has it.
+    pub digest: Option<String>,
     /// The image id (`sha256:…`).
     pub id: String,
     /// The gateway version in it.
@@ -77,34 +80,32 @@ pub async fn ensure(
     if let Some(warning) = wanted.warning {
         host.warn(warning);
     }
-    let base = Base::new(&wanted.version, &wanted.source, config);
+    let base = Base::new(&wanted.version, &wanted.source, config, record);
     let late = match &base {
-        Base::Pulled(_) if config.extras.is_empty() => Code::ImagePullFailed,
+        Base::Pulled { .. } if config.extras.is_empty() => Code::ImagePullFailed,
         _ => Code::ImageBuildFailed,
     };
     let work = async {
-        if config.extras.is_empty() {
-            let (reference, inspect) = base.ensure(host, engine, registries).await?;
-            return image(reference.clone(), reference, inspect, wanted.version);
-        }
-        let recipe = layer::recipe(&wanted.version, &base.identity(), &config.extras);
-        let inspect = match build::built(engine, &recipe).await? {
-            Some(inspect) => inspect,
-            None => extend(host, engine, registries, &base, recipe.clone(), &config.extras).await?,
+        let (reference, inspect) = if config.extras.is_empty() {
+            base.ensure(host, engine, registries).await?
+        } else {
+            let recipe = layer::recipe(&wanted.version, &base.identity(), &config.extras);
+            let inspect = match build::built(engine, &recipe).await? {
+                Some(inspect) => inspect,
+                None => extend(host, engine, registries, &base, &recipe, &config.extras).await?,
+            };
+            (recipe.reference(), inspect)
         };
-        image(recipe.reference(), base.reference(), inspect, wanted.version)
+        let (base, digest) = base.here(engine).await?;
+        let version = version_in(&inspect, &base).unwrap_or(wanted.version);
+        let id = inspect.id.ok_or_else(|| anyhow!("the engine names no id of image {reference}"))?;
+        tracing::debug!("image {reference} is {id}, over {}", digest.as_ref().unwrap_or(&base));
+        Ok(Image { reference, base, digest, id, version })
     };
     tokio::time::timeout(DEADLINE, work)
         .await
         .map_err(|_| anyhow!("the image was not there after {} minutes", DEADLINE.as_secs() / 60))
         .blame(late, "Check the VM's way to the registry, then run `sudo systemctl restart openclaw-init`.")?
-}
-
-fn image(reference: String, base: String, inspect: ImageInspect, wanted: String) -> Result<Image> {
-    let version = version_in(&inspect, &base).unwrap_or(wanted);
-    let id = inspect.id.ok_or_else(|| anyhow!("the engine names no id of image {reference}"))?;
-    tracing::debug!("image {reference} is {id}, digests {:?}", inspect.repo_digests.unwrap_or_default());
-    Ok(Image { reference, base, id, version })
 }
 
 /// Builds the layer with the operator's extras over the base, which is fetched or built if it is not here.
@@ -113,12 +114,12 @@ async fn extend(
     engine: &Engine,
     registries: Registries<'_>,
     base: &Base<'_>,
-    recipe: Recipe,
+    recipe: &Recipe,
     extras: &Extras,
 ) -> Result<ImageInspect> {
     let (reference, inspect) = base.ensure(host, engine, registries).await?;
     let version = version_in(&inspect, &reference).unwrap_or_else(|| recipe.version.clone());
-    build::build(host, engine, registries, &recipe, &version, async |directory| {
+    build::build(host, engine, registries, recipe, &version, async |directory| {
         layer::pack(host, extras, (&reference, &inspect), directory).await
     })
     .await
@@ -126,8 +127,8 @@ async fn extend(
 
 /// The image without the operator's extras.
 enum Base<'a> {
-    /// One of these references, in this order.
-    Pulled(Vec<String>),
+    /// One of these references, in this order, with the digest that one of them had.
+    Pulled { references: Vec<String>, recorded: Option<&'a str> },
     /// Built from the npm package.
     Npm(Recipe),
     /// Built from a commit of the source.
@@ -135,10 +136,11 @@ enum Base<'a> {
 }
 
 impl<'a> Base<'a> {
-    fn new(version: &str, source: &'a Source, config: &ImageConfig) -> Self {
+    fn new(version: &str, source: &'a Source, config: &ImageConfig, record: &'a Record) -> Self {
+        let pulled = |references| Self::Pulled { references, recorded: record.digest.as_deref() };
         match source {
-            Source::Release => Self::Pulled(official(version).to_vec()),
-            Source::Reference(reference) => Self::Pulled(vec![reference.clone()]),
+            Source::Release => pulled(official(version).to_vec()),
+            Source::Reference(reference) => pulled(vec![reference.clone()]),
             Source::Npm => Self::Npm(npm::recipe(version, config.npm_registry.as_deref())),
             Source::Commit(commit) => Self::Commit(source::recipe(version, commit), commit),
         }
@@ -147,22 +149,30 @@ impl<'a> Base<'a> {
     /// What determines it, as far as that is known without it.
     fn identity(&self) -> String {
         match self {
-            Self::Pulled(references) => references.join(" "),
+            Self::Pulled { references, .. } => references.join(" "),
             Self::Npm(recipe) | Self::Commit(recipe, _) => recipe.fingerprint.clone(),
         }
     }
 
-    /// The name by which it is chosen.
-    fn reference(&self) -> String {
-        match self {
-            Self::Pulled(references) => references.first().cloned().unwrap_or_default(),
-            Self::Npm(recipe) | Self::Commit(recipe, _) => recipe.reference(),
+    /// The name by which it is chosen, and its digest if it came from a registry.
+    async fn here(&self, engine: &Engine) -> Result<(String, Option<String>)> {
+        let references = match self {
+            Self::Pulled { references, .. } => references,
+            Self::Npm(recipe) | Self::Commit(recipe, _) => return Ok((recipe.reference(), None)),
+        };
+        for reference in references {
+            if let Some(inspect) = present(engine, reference).await? {
+                return Ok((reference.clone(), kept::digest(reference, &inspect)));
+            }
         }
+        Ok((references.first().cloned().unwrap_or_default(), None))
     }
 
     async fn ensure(&self, host: &Host, engine: &Engine, registries: Registries<'_>) -> Result<(String, ImageInspect)> {
         let recipe = match self {
-            Self::Pulled(references) => return pull::first_of(host, engine, registries, references).await,
+            Self::Pulled { references, recorded } => {
+                return kept::first_of(host, engine, registries, references, *recorded).await;
+            }
             Self::Npm(recipe) | Self::Commit(recipe, _) => recipe,
         };
         let inspect = match (build::built(engine, recipe).await?, self) {

@@ -20,6 +20,9 @@ pub struct Record {
     pub choice: Option<String>,
     /// The image that first became ready on the state, without the operator's extras.
     pub image: Option<String>,
+    /// That image with its digest, `REFERENCE@sha256:…`: what a new boot disk pulls.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
     /// What the state belonged to before the last update, and where it is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous: Option<Box<Previous>>,
@@ -79,7 +82,11 @@ impl Record {
     /// The record once `image` is ready on this state. A state that had an owner keeps it. The choice that led
     /// to it stays as well while the attributes ask for something else, so that this is still seen as a change.
     #[must_use]
-    pub fn owned_by(self, image: &Image, config: &ImageConfig) -> Self {
+    pub fn owned_by(mut self, image: &Image, config: &ImageConfig) -> Self {
+        // An image that was built or loaded here has none: then the one that it had stays.
+        if image.digest.is_some() && self.image.as_ref() == Some(&image.base) {
+            self.digest.clone_from(&image.digest);
+        }
         match self.version {
             Some(_) if self.satisfies(config) => {
                 Self { choice: config.choice().cloned(), refused: None, interrupted: None, ..self }
@@ -89,6 +96,7 @@ impl Record {
                 version: Some(image.version.clone()),
                 choice: config.choice().cloned(),
                 image: Some(image.base.clone()),
+                digest: image.digest.clone(),
                 ..self
             },
         }

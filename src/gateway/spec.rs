@@ -229,6 +229,7 @@ mod tests {
         Image {
             reference: "x/y:1".to_owned(),
             base: "x/y:1".to_owned(),
+            digest: None,
             id: "sha256:1".to_owned(),
             version: "1".to_owned(),
         }

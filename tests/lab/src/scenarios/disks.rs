@@ -8,7 +8,8 @@ use tempfile::TempDir;
 
 use super::first_boot::is_ready;
 use super::rig::Rig;
-use crate::host;
+use crate::images::GATEWAY_VERSION;
+use crate::{cloud_content, host};
 
 const TOKEN: &str = "grep ^OPENCLAW_GATEWAY_TOKEN= /home/node/.openclaw/.env";
 /// Who the gateway is, and which devices it knows.
@@ -43,9 +44,21 @@ pub(super) fn data_disk_outlives_its_machine(rig: &Rig) -> Result<()> {
     let successor = rig.beside("data-disk-2")?;
     successor.up(&["--disk", kept])?;
     names_its_machine(&successor)?;
+    pulled_by_digest(&successor).context("the image of the new machine")?;
     is_the_same_state(&successor, &token).context("on a new machine")?;
     let now = successor.shell(IDENTITY)?;
     ensure!(now == identity, "the gateway's identity or its devices changed from\n{identity}\nto\n{now}");
+    Ok(())
+}
+
+/// The tag may have been moved since: what the record names is what is asked for.
+fn pulled_by_digest(rig: &Rig) -> Result<()> {
+    let requests = cloud_content::requests(&rig.machine()?.content())?;
+    let asked =
+        |what: &str| requests.iter().any(|request| request.path.contains(&format!("openclaw/manifests/{what}")));
+    ensure!(asked("sha256:") && !asked(GATEWAY_VERSION), "the registry was asked for {requests:?}");
+    let digest = rig.shell("grep digest /mnt/disks/openclaw-data/openclaw-init/record.json")?;
+    ensure!(digest.contains(&format!("ghcr.io/openclaw/openclaw:{GATEWAY_VERSION}@sha256:")), "recorded is {digest}");
     Ok(())
 }
 

@@ -1,0 +1,119 @@
+//! The digest that a registry's image had when the gateway first ran from it: a tag can be moved, a digest cannot.
+//!
+//! While the image is on this machine nothing is pulled, whatever the tag names by now. A new boot disk with the
+//! old state pulls by the recorded digest.
+
+use anyhow::{Context as _, Result};
+use bollard::models::ImageInspect;
+use bollard::query_parameters::TagImageOptionsBuilder;
+
+use super::registries::Registries;
+use super::{present, pull};
+use crate::docker::Engine;
+use crate::failure::{Code, code_of};
+use crate::host::Host;
+
+/// The first of the references that is here, else as it was when `recorded` was written, else as it is now.
+pub(super) async fn first_of(
+    host: &Host,
+    engine: &Engine,
+    registries: Registries<'_>,
+    references: &[String],
+    recorded: Option<&str>,
+) -> Result<(String, ImageInspect)> {
+    // A mirror is asked by tag: what comes by digest could not be given the name of its own registry.
+    let pinned = pinned(references, recorded.filter(|_| registries.mirror.is_none()));
+    for reference in references {
+        if let Some(inspect) = present(engine, reference).await? {
+            return Ok((reference.clone(), inspect));
+        }
+    }
+    if pinned.is_empty() {
+        return pull::first_of(host, engine, registries, references).await;
+    }
+    let by_digest: Vec<_> = pinned.iter().map(|(_, digest)| digest.clone()).collect();
+    match pull::first_of(host, engine, registries, &by_digest).await {
+        Ok((pulled, _)) => name(engine, &pinned, pulled).await,
+        Err(error) if code_of(&error) == Code::ImageNotFound => {
+            host.warn(format!("no registry has {} any more: taking what the tag names now", by_digest.join(" or ")));
+            pull::first_of(host, engine, registries, references).await
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives the image the reference that it is chosen by.
+async fn name(engine: &Engine, pinned: &[(String, String)], pulled: String) -> Result<(String, ImageInspect)> {
+    let reference = pinned.iter().find(|(_, digest)| *digest == pulled).map(|(reference, _)| reference.clone());
+    let reference = reference.with_context(|| format!("{pulled} was not asked for"))?;
+    let (repository, tag) = reference.rsplit_once(':').with_context(|| format!("{reference} has no tag"))?;
+    let options = TagImageOptionsBuilder::default().repo(repository).tag(tag).build();
+    let tagged = engine.client.tag_image(&pulled, Some(options)).await;
+    tagged.with_context(|| format!("naming {pulled} {reference}"))?;
+    let inspect = present(engine, &reference).await?;
+    Ok((reference.clone(), inspect.with_context(|| format!("the engine lost image {reference} after pulling it"))?))
+}
+
+/// Each reference with a tag, and the same image by the recorded digest; none if the record is about another image.
+fn pinned(references: &[String], recorded: Option<&str>) -> Vec<(String, String)> {
+    let Some((image, digest)) = recorded.and_then(|recorded| recorded.split_once('@')) else { return Vec::new() };
+    if !digest.starts_with("sha256:") || !references.iter().any(|reference| reference == image) {
+        return Vec::new();
+    }
+    let by_digest = |reference: &String| Some((reference.clone(), format!("{}@{digest}", repository(reference)?)));
+    references.iter().filter_map(by_digest).collect()
+}
+
+/// `reference` with the digest under which its repository has it; none for what was built or loaded here.
+pub(super) fn digest(reference: &str, inspect: &ImageInspect) -> Option<String> {
+    let repository = repository(reference)?;
+    let digests = inspect.repo_digests.iter().flatten();
+    let digest = digests.filter_map(|digest| digest.split_once('@')).find(|(name, _)| *name == repository)?.1;
+    Some(format!("{reference}@{digest}"))
+}
+
+/// The repository of a reference with a tag and without a digest.
+fn repository(reference: &str) -> Option<&str> {
+    let (repository, tag) = reference.rsplit_once(':')?;
+    (!tag.contains('/') && !reference.contains('@')).then_some(repository)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_kept_for_the_image_that_it_is_of() {
+        let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+        let official = owned(&["ghcr.io/a/b:1", "a/b:1"]);
+        let sha = "sha256:00";
+        let both = vec![
+            ("ghcr.io/a/b:1".to_owned(), format!("ghcr.io/a/b@{sha}")),
+            ("a/b:1".to_owned(), format!("a/b@{sha}")),
+        ];
+        let by_digest = owned(&["a/b@sha256:11"]);
+        let cases = [
+            (&official, Some("a/b:1@sha256:00"), both),
+            (&official, Some("a/b:2@sha256:00"), Vec::new()),
+            (&official, Some("a/b:1"), Vec::new()),
+            (&official, Some("a/b:1@"), Vec::new()),
+            (&official, None, Vec::new()),
+            (&by_digest, Some("a/b@sha256:11"), Vec::new()),
+        ];
+        for (references, recorded, expected) in cases {
+            assert_eq!(pinned(references, recorded), expected, "{references:?} {recorded:?}");
+        }
+        let inspect =
+            ImageInspect { repo_digests: Some(owned(&["c/d@sha256:22", "a/b@sha256:00"])), ..Default::default() };
+        let cases = [
+            ("a/b:1", Some("a/b:1@sha256:00")),
+            ("r.io:5000/a/b:1", None),
+            ("r.io:5000/a/b", None),
+            ("a/b@sha256:00", None),
+            ("localhost/openclaw-init:1-0", None),
+        ];
+        for (reference, expected) in cases {
+            assert_eq!(digest(reference, &inspect).as_deref(), expected, "{reference}");
+        }
+    }
+}

@@ -10,6 +10,7 @@ mod cloud_init;
 mod contents;
 mod cuts;
 mod disks;
+mod engines;
 mod failures;
 mod first_boot;
 mod growth;
@@ -79,6 +80,9 @@ const LONG: &[Scenario] = &[
     ("sweep-reboot", cuts::all_of_a_reboot),
     ("sweep-container", cuts::all_of_another_container),
     ("disk-growth", growth::data_disk_grows_while_it_is_used),
+    ("engines", engines::builds_on_old_and_new_engines),
+    ("one-gigabyte", engines::one_gigabyte_is_enough_or_named),
+    ("ten-updates", engines::ten_updates_leave_two_images),
 ];
 
 /// Runs the scenarios whose name contains `only`, all of them without it; those of [`LONG`] only if told so. An error

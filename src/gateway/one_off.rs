@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use bollard::errors::Error as DockerError;
 use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder};
@@ -36,15 +36,10 @@ pub(super) async fn set(
     run(engine, secrets, container(&["config", "set", "--batch-json", &batch]), DEADLINE)
         .await
         .with_context(|| format!("setting {paths} in openclaw.json"))
-        .blame(
-            Code::GatewayRefused,
-            "Correct openclaw.json in the state directory /home/node/.openclaw as its message says, \
-             then run `sudo systemctl restart openclaw-init`.",
-        )?;
-    Ok(())
 }
 
-/// Runs it to its end, which must be a good one within `deadline`.
+/// Runs it to its end, which must be a good one within `deadline`: else [`Code::GatewayRefused`], or
+/// [`Code::GatewayNotReady`] for one that had not ended, since a busy machine may be at fault.
 pub(super) async fn run(
     engine: &Engine,
     secrets: &Secrets,
@@ -67,10 +62,20 @@ async fn finish(engine: &Engine, secrets: &Secrets, deadline: Duration) -> Resul
         Ok(Some(Err(DockerError::DockerContainerWaitError { code, .. }))) => code,
         Ok(Some(Err(error))) => return Err(error).with_context(|| format!("waiting for container {NAME}")),
         Ok(None) => return Err(anyhow!("the engine did not say how container {NAME} ended")),
-        Err(_) => bail!("it did not end within {} s", deadline.as_secs()),
+        Err(_) => {
+            return Err(anyhow!("it did not end within {} s", deadline.as_secs())).blame(
+                Code::GatewayNotReady,
+                "See with `top` what keeps the VM busy, then run `sudo systemctl restart openclaw-init`.",
+            );
+        }
     };
     if code != 0 {
-        bail!("it ended with exit code {code}: {}", logs::last_lines(engine, NAME, &secrets.token).await);
+        let said = logs::last_lines(engine, NAME, &secrets.token).await;
+        return Err(anyhow!("it ended with exit code {code}: {said}")).blame(
+            Code::GatewayRefused,
+            "Correct openclaw.json in the state directory /home/node/.openclaw as its message says, \
+             then run `sudo systemctl restart openclaw-init`.",
+        );
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ const HELPERS: [&str; 2] = ["slirp4netns", "dnsmasq"];
 const STORAGE_NAME: &str = "storage.googleapis.com";
 /// Where upstream's source is; the lab has archives of its own under the same paths.
 const FORGE_NAME: &str = "github.com";
-const START_LIMIT: Duration = Duration::from_secs(20);
+const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Starts the cloud's process, whose metadata server tells `metadata`; returns when all its servers answer.
 ///

@@ -58,7 +58,7 @@ pub(crate) const HTTPS: u16 = 443;
 /// How long a client may take for its TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long the registry may take until it listens.
-const REGISTRY_START: Duration = Duration::from_secs(20);
+const REGISTRY_START: Duration = Duration::from_secs(60);
 
 /// Where the file-system storage driver keeps things.
 const REGISTRY_TREE: &str = "docker/registry/v2";

@@ -3,9 +3,9 @@
 //! ```text
 //! metadata - config
 //!    |- swap
-//!    |- disk ------ DataDir ---------------+
-//!    |- docker ---- Engine - shield -+     |
-//!    |                               image + secrets - gateway - ready - (update)
+//!    |- disk ------ DataDir --+
+//!    |- docker ---- Engine ---+- move - shield -+- image ----+
+//!    |                                          +- secrets --+- gateway - ready - (update)
 //! ```
 
 use std::time::Duration;
@@ -95,6 +95,10 @@ async fn stages(host: &Host, metadata: &Client, report: &Report, request: Option
         }),
     );
     let ((), data, engine) = (swap?, data?, engine?);
+    stage(report, Stage::Move, async {
+        disk::move_in(host, &data, &instance, async || gateway::halt(host, &engine).await).await
+    })
+    .await?;
 
     stage(report, Stage::Shield, shield::ensure(host, config.metadata_access)).await?;
     let machine = update::Machine { host, engine: &engine, metadata, data: &data, config: &config };

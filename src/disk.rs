@@ -12,8 +12,10 @@ mod history;
 mod intent;
 mod layout;
 mod mount;
+mod moving;
 mod probe;
 mod release;
+mod write_test;
 
 use std::path::{Path, PathBuf};
 
@@ -28,6 +30,7 @@ use filesystem::Plan;
 use find::{Device, Place};
 use history::Last;
 use mount::Mounts;
+pub use moving::move_in;
 use probe::Superblock;
 pub use release::{current, hide, present, release};
 
@@ -41,7 +44,7 @@ pub(crate) const BOOT_DISK_DIR: &str = "/var/lib/openclaw-init";
 const BOOT_DISK_DATA: &str = "/var/lib/openclaw-init/data";
 
 /// What the boot disk knows of data disks: one machine's own, so nothing for an image.
-pub const REMEMBERED: [&str; 3] = [history::FILE, intent::FILE, filesystem::UNDO];
+pub const REMEMBERED: [&str; 4] = [history::FILE, intent::FILE, filesystem::UNDO, moving::FILE];
 
 /// Where people look for the state: the path that it has in the container.
 const PEOPLES_PATH: &str = "/home/node/.openclaw";
@@ -74,9 +77,11 @@ impl DataDir {
 /// Takes constant time but for an e2fsck after an accident. On a machine where all is well it changes
 /// nothing and runs no program. Every refusal leaves the disk untouched and carries a code of
 /// [`Code`]: disk-missing, disk-foreign, disk-damaged, disk-readonly, two-states or config-invalid.
+///
+/// A state on the boot disk that must go to the data disk is left to [`move_in`], which needs the engine.
 pub async fn ensure(host: &Host, choice: &DiskChoice, instance: &Instance) -> Result<DataDir> {
     let last = Last::read(host, instance.id).await?;
-    let data = match find::select(choice, instance, last.as_ref())? {
+    match find::select(choice, instance, last.as_ref())? {
         Place::BootDisk { warning } => {
             if let Some(warning) = warning {
                 host.warn(warning);
@@ -84,24 +89,27 @@ pub async fn ensure(host: &Host, choice: &DiskChoice, instance: &Instance) -> Re
             warn_of_another(host, last.as_ref(), None);
             let data = layout::data_dir(Path::new(BOOT_DISK_DATA), true);
             host.ensure_dir(BOOT_DISK_DIR, Access::root(0o700)).await?;
+            moving::take_back(host).await?;
             host.ensure_dir(BOOT_DISK_DATA, Access::root(0o700)).await?;
             switch::complete(host, &data).await?;
             layout::ensure(host, &data).await?;
-            data
+            show(host, &data).await?;
+            Ok(data)
         }
         Place::Disk(name) => {
             warn_of_another(host, last.as_ref(), Some(&name));
             let device = find::device(host, &name).await.with_context(|| format!("finding the data disk {name}"))?;
             let preparing = || format!("preparing the data disk {name}");
-            on_disk(host, &device, instance, last.as_ref()).await.with_context(preparing)?
+            on_disk(host, &device, instance, last.as_ref()).await.with_context(preparing)
         }
-    };
-    show(host, &data).await?;
-    Ok(data)
+    }
 }
 
-/// Shows the state at `/home/node/.openclaw` too, where people look for it.
+/// Shows the state, which is ready for the gateway, at `/home/node/.openclaw` too, where people look for it.
 pub async fn show(host: &Host, data: &DataDir) -> Result<()> {
+    for directory in [&data.state, &data.config] {
+        write_test::run(host, directory).await?;
+    }
     mount::bind(host, &data.state, Path::new(PEOPLES_PATH)).await
 }
 
@@ -122,14 +130,17 @@ async fn on_disk(host: &Host, device: &Device, instance: &Instance, last: Option
         mount_new(host, device, &root, instance, last).await?;
     }
     switch::complete(host, &data).await?;
-    one_state(host, device, &data).await?;
+    let (node, superblock) = in_use(host, device, &root).await?;
+    let moves_in = moving::is_due(host, &data, &device.name, &superblock.uuid).await?;
     layout::ensure(host, &data).await?;
     layout::mark(host, &root, &device.name, instance).await?;
-    let (node, superblock) = in_use(host, device, &root).await?;
     growth::ensure(host, device, &node, &superblock).await;
     warn_of_copies(host, device, &superblock, instance).await?;
     let (device_name, uuid) = (device.name.clone(), superblock.uuid);
     Last { device_name, uuid, instance_id: instance.id }.write(host).await?;
+    if !moves_in {
+        show(host, &data).await?;
+    }
     Ok(data)
 }
 
@@ -158,12 +169,10 @@ async fn mount_new(host: &Host, device: &Device, root: &Path, instance: &Instanc
     match target.plan {
         Plan::Format => {
             was_never_ours(device, last)?;
-            no_state_on_boot_disk(host, device).await?;
             filesystem::format(host, node).await?;
         }
         Plan::Check => filesystem::check(host, node).await?,
         Plan::Adopt | Plan::Partition => {
-            no_state_on_boot_disk(host, device).await?;
             filesystem::check_foreign(host, node).await?;
             adopt(host, device, node, root, instance).await?;
         }
@@ -189,38 +198,6 @@ fn was_never_ours(device: &Device, last: Option<&Last>) -> Result<()> {
     Err(anyhow!("the disk is blank, but this machine used a file system ({}) on it before", last.uuid)).blame(
         Code::DiskForeign,
         format!("If the disk was replaced on purpose, run `{}` and `openclaw-init boot`.", Last::FORGET),
-    )
-}
-
-/// Starting afresh beside a state on the boot disk would hide it.
-async fn no_state_on_boot_disk(host: &Host, device: &Device) -> Result<()> {
-    let boot = layout::data_dir(Path::new(BOOT_DISK_DATA), true);
-    if !boot.holds_state(host).await? {
-        return Ok(());
-    }
-    let state = boot.state.display();
-    Err(anyhow!("the state is on the boot disk ({state}), the disk {} holds none", device.name)).blame(
-        Code::TwoStates,
-        format!(
-            "This version does not move it: set openclaw-data-disk=none to stay on the boot disk; to start afresh on \
-             the data disk, move {state} aside and run `openclaw-init boot`."
-        ),
-    )
-}
-
-/// State on both disks is never merged; nobody but the operator knows which one is wanted.
-async fn one_state(host: &Host, device: &Device, data: &DataDir) -> Result<()> {
-    if !data.holds_state(host).await? {
-        return no_state_on_boot_disk(host, device).await;
-    }
-    let boot = layout::data_dir(Path::new(BOOT_DISK_DATA), true);
-    if !boot.holds_state(host).await? {
-        return Ok(());
-    }
-    let (boot, disk) = (boot.state.display(), data.state.display());
-    Err(anyhow!("both the boot disk ({boot}) and the data disk ({disk}) hold a gateway's state")).blame(
-        Code::TwoStates,
-        format!("Keep one: move {boot} aside and run `openclaw-init boot`, or set openclaw-data-disk=none."),
     )
 }
 

@@ -273,8 +273,10 @@ pub async fn life(engine: &Engine) -> Result<Life> {
     })
 }
 
-/// Stops the container, if there is one that is alive, with the grace that its work needs.
+/// Leaves no process of the gateway in the state directory: stops the container, if there is one that is alive,
+/// with the grace that its work needs.
 pub async fn halt(host: &Host, engine: &Engine) -> Result<()> {
+    one_off::remove_left(host, engine).await?;
     if life(engine).await? != Life::Stopped {
         host.progress("stopping the running gateway");
         stop_container(engine, STOP_SECONDS).await?;

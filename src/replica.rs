@@ -15,6 +15,8 @@ pub(crate) mod tree;
 mod verifier;
 
 use std::collections::HashSet;
+use std::fmt;
+use std::ops::AddAssign;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -68,6 +70,21 @@ impl Size {
     pub fn has_room_for(&self, tree: Self) -> bool {
         let needed = |part: u64| part.saturating_add(part / 10);
         self.bytes >= needed(tree.bytes) && self.inodes >= needed(tree.inodes)
+    }
+}
+
+impl AddAssign for Size {
+    fn add_assign(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.inodes += other.inodes;
+        self.content += other.content;
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mebibytes = self.bytes.div_ceil(1 << 20);
+        write!(out, "{mebibytes} MiB in {} files", self.inodes)
     }
 }
 

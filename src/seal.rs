@@ -38,8 +38,9 @@ const TRACES: &[(&str, &str)] = &[
     ("this boot's report", "/run/openclaw-init/*"),
 ];
 
-/// The gateway's state on the boot disk: only when told so.
-const STATE: (&str, &str) = ("the gateway's state", "/var/lib/openclaw-init/data");
+/// What gateways left on the boot disk: only when told so.
+const STATES: [(&str, &str); 2] =
+    [("the gateway's state", "/var/lib/openclaw-init/data"), ("a former state", "/var/lib/openclaw-init/data.*")];
 
 const MACHINE_ID: &str = "/etc/machine-id";
 
@@ -75,7 +76,9 @@ pub async fn run(host: &Host, force: bool) -> Result<String> {
     }
     if force {
         disk::release(host).await?;
-        remove(host, STATE).await?;
+        for state in STATES {
+            remove(host, state).await?;
+        }
     }
     quiet(host).await?;
     swap::remove(host).await?;

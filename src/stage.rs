@@ -22,6 +22,8 @@ pub enum Stage {
     Docker,
     /// The data disk.
     Disk,
+    /// Moving a state that began on the boot disk to the data disk.
+    Move,
     /// Keeping containers away from the metadata server.
     Shield,
     /// The gateway's image.
@@ -45,6 +47,7 @@ impl Stage {
             Self::Swap => "swap",
             Self::Docker => "docker",
             Self::Disk => "disk",
+            Self::Move => "move",
             Self::Shield => "shield",
             Self::Image => "image",
             Self::Secrets => "secrets",

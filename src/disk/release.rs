@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
 use super::mount::{self, Mounts};
-use super::{BOOT_DISK_DATA, DataDir, MOUNT_DIR, PEOPLES_PATH, layout};
+use super::{BOOT_DISK_DATA, BOOT_DISK_DIR, DataDir, MOUNT_DIR, PEOPLES_PATH, layout};
 use crate::host::Host;
 
 /// Where this machine has a gateway's data now: our data disks that are mounted, and the boot disk's own
@@ -17,6 +17,19 @@ pub async fn present(host: &Host) -> Result<Vec<PathBuf>> {
     for directory in [boot.state, boot.config, boot.backups] {
         if !mount::is_empty(host, &directory).await? {
             found.push(directory);
+        }
+    }
+    found.extend(former(host).await?);
+    Ok(found)
+}
+
+/// States on the boot disk that are not in use: one that is being moved, and what moves left behind.
+async fn former(host: &Host) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let Ok(mut entries) = tokio::fs::read_dir(host.path(BOOT_DISK_DIR)).await else { return Ok(found) };
+    while let Some(entry) = entries.next_entry().await.with_context(|| format!("listing {BOOT_DISK_DIR}"))? {
+        if entry.file_name().to_string_lossy().starts_with("data.") {
+            found.push(Path::new(BOOT_DISK_DIR).join(entry.file_name()));
         }
     }
     Ok(found)

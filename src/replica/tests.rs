@@ -418,6 +418,15 @@ async fn a_tree_without_end_is_refused() -> Result<()> {
 }
 
 #[test]
+fn a_tenth_more_must_fit() {
+    let of = |bytes, inodes| Size { bytes, inodes, content: 0 };
+    let cases = [(of(1100, 110), true), (of(1099, 110), false), (of(1100, 109), false), (of(u64::MAX, u64::MAX), true)];
+    for (room, expected) in cases {
+        assert_eq!(room.has_room_for(of(1000, 100)), expected, "{room:?}");
+    }
+}
+
+#[test]
 fn progress_reads_well() {
     let cases = [
         (0, 0, "copied 0.0 of 0.0 MiB"),

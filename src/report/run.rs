@@ -16,7 +16,7 @@ use crate::stage::{Failure, Stage};
 const PHASES: &[(State, &[Stage])] = &[
     (State::Starting, &[Stage::Metadata, Stage::Config]),
     (State::Installing, &[Stage::Swap, Stage::Docker]),
-    (State::Disk, &[Stage::Disk]),
+    (State::Disk, &[Stage::Disk, Stage::Move]),
     (State::Image, &[Stage::Shield, Stage::Image]),
     (State::Gateway, &[Stage::Secrets, Stage::Gateway, Stage::Ready, Stage::Update]),
 ];
@@ -232,7 +232,8 @@ mod tests {
             (Stage::Disk, State::Installing),
             (Stage::Swap, State::Installing),
             (Stage::Secrets, State::Installing),
-            (Stage::Docker, State::Image),
+            (Stage::Docker, State::Disk),
+            (Stage::Move, State::Image),
             (Stage::Image, State::Image),
             (Stage::Shield, State::Gateway),
             (Stage::Gateway, State::Gateway),

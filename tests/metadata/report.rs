@@ -11,8 +11,16 @@ use openclaw_init::stage::{Failure, Stage, stage};
 use openclaw_lab::metadata_server::{Instance, Level, Server};
 
 const BEFORE_THE_ENGINE: [Stage; 2] = [Stage::Metadata, Stage::Config];
-const THE_REST: [Stage; 7] =
-    [Stage::Docker, Stage::Disk, Stage::Shield, Stage::Image, Stage::Secrets, Stage::Gateway, Stage::Ready];
+const THE_REST: [Stage; 8] = [
+    Stage::Docker,
+    Stage::Disk,
+    Stage::Move,
+    Stage::Shield,
+    Stage::Image,
+    Stage::Secrets,
+    Stage::Gateway,
+    Stage::Ready,
+];
 
 /// A machine with a root of its own, in the middle of a boot.
 struct Machine {
@@ -142,7 +150,7 @@ async fn deletion_first_result_last_and_never_too_many() {
     let status = machine.status().await;
     assert_eq!((status.result.as_deref(), status.changes.count, status.reported), (Some("ready"), 2, true));
     assert_eq!(status.changes.list[0], "docker: changed 0");
-    assert_eq!(status.detail.elapsed.len(), 9);
+    assert_eq!(status.detail.elapsed.len(), 10);
     let attributes = machine.server.guest_attributes("openclaw");
     assert_eq!((attributes["state"].as_str(), attributes["result"].as_str()), ("ready", "ready"));
     assert!(attributes["detail"].contains("\"updated\":\"20"), "{}", attributes["detail"]);

@@ -11,9 +11,9 @@ use super::rig::Rig;
 use crate::images::GATEWAY_VERSION;
 use crate::{cloud_content, host};
 
-const TOKEN: &str = "grep ^OPENCLAW_GATEWAY_TOKEN= /home/node/.openclaw/.env";
+pub(super) const TOKEN: &str = "grep ^OPENCLAW_GATEWAY_TOKEN= /home/node/.openclaw/.env";
 /// Who the gateway is, and which devices it knows.
-const IDENTITY: &str = "cd /home/node/.openclaw && find . -type f '(' -path './identity/*' -o -path './devices/*' ')' | sort | xargs -r sha256sum";
+pub(super) const IDENTITY: &str = "cd /home/node/.openclaw && find . -type f '(' -path './identity/*' -o -path './devices/*' ')' | sort | xargs -r sha256sum";
 
 /// The disk stage against every kind of disk, in a mount namespace on this machine.
 pub(super) fn every_kind_of_disk(_: &Rig) -> Result<()> {

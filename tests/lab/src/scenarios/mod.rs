@@ -16,6 +16,7 @@ mod first_boot;
 mod growth;
 mod lab_itself;
 mod loader;
+mod moving;
 mod readme;
 mod rig;
 mod sources;
@@ -44,6 +45,7 @@ const ALL: &[Scenario] = &[
     ("main-job", first_boot::main_job_reboots_and_updates),
     ("update-real", updates::real_versions_there_and_back),
     ("data-disk", disks::data_disk_outlives_its_machine),
+    ("moving-in", moving::state_moves_to_a_data_disk),
     ("loader", loader::script_with_every_turn_of_the_loader),
     ("cloud-init", cloud_init::boots_and_other_carriers),
     ("baked-image", baked::sealed_image_boots_without_internet),

@@ -177,7 +177,8 @@ impl Status {
         let outcome = |status: &Self| {
             (status.state, status.result.clone(), status.version.clone(), status.run_id.clone(), status.boot_id.clone())
         };
-        outcome(self) == outcome(other)
+        let warnings = |status: &Self| status.detail.warnings.clone();
+        outcome(self) == outcome(other) && warnings(self).iter().all(|warning| warnings(other).contains(warning))
     }
 
     /// The value of a guest attribute, `None` when it has none now.

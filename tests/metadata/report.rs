@@ -193,6 +193,20 @@ async fn a_second_run_speaks_when_it_changes_something_or_fails() {
 }
 
 #[tokio::test]
+async fn a_new_warning_is_told_although_nothing_changed() {
+    let machine = Machine::new().await;
+    machine.run(1, &outcome(None)).await;
+    let host = machine.host();
+    host.warn("the next start would fail");
+    let report = Report::start(&host, machine.client.clone()).await.unwrap();
+    pass(&report, &BEFORE_THE_ENGINE, &host, 0).await;
+    report.run_id(Some("run-7".into()));
+    pass(&report, &THE_REST, &host, 0).await;
+    report.finish(&outcome(None), false).await;
+    assert_eq!(machine.status().await.detail.warnings, ["the next start would fail"]);
+}
+
+#[tokio::test]
 async fn what_a_run_could_not_say_in_its_minute_the_next_one_says() {
     let machine = Machine::new().await;
     machine.run(1, &outcome(Some(Code::PortTaken))).await;

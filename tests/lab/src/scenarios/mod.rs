@@ -2,6 +2,7 @@
 //!
 //! Scenarios are independent and run side by side; each uses the command line that a person would use.
 
+mod backups;
 mod baked;
 mod bench;
 mod binary;
@@ -46,6 +47,7 @@ const ALL: &[Scenario] = &[
     ("update-real", updates::real_versions_there_and_back),
     ("data-disk", disks::data_disk_outlives_its_machine),
     ("moving-in", moving::state_moves_to_a_data_disk),
+    ("backup-restore", backups::backup_and_restore),
     ("loader", loader::script_with_every_turn_of_the_loader),
     ("cloud-init", cloud_init::boots_and_other_carriers),
     ("baked-image", baked::sealed_image_boots_without_internet),

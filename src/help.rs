@@ -93,6 +93,24 @@ Examples:
 
 The newer state is then beside the state directory, as openclaw.before-rollback-TIME.";
 
+/// `backup`.
+pub(crate) const BACKUP: &str = "\
+Examples:
+  sudo openclaw-init backup            a new file in backups/ on the data disk; the gateway goes on running
+  sudo openclaw-init backup --to /root/openclaw.tar.gz
+  sudo openclaw-init backup --json | jq -r .file
+
+The file is read back before it gets its name. It holds every credential of the gateway.";
+
+/// `restore`.
+pub(crate) const RESTORE: &str = "\
+Examples:
+  sudo openclaw-init restore /root/openclaw.tar.gz
+  sudo openclaw-init restore --replace-newer FILE    also when the present state was used since
+
+Nothing is deleted: the present state is kept as openclaw.before-restore-TIME on the data disk.
+The exit code is that of the boot into the restored state.";
+
 /// `stop`.
 pub(crate) const STOP: &str = "\
 Examples:

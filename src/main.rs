@@ -63,8 +63,10 @@ enum Command {
     },
     /// Writes everything that makes this gateway itself into one file, and verifies it. The gateway goes on
     /// running. The file is a credential.
+    #[command(after_help = help::BACKUP)]
     Backup(backup::Options),
     /// Puts the state of a backup in the place of the present one, which is put aside, and boots into it.
+    #[command(after_help = help::RESTORE)]
     Restore(restore::Options),
     /// Removes the container, the units and this program. Data, Docker and images stay.
     #[command(after_help = help::UNINSTALL)]

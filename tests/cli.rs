@@ -18,8 +18,9 @@ fn help_version_and_usage_errors() {
         (&["--version"], 0, env!("CARGO_PKG_VERSION")),
         (&["explode"], 2, "unrecognized subcommand"),
     ];
-    let teaching = ["boot", "status", "bake", "seal", "install", "uninstall", "update", "rollback", "stop"]
-        .map(|command| [command, "--help"]);
+    let teaching =
+        ["boot", "status", "bake", "seal", "backup", "restore", "install", "uninstall", "update", "rollback", "stop"]
+            .map(|command| [command, "--help"]);
     let teaching = teaching.iter().map(|args| (&args[..], 0, "Example"));
     let cases = cases.iter().copied().chain(teaching);
     for (args, code, text) in cases {

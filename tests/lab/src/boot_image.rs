@@ -24,9 +24,9 @@ pub fn make(lab: &Lab, options: &Up, binary: &Path) -> Result<()> {
 /// A machine that nothing starts the product on, and without a data disk.
 fn builder_options(builder: &Lab, options: &Up, binary: &Path) -> Up {
     let mut up = Up {
-        boot: Boot::Nothing,
+        boot: if options.cloud_init { Boot::CloudInit } else { Boot::Nothing },
         attributes: Vec::new(),
-        only_attr: false,
+        only_attr: true,
         project_attributes: Vec::new(),
         disk: DataDisk::None,
         binary: Some(binary.to_owned()),
@@ -41,6 +41,7 @@ fn builder_options(builder: &Lab, options: &Up, binary: &Path) -> Up {
 fn recipe() -> String {
     format!(
         "for try in $(seq 300); do systemctl --quiet is-active multi-user.target && break; sleep 0.2; done 2> /dev/null
+         if command -v cloud-init > /dev/null; then cloud-init status --wait > /dev/null || true; fi
          set -eu
          curl --fail --silent --show-error --output /tmp/{BINARY} http://{STORAGE}/{BINARY}
          chmod 0755 /tmp/{BINARY}

@@ -167,6 +167,9 @@ pub struct Up {
     /// How long to wait for the result.
     #[command(flatten)]
     pub limit: Limit,
+    /// Let the image that `--boot baked` makes be one with cloud-init
+    #[arg(long)]
+    pub cloud_init: bool,
     /// Boot from this image (see `down --keep-boot-disk`)
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,

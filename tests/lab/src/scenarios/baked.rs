@@ -98,10 +98,17 @@ pub(super) fn sealed_image_boots_without_internet(rig: &Rig) -> Result<()> {
     leaves_only_data_and_docker(rig).context("uninstall")
 }
 
+/// From an image that has cloud-init in it: what that had set up on the builder must be gone, so that it takes the
+/// machine for the new one that it is.
 pub(super) fn baked_on_debian_13(rig: &Rig) -> Result<()> {
     Reader::of(rig)?.succeeds(&[Block::ImageWay, Block::Wait])?;
     is_ready(rig)?;
-    units_are_valid(rig)
+    units_are_valid(rig)?;
+    rig.shell("cloud-init status --wait")?;
+    let id = "curl -s -H 'Metadata-Flavor: Google' http://169.254.169.254/computeMetadata/v1/instance/id";
+    let (instances, own) = (rig.shell("ls /var/lib/cloud/instances")?, rig.shell(id)?);
+    ensure!(instances == own, "cloud-init knows the instances {instances}, this one is {own}");
+    Ok(())
 }
 
 fn refuses_to_seal(rig: &Rig, part: &str) -> Result<()> {

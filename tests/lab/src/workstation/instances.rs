@@ -21,7 +21,7 @@ use crate::{cloud, commands, machine, up};
 const IMAGE_FAMILIES: [(&str, Option<&str>, &[&str]); 3] = [
     ("debian-12", Some("debian-cloud"), &["--os", "debian-12", "--boot", "nothing"]),
     ("ubuntu-2404-lts-amd64", Some("ubuntu-os-cloud"), &["--os", "debian-13", "--boot", "cloud-init"]),
-    ("openclaw", None, &["--os", "debian-13", "--boot", "baked"]),
+    ("openclaw", None, &["--os", "debian-13", "--boot", "baked", "--cloud-init"]),
 ];
 
 /// What a disk's description may say.

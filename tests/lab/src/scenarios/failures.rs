@@ -34,9 +34,8 @@ pub(super) fn every_wrong_turn_then_ready(rig: &Rig) -> Result<()> {
         rig.attribute(attribute.split('=').next().unwrap_or_default())?;
     }
 
-    let listen =
-        "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalAddr=>q(127.0.0.1:18789),Listen=>1) or die; sleep";
-    rig.shell(&format!("systemd-run --unit=squatter perl -e '{listen}' && sleep 1"))?;
+    let listen = "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalAddr=>q(127.0.0.1:18789),Listen=>1,ReuseAddr=>1) or die; sleep";
+    rig.shell(&format!("systemd-run --unit=squatter perl -e '{listen}' && sleep 1 && systemctl is-active squatter"))?;
     rig.boot(27)?.has(&["18789"])?;
     rig.shell("systemctl stop squatter")?;
 
@@ -54,7 +53,7 @@ fn broken_settings(rig: &Rig) -> Result<()> {
     rig.boot(0)?.has(&["could not start again", "openclaw.json", "changes=0", "result=ready"])?;
     ensure!(rig.status()?["detail"]["warnings"].to_string().contains("openclaw.json"), "the report does not warn");
     rig.shell("docker stop openclaw-gateway")?;
-    rig.boot(28)?.has(&["parsing", "openclaw.json", "left as it was"])?;
+    rig.boot(28)?.has(&["parsing", "openclaw.json", "left as it is"])?;
     rig.shell(&format!("cp -a /root/kept {file}"))?;
     rig.boot(0).map(|_| ())
 }

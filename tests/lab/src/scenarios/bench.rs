@@ -31,6 +31,8 @@ pub(super) struct Bench {
     writes: Writes,
     /// The boots whose result is known already.
     known: BTreeSet<String>,
+    /// The part of the second serial port's log that older disks wrote.
+    passed: usize,
 }
 
 impl Bench {
@@ -48,7 +50,7 @@ impl Bench {
         lab.create()?;
         open_cloud(&lab, None)?;
         fs::write(machine::second_port(&lab), "").context("making the log of the second serial port")?;
-        Ok(Self { lab, image, writes, known: BTreeSet::new() })
+        Ok(Self { lab, image, writes, known: BTreeSet::new(), passed: 0 })
     }
 
     /// A new machine: a boot disk made from the image, a blank data disk or none.
@@ -58,6 +60,7 @@ impl Bench {
             fs::remove_file(&boot).context("removing the former boot disk")?;
         }
         disks::copy(&self.image, &boot)?;
+        self.passed = fs::read_to_string(machine::second_port(&self.lab))?.len();
         self.set_disks(Vec::new())?;
         if data_disk { self.attach() } else { Ok(()) }
     }
@@ -119,6 +122,32 @@ impl Bench {
             sleep(Duration::from_millis(500));
         }
         bail!("there was no result within {} s", BOOT_LIMIT.as_secs())
+    }
+
+    /// Cuts the power after a while and switches the machine on again: it must become ready, and every file that
+    /// was on the disk before must be there.
+    pub(super) fn cut(&mut self, machine: Machine, after: Duration) -> Result<Machine> {
+        sleep(after);
+        machine.cut()?;
+        let cut = fs::read_to_string(machine::second_port(&self.lab))?;
+        self.known.extend(cut.lines().filter_map(|line| Some(line.trim().strip_prefix("boot ")?.to_owned())));
+        let state = cloud::runtime()?.block_on(cloud::client(&self.lab)?.guest_attributes(NAMESPACE))?;
+        let kept: BTreeSet<&str> =
+            cut[self.passed..].lines().filter_map(|line| line.trim().strip_prefix("marker ")).collect();
+        let machine = self.start()?;
+        let took = self.until_ready().with_context(|| format!("{} s after {state:?}", after.as_secs()))?;
+        let there = machine.shell("ls /home/node/.openclaw/markers 2> /dev/null || true", COMMAND_LIMIT)?;
+        let there: BTreeSet<&str> = there.lines().collect();
+        let lost: Vec<_> = kept.difference(&there).collect();
+        ensure!(lost.is_empty(), "of {} files that were on the disk these are gone: {lost:?}", kept.len());
+        println!(
+            "cut {:.1} s into it (state {}), ready {} s after the next init, {} files kept",
+            after.as_secs_f32(),
+            state.get("state").map(String::as_str).unwrap_or_default(),
+            took.as_secs(),
+            kept.len()
+        );
+        Ok(machine)
     }
 }
 

@@ -18,6 +18,7 @@ mod growth;
 mod lab_itself;
 mod loader;
 mod moving;
+mod power;
 mod readme;
 mod rig;
 mod sources;
@@ -83,6 +84,7 @@ const LONG: &[Scenario] = &[
     ("sweep-bare", cuts::all_of_a_bare_machine),
     ("sweep-reboot", cuts::all_of_a_reboot),
     ("sweep-container", cuts::all_of_another_container),
+    ("power-cuts", power::state_survives_cuts_at_any_moment),
     ("disk-growth", growth::data_disk_grows_while_it_is_used),
     ("engines", engines::builds_on_old_and_new_engines),
     ("one-gigabyte", engines::one_gigabyte_is_enough_or_named),

@@ -10,6 +10,8 @@ locals {
     var.openclaw_version == "" ? "" : "--version=${var.openclaw_version}",
     var.openclaw_image == "" ? "" : "--image=${var.openclaw_image}",
   ]))
+  # Of the user as whom Packer logs in to the VM of the source qemu.
+  password = uuidv4()
 }
 
 source "googlecompute" "openclaw" {
@@ -33,7 +35,9 @@ source "googlecompute" "openclaw" {
   ssh_clear_authorized_keys = true
 }
 
-# The same image without a cloud account.
+# The same image without a cloud account, from a cloud image such as Debian's "genericcloud":
+#
+#   packer build -only=qemu.openclaw -var qemu_disk=debian-12-genericcloud-amd64.qcow2 packer
 source "qemu" "openclaw" {
   iso_url      = var.qemu_disk
   iso_checksum = var.qemu_checksum
@@ -41,16 +45,27 @@ source "qemu" "openclaw" {
   disk_size    = "${var.disk_size}G"
   format       = "qcow2"
   accelerator  = var.qemu_accelerator
-  cpus         = 2
-  memory       = 4096
   headless     = true
-  cd_files     = var.qemu_seed
+  cd_files     = ["${path.root}/seed/meta-data", "${path.root}/seed/user-data"]
   cd_label     = "cidata"
+  qemuargs = [
+    ["-smp", "2"],
+    ["-m", "2048"],
+    ["-smbios", "type=3,asset=${local.password}"],
+  ]
 
-  ssh_username         = var.qemu_username
-  ssh_private_key_file = var.qemu_private_key
-  ssh_timeout          = "15m"
-  shutdown_command     = "sudo poweroff"
+  ssh_username = "packer"
+  ssh_password = local.password
+  ssh_timeout  = "30m"
+
+  # The last command removes the user who gives it, and what the tools keep of a user who was removed.
+  shutdown_command = join(" ", [
+    "sudo sh -c 'userdel --force --remove packer;",
+    "rm -f /etc/passwd- /etc/shadow- /etc/group- /etc/gshadow- /etc/subuid- /etc/subgid-",
+    "/etc/sudoers.d/90-cloud-init-users /etc/ssh/sshd_config.d/50-cloud-init.conf;",
+    "systemctl poweroff'",
+  ])
+  shutdown_timeout = "10m"
 }
 
 build {

@@ -111,24 +111,6 @@ variable "qemu_checksum" {
   default     = "none"
 }
 
-variable "qemu_seed" {
-  type        = list(string)
-  description = "The files user-data and meta-data for cloud-init; they must admit qemu_private_key for qemu_username."
-  default     = []
-}
-
-variable "qemu_username" {
-  type        = string
-  description = "User of the cloud image who may use sudo without a password."
-  default     = "debian"
-}
-
-variable "qemu_private_key" {
-  type        = string
-  description = "File with the private SSH key for qemu_username."
-  default     = ""
-}
-
 variable "qemu_accelerator" {
   type        = string
   description = "kvm, or tcg where the machine cannot virtualise."

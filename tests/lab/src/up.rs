@@ -139,6 +139,13 @@ fn faults(lab: &Lab, faults: &[FaultChange]) -> Result<()> {
     faults.iter().try_for_each(|fault| cloud::runtime()?.block_on(client.fault(fault.clone())))
 }
 
+/// Makes a boot disk that was never booted, in the directory of a new lab.
+pub fn new_boot_disk(lab: &Lab, os: Os, boot: Boot, size: Size) -> Result<()> {
+    lab.create()?;
+    lab.save(&Spec { os, memory: None, disks: Vec::new() })?;
+    fill_boot_disk(lab, os, boot, size)
+}
+
 fn fill_boot_disk(lab: &Lab, os: Os, boot: Boot, size: Size) -> Result<()> {
     let flavour = match boot {
         Boot::CloudInit => Flavour::CloudInit,

@@ -107,16 +107,22 @@ impl Bench {
     /// Waits for the result of the boot under way, which must be `ready`; returns the time since its init.
     pub(super) fn until_ready(&mut self) -> Result<Duration> {
         let boot = self.until_init()?;
+        let took = self.until_result(|id| id == boot)?;
+        self.known.insert(boot);
+        Ok(took)
+    }
+
+    /// Waits for the result of a boot whose id is the wanted one; it must be `ready`. Returns how long that took.
+    pub(super) fn until_result(&self, is_wanted: impl Fn(&str) -> bool) -> Result<Duration> {
         let begun = Instant::now();
         let (runtime, client) = (cloud::runtime()?, cloud::client(&self.lab)?);
         while begun.elapsed() < BOOT_LIMIT {
             let attributes = runtime.block_on(client.guest_attributes(NAMESPACE))?;
             let text = |key: &str| attributes.get(key).map(String::as_str).unwrap_or_default();
             let result =
-                Some(text("result")).filter(|it| !it.is_empty() && *it != "pending" && text("boot-id") == boot);
+                Some(text("result")).filter(|it| !it.is_empty() && *it != "pending" && is_wanted(text("boot-id")));
             if let Some(result) = result {
                 ensure!(result == "ready" && text("version") == stand_in::FIRST, "{attributes:?}");
-                self.known.insert(boot);
                 return Ok(begun.elapsed());
             }
             sleep(Duration::from_millis(500));

@@ -18,6 +18,7 @@ mod growth;
 mod lab_itself;
 mod loader;
 mod moving;
+mod packer;
 mod power;
 mod readme;
 mod rig;
@@ -85,6 +86,7 @@ const LONG: &[Scenario] = &[
     ("sweep-reboot", cuts::all_of_a_reboot),
     ("sweep-container", cuts::all_of_another_container),
     ("power-cuts", power::state_survives_cuts_at_any_moment),
+    ("packer-build", packer::built_image_boots_without_internet),
     ("disk-growth", growth::data_disk_grows_while_it_is_used),
     ("engines", engines::builds_on_old_and_new_engines),
     ("one-gigabyte", engines::one_gigabyte_is_enough_or_named),

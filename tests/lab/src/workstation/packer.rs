@@ -13,7 +13,7 @@ use super::session::Used;
 pub(super) const IMAGES: &str = "image families";
 
 /// The template without the file that names the plugins.
-const TEMPLATE: [&str; 2] = ["openclaw.pkr.hcl", "variables.pkr.hcl"];
+const TEMPLATE: [&str; 4] = ["openclaw.pkr.hcl", "variables.pkr.hcl", "seed/meta-data", "seed/user-data"];
 const PLUGINS: &str = "plugins.pkr.hcl";
 
 /// `packer` as far as the README calls it.
@@ -52,6 +52,7 @@ impl Packer {
 /// Lets the Packer on `path` check the `template` with `options`, called in `directory`.
 pub fn validate(path: &std::ffi::OsStr, directory: &Path, template: &Path, options: &[OsString]) -> Result<Output> {
     let copy = tempfile::tempdir().context("making a directory for the template")?;
+    fs::create_dir(copy.path().join("seed")).context("making the template's directory")?;
     for name in TEMPLATE {
         let from = directory.join(template).join(name);
         fs::copy(&from, copy.path().join(name)).with_context(|| format!("copying {}", from.display()))?;

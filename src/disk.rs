@@ -65,6 +65,11 @@ pub struct DataDir {
 }
 
 impl DataDir {
+    /// The directory in which all of it lies; only root can write there.
+    pub(crate) fn root(&self) -> Result<&Path> {
+        self.state.parent().context("the state directory has no parent")
+    }
+
     /// Whether a gateway has lived in the state directory (anything but a lone `.env` is in it).
     pub async fn holds_state(&self, host: &Host) -> Result<bool> {
         layout::holds_state(host, &self.state).await
@@ -232,6 +237,6 @@ async fn warn_of_copies(host: &Host, device: &Device, ours: &Superblock, instanc
 }
 
 /// Runs `work`, which waits for the disk, where it does not hold up the other stages.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.context("waiting for a thread")?
 }

@@ -4,7 +4,7 @@
 //! gateway goes on running, and switched to by renames ([`crate::switch`]); then the machine is booted into it
 //! as at every boot. A cut leaves the old state or the new one.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -25,6 +25,7 @@ use crate::record::Record;
 use crate::replica::{self, tree::Dir};
 use crate::stage::{Stage, within};
 use crate::units::BOOT_UNIT;
+use crate::update::version::numbers;
 use crate::{bake, disk, docker, switch, systemd, units};
 
 /// How long the metadata server may keep an operator waiting.
@@ -116,6 +117,7 @@ fn belongs_to(label: &Label, present: Record) -> Record {
 fn is_not_newer(present: &Record, last_used: Timestamp, backup: &Label) -> Result<()> {
     let version = |record: &Record| record.version.clone().unwrap_or_else(|| "unknown".to_owned());
     let (present, backed_up) = (version(present), version(&backup.record));
+    // An unknown version is older than any other.
     let why = if numbers(&backed_up) < numbers(&present) {
         "belongs to a newer gateway"
     } else if last_used > backup.created {
@@ -134,11 +136,6 @@ fn is_not_newer(present: &Record, last_used: Timestamp, backup: &Label) -> Resul
 
 fn second(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
-/// The numbers of a version; a suffix (`-slim`) names a variant. An unknown version is older than any other.
-fn numbers(version: &str) -> Option<Vec<u32>> {
-    version.split(['-', '+']).next()?.split('.').map(|number| number.parse().ok()).collect()
 }
 
 /// When the state was last used: now, if its gateway is alive; else when one of the files changed that every
@@ -168,7 +165,7 @@ async fn last_used(host: &Host, data: &DataDir, engine: Option<&Engine>) -> Resu
 }
 
 async fn room(host: &Host, data: &DataDir, size: Size) -> Result<()> {
-    let root = data.state.parent().unwrap_or(Path::new("/"));
+    let root = data.root()?;
     let free = replica::free(host, root).await?;
     let needed = size.bytes + size.members * BLOCK;
     if free.bytes > needed && free.inodes > size.members {

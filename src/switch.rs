@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::cut;
-use crate::disk::{self, DataDir};
+use crate::disk::{self, DataDir, blocking};
 use crate::failure::{Blame as _, Code};
 use crate::host::{Access, Host, sync_dir};
 use crate::record::Record;
@@ -56,7 +56,7 @@ struct Move {
 /// An error before the intent is durable leaves everything as it was; after it, the next boot completes.
 pub async fn replace(host: &Host, data: &DataDir, what: &str, prepared: &Prepared) -> Result<Vec<PathBuf>> {
     let intent = intend(data, what, prepared, &jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string())?;
-    let root = host.path(root(data)?);
+    let root = host.path(data.root()?);
     blocking(move || sync_all(&root)).await.context("syncing what was prepared")?;
     let bytes = serde_json::to_vec_pretty(&intent).context("writing the switch as JSON")?;
     host.ensure_file(data.records.join(INTENT), bytes, Access::root(0o600)).await?;
@@ -97,7 +97,7 @@ fn intend(data: &DataDir, what: &str, prepared: &Prepared, time: &str) -> Result
 /// Does what is still to be done, and forgets the intent. Returns where the former directories are.
 async fn carry_out(host: &Host, data: &DataDir, intent: &Intent) -> Result<Vec<PathBuf>> {
     disk::hide(host).await?;
-    let root = root(data)?;
+    let root = data.root()?;
     let mut aside = Vec::new();
     for step in &intent.moves {
         let (at, step, renames) = (host.path(root), step.clone(), cut::step("rename"));
@@ -151,19 +151,10 @@ fn exists(path: &Path) -> Result<bool> {
     }
 }
 
-/// The directory in which all of it lies; only root can write there.
-fn root(data: &DataDir) -> Result<&Path> {
-    data.state.parent().context("the state directory has no parent")
-}
-
 /// Writes the whole file system to its disk.
 fn sync_all(root: &Path) -> Result<()> {
     let directory = std::fs::File::open(root)?;
     Ok(nix::unistd::syncfs(&directory)?)
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.context("waiting for a thread")?
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ mod copy;
 mod ending;
 mod journal;
 mod request;
-mod version;
+pub(crate) mod version;
 mod wish;
 
 use std::path::PathBuf;

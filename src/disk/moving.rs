@@ -178,7 +178,7 @@ pub async fn move_in(
     }
     let Last { device_name, uuid, .. } =
         Last::read(host, instance.id).await?.context("it is not known which data disk is in use")?;
-    let disk = root(data)?;
+    let disk = data.root()?;
     let present = copies(host, Path::new(if parked { PARKED } else { BOOT_DISK_DATA }), disk).await?;
     has_room(host, &present, disk, &device_name, instance).await?;
 
@@ -212,10 +212,6 @@ pub async fn move_in(
 
 /// What the name of a copy ends in until the whole of it is there.
 const COPY: &str = ".moving";
-
-fn root(data: &DataDir) -> Result<&Path> {
-    data.state.parent().context("the state directory has no parent")
-}
 
 fn named(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -308,7 +304,7 @@ async fn copy(host: &Host, copies: &[(PathBuf, PathBuf)]) -> Result<()> {
 
 /// The last steps, once the disk has the state.
 async fn finish(host: &Host, data: &DataDir, device_name: &str) -> Result<()> {
-    let (disk, time) = (root(data)?, now());
+    let (disk, time) = (data.root()?, now());
     for name in directories(host, disk).await? {
         let name = name.to_string_lossy();
         let Some(path) = name.strip_suffix(COPY).map(|name| disk.join(name)) else { continue };

@@ -85,5 +85,5 @@ pub(super) async fn discard(host: &Host, data: &DataDir, copy: &Copy) -> Result<
 }
 
 fn beside(data: &DataDir, name: &str) -> Result<PathBuf> {
-    Ok(data.state.parent().context("the state directory has no parent")?.join(name))
+    Ok(data.root()?.join(name))
 }

@@ -9,7 +9,8 @@ pub(super) fn is_older(this: &str, that: &str) -> bool {
     }
 }
 
-fn numbers(version: &str) -> Option<Vec<u32>> {
+/// The numbers of a version without its suffix; `None` when it is no version.
+pub(crate) fn numbers(version: &str) -> Option<Vec<u32>> {
     let numbers = version.split(['-', '+']).next()?;
     numbers.split('.').map(|number| number.parse().ok()).collect()
 }

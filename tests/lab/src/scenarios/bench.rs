@@ -24,6 +24,11 @@ pub(super) const GIB: u64 = 1 << 30;
 /// An emulated processor on a busy machine.
 pub(super) const BOOT_LIMIT: Duration = Duration::from_secs(30 * 60);
 pub(super) const COMMAND_LIMIT: Duration = Duration::from_secs(10 * 60);
+
+/// Shows what a machine that did not become ready is like.
+const EVIDENCE: &str = "docker version --format '{{.Server.Version}}'; docker ps --all; ss -ltnp; \
+    journalctl --boot --no-pager --unit docker --unit openclaw-init | tail -n 80";
+
 /// A prepared image and a cloud for the machines made from it.
 pub(super) struct Bench {
     lab: Lab,
@@ -141,7 +146,14 @@ impl Bench {
         let kept: BTreeSet<&str> =
             cut[self.passed..].lines().filter_map(|line| line.trim().strip_prefix("marker ")).collect();
         let machine = self.start()?;
-        let took = self.until_ready().with_context(|| format!("{} s after {state:?}", after.as_secs()))?;
+        let took = match self.until_ready() {
+            Ok(took) => took,
+            Err(error) => {
+                let seen = machine.shell(EVIDENCE, COMMAND_LIMIT);
+                println!("{}", seen.unwrap_or_else(|error| format!("{error:#}")));
+                return Err(error.context(format!("{} s after {state:?}", after.as_secs())));
+            }
+        };
         let there = machine.shell("ls /home/node/.openclaw/markers 2> /dev/null || true", COMMAND_LIMIT)?;
         let there: BTreeSet<&str> = there.lines().collect();
         let lost: Vec<_> = kept.difference(&there).collect();

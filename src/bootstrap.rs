@@ -8,6 +8,7 @@
 //!    |                                          +- secrets --+- gateway - ready - (update)
 //! ```
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -106,7 +107,8 @@ async fn stages(host: &Host, metadata: &Client, report: &Report, request: Option
     let present = bring_up(report, machine).await;
 
     let Some(wish) = asked(machine, request, &present).await? else { return present };
-    match stage(report, Stage::Update, update::run(machine, &wish)).await {
+    let stopped = OnceLock::new();
+    match stage(report, Stage::Update, update::run(machine, &wish, &stopped)).await {
         Ok((ready, told)) => {
             report.update(told);
             Ok(ready)
@@ -115,8 +117,10 @@ async fn stages(host: &Host, metadata: &Client, report: &Report, request: Option
             settle(machine, Some((&wish, &failure))).await?;
             let message = failure.sentence();
             host.warn(&message);
-            report.update(report::Update { message, code: Some(failure.code().name().to_owned()), downtime_ms: None });
-            bring_up(report, machine).await
+            let present = bring_up(report, machine).await;
+            let downtime_ms = stopped.get().filter(|_| present.is_ok()).map(|since| update::millis(since.elapsed()));
+            report.update(report::Update { message, code: Some(failure.code().name().to_owned()), downtime_ms });
+            present
         }
     }
 }

@@ -14,6 +14,7 @@ pub(crate) mod version;
 mod wish;
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
@@ -62,17 +63,17 @@ pub struct Machine<'a> {
 /// Does what is asked for. Returns how the other version is, and what to report.
 ///
 /// An error that comes before the present gateway is stopped leaves everything as it is. After any error
-/// [`settle`] must follow: it undoes what was done.
-pub async fn run(on: Machine<'_>, wish: &Wish) -> Result<(Ready, Update)> {
+/// [`settle`] must follow: it undoes what was done. `stopped` gets the time at which the gateway is stopped.
+pub async fn run(on: Machine<'_>, wish: &Wish, stopped: &OnceLock<Instant>) -> Result<(Ready, Update)> {
     let record = Record::read(on.host, on.data).await?;
     match wish {
-        Wish::Update { to: None, choice } => forward(on, record, &on.config.image, choice.clone()).await,
+        Wish::Update { to: None, choice } => forward(on, record, &on.config.image, choice.clone(), stopped).await,
         Wish::Update { to: version @ Some(_), .. } => {
             let image = on.config.image.clone();
             let wanted = ImageConfig { version: version.clone(), reference: None, ..image };
-            forward(on, record, &wanted, None).await
+            forward(on, record, &wanted, None, stopped).await
         }
-        Wish::Rollback { set_newer_state_aside } => back(on, record, *set_newer_state_aside).await,
+        Wish::Rollback { set_newer_state_aside } => back(on, record, *set_newer_state_aside, stopped).await,
     }
 }
 
@@ -81,6 +82,7 @@ async fn forward(
     record: Record,
     wanted: &ImageConfig,
     asked_by: Option<String>,
+    stopped: &OnceLock<Instant>,
 ) -> Result<(Ready, Update)> {
     let Machine { host, engine, metadata, data, .. } = on;
     let from = record.version.clone().unwrap_or_else(|| "an unknown version".to_owned());
@@ -112,7 +114,7 @@ async fn forward(
     };
     journal.write(host, data).await?;
     copy::level(host, data, &journal.copy).await?;
-    let (stopped, of) = (Instant::now(), Timestamp::now());
+    let (stopped, of) = (stopped.get_or_init(Instant::now), Timestamp::now());
     gateway::remove(host, engine).await?;
     copy::level(host, data, &journal.copy).await?;
     copy::verify(host, data, &journal.copy).await?;
@@ -139,7 +141,12 @@ async fn forward(
     Ok((ready, told(&format!("updated OpenClaw {from} to {}", image.version), down)))
 }
 
-async fn back(on: Machine<'_>, record: Record, set_newer_state_aside: bool) -> Result<(Ready, Update)> {
+async fn back(
+    on: Machine<'_>,
+    record: Record,
+    set_newer_state_aside: bool,
+    stopped: &OnceLock<Instant>,
+) -> Result<(Ready, Update)> {
     let Machine { host, engine, metadata, data, config } = on;
     let newer = record.version.clone().unwrap_or_else(|| "an unknown version".to_owned());
     let previous = record.previous.as_deref().ok_or_else(|| anyhow!("no update is known that could be taken back"));
@@ -165,7 +172,7 @@ async fn back(on: Machine<'_>, record: Record, set_newer_state_aside: bool) -> R
         );
     }
     let image = image::ensure(host, engine, metadata, &config.image, &previous.record).await?;
-    let stopped = Instant::now();
+    let stopped = stopped.get_or_init(Instant::now);
     gateway::remove(host, engine).await?;
     let aside = switch::replace(host, data, ROLLBACK, &prepared).await?;
     disk::show(host, data).await?;
@@ -223,7 +230,12 @@ fn shown(paths: &[PathBuf]) -> String {
 
 fn told(message: &str, down: Duration) -> Update {
     let message = format!("{message}; no gateway answered for {:.1} s", down.as_secs_f32());
-    Update { message, code: None, downtime_ms: Some(u64::try_from(down.as_millis()).unwrap_or(u64::MAX)) }
+    Update { message, code: None, downtime_ms: Some(millis(down)) }
+}
+
+/// A length of time as the report tells it.
+pub fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// For people: "3 days", "2 hours", "5 minutes".

@@ -21,6 +21,8 @@ use crate::program::run;
 pub const FIRST: &str = "0.1.1";
 /// A good version that brings the state to schema 2, which [`FIRST`] refuses.
 pub const SECOND: &str = "0.1.2";
+/// A version with schema 2 that refuses an older state until its own `doctor --fix` has brought it there.
+pub const WANTS_DOCTOR: &str = "0.1.3";
 /// A version that brings the state to schema 2 and then never becomes ready.
 pub const NEVER_READY: &str = "0.1.66";
 
@@ -50,7 +52,7 @@ const OWN: [(&str, u32); 6] = [
 /// have it (20 s).
 pub fn add(cache: &Cache, storage: &Path) -> Result<PathBuf> {
     let others = storage.to_str().context("the cache's path is not text")?;
-    let parts = [&SOURCES[..], &[RECIPE, others, FIRST, SECOND, NEVER_READY]].concat();
+    let parts = [&SOURCES[..], &[RECIPE, others, FIRST, SECOND, WANTS_DOCTOR, NEVER_READY]].concat();
     let entry = cache.entry("registry", &parts, |directory| build(directory, storage))?;
     Ok(entry.join("storage"))
 }
@@ -64,7 +66,7 @@ fn build(directory: &Path, storage: &Path) -> Result<()> {
     File::create(&mark).and_then(|it| it.set_modified(SystemTime::UNIX_EPOCH)).context("making a mark")?;
     let layout = Layout::create(&directory.join("oci"))?;
     let layer = [layout.layer(&root, &mark)?];
-    for version in [FIRST, SECOND, NEVER_READY] {
+    for version in [FIRST, SECOND, WANTS_DOCTOR, NEVER_READY] {
         layout.image(GATEWAY_REPOSITORY, version, &layer, &config(version))?;
     }
     images::push(&layout, directory)?;

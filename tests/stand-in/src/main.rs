@@ -33,12 +33,15 @@ struct Release {
     schema: u64,
     /// Whether it ever answers that it is ready.
     starts: bool,
+    /// Whether it leaves the migration of an older state to its doctor.
+    wants_doctor: bool,
 }
 
-const RELEASES: [Release; 3] = [
-    Release { version: "0.1.1", schema: 1, starts: true },
-    Release { version: "0.1.2", schema: 2, starts: true },
-    Release { version: "0.1.66", schema: 2, starts: false },
+const RELEASES: [Release; 4] = [
+    Release { version: "0.1.1", schema: 1, starts: true, wants_doctor: false },
+    Release { version: "0.1.2", schema: 2, starts: true, wants_doctor: false },
+    Release { version: "0.1.3", schema: 2, starts: true, wants_doctor: true },
+    Release { version: "0.1.66", schema: 2, starts: false, wants_doctor: false },
 ];
 
 fn main() -> ExitCode {
@@ -70,7 +73,10 @@ fn run(words: &[&str]) -> Result<()> {
         ["health", ..] => http::ask_health(),
         ["config", "set", "--batch-json", batch] => set(batch),
         ["config", "validate", ..] => validate(),
-        ["doctor", ..] => {
+        ["doctor", options @ ..] => {
+            if options.contains(&"--fix") {
+                state::migrate(release.schema)?;
+            }
             println!(
                 "{}",
                 json!({ "schemaVersion": 1, "ok": true, "checksRun": 1, "checksSkipped": 0, "findings": [] })
@@ -106,7 +112,7 @@ fn gateway(release: Release, options: &[&str]) -> Result<()> {
     let lan = option("--bind").is_some_and(|bind| bind != "loopback");
     ensure!(!lan || token.is_some(), "Refusing to bind gateway to lan without auth");
     println!("[gateway] starting...");
-    let state = State::open(release.schema)?;
+    let state = State::open(release)?;
     println!("[gateway] state schema {}, start number {}", state.schema, state.starts);
     let port = option("--port").unwrap_or("18789").parse().context("reading --port")?;
     http::serve(lan, port, release, token)?;

@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,7 +11,7 @@ use flate2::write::GzEncoder;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::{directory, write};
+use crate::{Release, directory, write};
 
 /// What is kept over restarts.
 #[derive(Debug, Serialize, Deserialize)]
@@ -23,21 +23,44 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Reads the state, brings it to `schema`, counts this start; all of it is on the disk afterwards.
-    pub(crate) fn open(schema: u64) -> Result<Self> {
-        let path = directory().join("state/stand-in.json");
-        let mut state = match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Self { schema, starts: 0 },
-            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
-        };
+    /// Reads the state, brings it to the version's schema, counts this start; all of it is on the disk afterwards.
+    pub(crate) fn open(release: Release) -> Result<Self> {
+        let schema = release.schema;
+        let mut state = Self::read()?.unwrap_or(Self { schema, starts: 0 });
         let found = state.schema;
         ensure!(found <= schema, "uses newer schema version {found}; this build supports {schema}");
+        ensure!(
+            found == schema || !release.wants_doctor,
+            "Legacy state found. Run `openclaw doctor --fix`, then retry."
+        );
         state.schema = schema;
         state.starts += 1;
-        write(&path, &serde_json::to_vec(&state)?)?;
+        state.write()?;
         Ok(state)
     }
+
+    fn read() -> Result<Option<Self>> {
+        let path = path();
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display())).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    fn write(&self) -> Result<()> {
+        write(&path(), &serde_json::to_vec(self)?)
+    }
+}
+
+fn path() -> PathBuf {
+    directory().join("state/stand-in.json")
+}
+
+/// `doctor --fix`: brings a state to `schema`.
+pub(crate) fn migrate(schema: u64) -> Result<()> {
+    let Some(state) = State::read()? else { return Ok(()) };
+    State { schema, ..state }.write()
 }
 
 /// `backup create`: a new archive in the gateway's own layout, the manifest first.

@@ -79,7 +79,7 @@ fn refused_before_anything_is_touched(rig: &Rig, container: &str) -> Result<()> 
     Ok(())
 }
 
-/// Stand-ins: a version that migrates the state and never becomes ready is undone, and so is one that is cut.
+/// Stand-ins: a version that migrates the state and never becomes ready is undone; one that asks for its doctor is not.
 pub(super) fn broken_versions_are_undone(rig: &Rig) -> Result<()> {
     rig.up(&["--attr", &format!("openclaw-version={}", stand_in::FIRST)])?;
     runs(rig, stand_in::FIRST)?;
@@ -92,16 +92,18 @@ pub(super) fn broken_versions_are_undone(rig: &Rig) -> Result<()> {
     is_first_state(rig, &token)?;
     let detail = rig.status()?["detail"].to_string();
     ensure!(detail.contains("update-failed") && detail.contains("was undone"), "the report says {detail}");
+    let downtime = rig.status()?["update"]["downtime-ms"].as_u64().context("no downtime is reported")?;
+    println!("undone update: no gateway answered for {downtime} ms");
     rig.lab_ends(0, "reboot", &[])?;
     runs(rig, stand_in::FIRST)?;
     let told = rig.status()?["detail"]["warnings"].to_string();
     ensure!(told.contains("is not followed"), "the warnings are {told}");
     rig.boot(0)?.has(&["changes=0"])?;
 
-    // What is asked for by hand holds, too, against the attribute.
-    init(rig, 0, &["update", "--to", stand_in::SECOND])?.has(&["updated OpenClaw"])?;
+    // What is asked for by hand holds, too, against the attribute. A version that asks for its doctor gets it.
+    init(rig, 0, &["update", "--to", stand_in::WANTS_DOCTOR])?.has(&["repairing the state", "updated OpenClaw"])?;
     rig.lab_ends(0, "reboot", &[])?;
-    runs(rig, stand_in::SECOND)?;
+    runs(rig, stand_in::WANTS_DOCTOR)?;
     init(rig, 0, &["rollback", "--set-newer-state-aside"])?;
     rig.lab_ends(0, "reboot", &[])?;
     runs(rig, stand_in::FIRST)?;

@@ -12,7 +12,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use crate::bootstrap::only_run;
-use crate::config::{Config, MetadataAccess};
+use crate::config::{Config, LATEST, MetadataAccess};
 use crate::docker::RepositoryTrust;
 use crate::failure::{Blame, Code};
 use crate::host::{Access, Host};
@@ -109,9 +109,10 @@ pub async fn run(host: &Host, metadata: &Client, options: &Options) -> Result<St
 
     let mut attributes = options.attributes();
     attributes.remove(VERSION);
-    let version = match attributes.remove(IMAGE) {
-        Some(_) => image.version,
-        None => config.image.version.unwrap_or(config.image.default_version),
+    let version = match (attributes.remove(IMAGE), config.image.version) {
+        (None, Some(version)) if version != LATEST => version,
+        (None, None) => config.image.default_version,
+        _ => image.version,
     };
     let baked = Baked { version, image: config.image.reference, attributes };
     host.ensure_file(FILE, serde_json::to_vec_pretty(&baked)?, Access::root(0o644)).await?;

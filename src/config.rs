@@ -21,6 +21,9 @@ pub use source::SourceCommit;
 use check::Checked;
 use given::Given;
 
+/// The value of `openclaw-version` for the newest released version at the time when it is first asked for.
+pub const LATEST: &str = "latest";
+
 /// The gateway version for an empty state, unless the operator chooses one.
 pub const DEFAULT_VERSION: &str = match option_env!("OPENCLAW_INIT_DEFAULT_VERSION") {
     Some(version) => version,
@@ -86,7 +89,7 @@ pub enum DockerSource {
 /// The image stage's part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageConfig {
-    /// `openclaw-version`, when the operator set it.
+    /// `openclaw-version`, when the operator set it: exact, or [`LATEST`].
     pub version: Option<String>,
     /// `openclaw-image`: an explicit reference.
     pub reference: Option<String>,
@@ -108,6 +111,12 @@ impl ImageConfig {
     /// The operator's choice: `openclaw-image`, else `openclaw-version`.
     pub fn choice(&self) -> Option<&String> {
         self.reference.as_ref().or(self.version.as_ref())
+    }
+
+    /// The same, but for this version, whatever image was named.
+    #[must_use]
+    pub fn of_version(self, version: &str) -> Self {
+        Self { version: Some(version.to_owned()), reference: None, default_reference: None, ..self }
     }
 }
 
@@ -361,7 +370,7 @@ mod tests {
     fn a_wrong_value_names_key_value_and_what_is_allowed() {
         let table: &[(&str, &str, &[&str])] = &[
             ("openclaw-port", "many", &["openclaw-port", "\"many\"", "1 to 65535"]),
-            ("openclaw-version", "latest", &["exact version"]),
+            ("openclaw-version", "newest", &["exact version", "or latest"]),
             ("openclaw-image-source", "source", &["openclaw-source-ref", "40 hex digits"]),
             ("openclaw-source-ref", "main", &["openclaw-source-ref=\"main\"", "40 hex digits"]),
             ("openclaw-image-source", "git", &["release, npm, source"]),

@@ -5,6 +5,7 @@ mod choice;
 mod context;
 mod download;
 mod kept;
+mod latest;
 mod layer;
 mod npm;
 mod programs;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use bollard::models::ImageInspect;
 
-use crate::config::{Extras, ImageConfig, SourceCommit};
+use crate::config::{Extras, ImageConfig, LATEST, SourceCommit};
 use crate::docker::Engine;
 use crate::failure::{Blame, Code};
 use crate::host::Host;
@@ -80,16 +81,20 @@ pub async fn ensure(
     if let Some(warning) = wanted.warning {
         host.warn(warning);
     }
-    let base = Base::new(&wanted.version, &wanted.source, config, record);
-    let late = match &base {
-        Base::Pulled { .. } if config.extras.is_empty() => Code::ImagePullFailed,
+    let late = match &wanted.source {
+        Source::Release | Source::Reference(_) if config.extras.is_empty() => Code::ImagePullFailed,
         _ => Code::ImageBuildFailed,
     };
     let work = async {
+        let wanted_version = match wanted.version.as_str() {
+            LATEST => latest::version(host, engine, registries, &wanted.source).await?,
+            version => version.to_owned(),
+        };
+        let base = Base::new(&wanted_version, &wanted.source, config, record);
         let (reference, inspect) = if config.extras.is_empty() {
             base.ensure(host, engine, registries).await?
         } else {
-            let recipe = layer::recipe(&wanted.version, &base.identity(), &config.extras);
+            let recipe = layer::recipe(&wanted_version, &base.identity(), &config.extras);
             let inspect = match build::built(engine, &recipe).await? {
                 Some(inspect) => inspect,
                 None => extend(host, engine, registries, &base, &recipe, &config.extras).await?,
@@ -97,7 +102,7 @@ pub async fn ensure(
             (recipe.reference(), inspect)
         };
         let (base, digest) = base.here(engine).await?;
-        let version = version_in(&inspect, &base).unwrap_or(wanted.version);
+        let version = version_in(&inspect, &base).unwrap_or(wanted_version);
         let id = inspect.id.ok_or_else(|| anyhow!("the engine names no id of image {reference}"))?;
         tracing::debug!("image {reference} is {id}, over {}", digest.as_ref().unwrap_or(&base));
         Ok(Image { reference, base, digest, id, version })

@@ -76,7 +76,7 @@ enum Command {
     /// back later is `rollback`.
     #[command(after_help = help::UPDATE)]
     Update {
-        /// The version [default: what the attributes ask for, else the one this program was made for]
+        /// An exact version or `latest` [default: what the attributes ask for, else the one this program was made for]
         #[arg(long, value_name = "VERSION", value_parser = openclaw_init::config::parse_version)]
         to: Option<String>,
     },

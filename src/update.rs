@@ -68,9 +68,8 @@ pub async fn run(on: Machine<'_>, wish: &Wish, stopped: &OnceLock<Instant>) -> R
     let record = Record::read(on.host, on.data).await?;
     match wish {
         Wish::Update { to: None, choice } => forward(on, record, &on.config.image, choice.clone(), stopped).await,
-        Wish::Update { to: version @ Some(_), .. } => {
-            let image = on.config.image.clone();
-            let wanted = ImageConfig { version: version.clone(), reference: None, ..image };
+        Wish::Update { to: Some(version), .. } => {
+            let wanted = on.config.image.clone().of_version(version);
             forward(on, record, &wanted, None, stopped).await
         }
         Wish::Rollback { set_newer_state_aside } => back(on, record, *set_newer_state_aside, stopped).await,

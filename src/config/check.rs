@@ -1,5 +1,6 @@
 //! What a value may look like. Every check returns what is allowed as its error: "must be …".
 
+use super::LATEST;
 use crate::secret::Secret;
 
 /// A checked value, or what would have been allowed.
@@ -39,10 +40,10 @@ pub(super) fn one_of<T: Copy>(value: &str, words: &[(&str, T)]) -> Checked<T> {
     })
 }
 
-/// An exact gateway version, `2026.9.6`, or with a suffix `2026.9.6-r20261001`.
+/// An exact gateway version, `2026.9.6`, or with a suffix `2026.9.6-r20261001`; or [`LATEST`].
 pub(super) fn version(value: &str) -> Checked<String> {
-    if value == "latest" {
-        return Err("this version of openclaw-init needs an exact version such as 2026.9.6".to_owned());
+    if value == LATEST {
+        return Ok(value.to_owned());
     }
     let (numbers, suffix) = value.split_once('-').unwrap_or((value, "0"));
     let number = |part: &str| (1..=4).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
@@ -52,7 +53,7 @@ pub(super) fn version(value: &str) -> Checked<String> {
     if numbers.split('.').count() == 3 && numbers.split('.').all(number) && suffix_is_good {
         Ok(value.to_owned())
     } else {
-        Err("must be an exact version such as 2026.9.6 or 2026.9.6-slim".to_owned())
+        Err("must be an exact version such as 2026.9.6 or 2026.9.6-slim, or latest".to_owned())
     }
 }
 
@@ -264,9 +265,9 @@ mod tests {
     fn versions() {
         accepts(
             version,
-            &["2026.9.6", "2026.12.31", "2026.9.6-r20261001", "2026.9.6-slim", "2026.9.6-beta.1"],
+            &["2026.9.6", "2026.12.31", "2026.9.6-r20261001", "2026.9.6-slim", "2026.9.6-beta.1", "latest"],
             &[
-                "latest",
+                "latest-slim",
                 "v2026.9.6",
                 "2026.9",
                 "2026.9.6.1",

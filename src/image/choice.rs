@@ -3,13 +3,13 @@
 
 use super::official;
 use super::recipe::is_built;
-use crate::config::{ImageConfig, ImageSource, SourceCommit};
+use crate::config::{ImageConfig, ImageSource, LATEST, SourceCommit};
 use crate::record::Record;
 
 /// Which image this machine should have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Wanted {
-    /// The version, as far as it is known before the image is here.
+    /// The version, as far as it is known before the image is here; [`LATEST`] for an empty state that is to get it.
     pub(super) version: String,
     /// Where the image comes from.
     pub(super) source: Source,
@@ -39,8 +39,9 @@ pub(super) fn decide(config: &ImageConfig, record: &Record) -> Wanted {
         ImageSource::Source(commit) => Source::Commit(commit.clone()),
     };
     let Some(version) = record.version.clone() else {
-        let version = config.version.clone().unwrap_or_else(|| config.default_version.clone());
         let reference = config.reference.clone().or_else(|| config.default_reference.clone());
+        let named = config.version.clone().filter(|version| reference.is_none() || version != LATEST);
+        let version = named.unwrap_or_else(|| config.default_version.clone());
         let source = reference.map_or(source, Source::Reference);
         // A record that was lost, or a run that was cut before it wrote the first one.
         let warning = record.state_exists.then(|| {
@@ -113,8 +114,11 @@ mod tests {
             (config(None, None, Release), &empty, BAKED, Source::Release, false),
             (config(Some("2026.9.1"), None, Npm), &empty, "2026.9.1", Source::Npm, false),
             (config(None, Some("x/y:1"), Release), &empty, BAKED, reference("x/y:1"), false),
+            (config(Some("latest"), None, Release), &empty, "latest", Source::Release, false),
+            (config(Some("latest"), Some("x/y:1"), Release), &empty, BAKED, reference("x/y:1"), false),
             (baked.clone(), &empty, BAKED, reference("b/k:1"), false),
-            (overruled, &empty, BAKED, reference("x/y:1"), false),
+            (overruled.clone(), &empty, BAKED, reference("x/y:1"), false),
+            (overruled.of_version("2026.9.6"), &empty, "2026.9.6", Source::Release, false),
             (baked, &owned, "2026.9.5", Source::Release, false),
             (config(None, None, Release), &unknown, BAKED, Source::Release, true),
             (config(None, None, Release), &owned, "2026.9.5", Source::Release, false),

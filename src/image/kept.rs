@@ -5,7 +5,6 @@
 
 use anyhow::{Context as _, Result};
 use bollard::models::ImageInspect;
-use bollard::query_parameters::TagImageOptionsBuilder;
 
 use super::registries::Registries;
 use super::{present, pull};
@@ -46,12 +45,8 @@ pub(super) async fn first_of(
 async fn name(engine: &Engine, pinned: &[(String, String)], pulled: String) -> Result<(String, ImageInspect)> {
     let reference = pinned.iter().find(|(_, digest)| *digest == pulled).map(|(reference, _)| reference.clone());
     let reference = reference.with_context(|| format!("{pulled} was not asked for"))?;
-    let (repository, tag) = reference.rsplit_once(':').with_context(|| format!("{reference} has no tag"))?;
-    let options = TagImageOptionsBuilder::default().repo(repository).tag(tag).build();
-    let tagged = engine.client.tag_image(&pulled, Some(options)).await;
-    tagged.with_context(|| format!("naming {pulled} {reference}"))?;
-    let inspect = present(engine, &reference).await?;
-    Ok((reference.clone(), inspect.with_context(|| format!("the engine lost image {reference} after pulling it"))?))
+    let inspect = pull::tag(engine, &pulled, &reference).await?;
+    Ok((reference, inspect))
 }
 
 /// Each reference with a tag, and the same image by the recorded digest; none if the record is about another image.

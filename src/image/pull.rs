@@ -20,9 +20,6 @@ const IDLE: Duration = Duration::from_secs(180);
 const MEGABYTE: i64 = 1_000_000;
 
 /// The first of the references that is on this machine, else the first that can be pulled, from `registries`.
-///
-/// In each of three rounds every reference is tried once; one that its registry does not have is not
-/// asked for again.
 pub(super) async fn first_of(
     host: &Host,
     engine: &Engine,
@@ -34,6 +31,19 @@ pub(super) async fn first_of(
             return Ok((reference.clone(), inspect));
         }
     }
+    newly(host, engine, registries, references).await
+}
+
+/// The first of the references that can be pulled, whatever is on this machine.
+///
+/// In each of three rounds every reference is tried once; one that its registry does not have is not
+/// asked for again.
+pub(super) async fn newly(
+    host: &Host,
+    engine: &Engine,
+    registries: Registries<'_>,
+    references: &[String],
+) -> Result<(String, ImageInspect)> {
     let mut left: Vec<(String, String)> = Vec::new();
     for reference in references {
         let source = registries.source_of(reference);
@@ -88,22 +98,39 @@ fn not_found<'a>(mut sources: impl Iterator<Item = &'a str>) -> &'static str {
 
 /// Looks at what was pulled, and gives what came through a mirror its own name instead.
 async fn pulled(host: &Host, engine: &Engine, reference: String, source: &str) -> Result<(String, ImageInspect)> {
-    let found = async |name: &str| {
-        present(engine, name).await?.ok_or_else(|| anyhow!("the engine lost image {name} after pulling it"))
-    };
-    let inspect = found(source).await?;
+    let inspect = found(engine, source).await?;
     let digest = inspect.repo_digests.iter().flatten().next().cloned().unwrap_or_else(|| "no digest".to_owned());
     host.changed(format!("pulled {reference} ({digest})"));
     if source == reference {
         return Ok((reference, inspect));
     }
-    let (repository, tag) = reference.rsplit_once(':').ok_or_else(|| anyhow!("{reference} has no tag"))?;
-    let name = TagImageOptionsBuilder::default().repo(repository).tag(tag).build();
-    engine.client.tag_image(source, Some(name)).await.with_context(|| format!("naming {source} {reference}"))?;
-    let untagged = engine.client.remove_image(source, None::<RemoveImageOptions>, None).await;
-    untagged.with_context(|| format!("removing the name {source}"))?;
-    let inspect = found(&reference).await?;
+    let inspect = rename(engine, source, &reference).await?;
     Ok((reference, inspect))
+}
+
+/// Gives an image the name `reference` instead of `name`.
+pub(super) async fn rename(engine: &Engine, name: &str, reference: &str) -> Result<ImageInspect> {
+    let inspect = tag(engine, name, reference).await?;
+    untag(engine, name).await?;
+    Ok(inspect)
+}
+
+/// Gives an image the name `reference`, too.
+pub(super) async fn tag(engine: &Engine, name: &str, reference: &str) -> Result<ImageInspect> {
+    let (repository, tag) = reference.rsplit_once(':').with_context(|| format!("{reference} has no tag"))?;
+    let options = TagImageOptionsBuilder::default().repo(repository).tag(tag).build();
+    engine.client.tag_image(name, Some(options)).await.with_context(|| format!("naming {name} {reference}"))?;
+    found(engine, reference).await
+}
+
+/// Takes a name from an image that has another one.
+pub(super) async fn untag(engine: &Engine, name: &str) -> Result<()> {
+    let untagged = engine.client.remove_image(name, None::<RemoveImageOptions>, None).await;
+    untagged.map(drop).with_context(|| format!("removing the name {name}"))
+}
+
+async fn found(engine: &Engine, name: &str) -> Result<ImageInspect> {
+    present(engine, name).await?.ok_or_else(|| anyhow!("the engine lost image {name} after pulling it"))
 }
 
 async fn pull(host: &Host, engine: &Engine, registries: Registries<'_>, source: &str) -> Result<()> {

@@ -6,11 +6,15 @@ use super::binary::resolves_names_by_itself;
 use super::first_boot::{is_ready, units_are_valid};
 use super::rig::Rig;
 use crate::cache::Cache;
+use crate::images::GATEWAY_VERSION;
 use crate::real_clients;
 
 pub(super) fn debian_13(rig: &Rig) -> Result<()> {
-    rig.up(&["--os", "debian-13"])?;
+    rig.up(&["--os", "debian-13", "--attr", "openclaw-version=latest"])?;
     is_ready(rig)?;
+    let image = rig.shell("docker inspect --format '{{.Config.Image}}' openclaw-gateway; docker image ls --quiet")?;
+    ensure!(image.starts_with(&format!("ghcr.io/openclaw/openclaw:{GATEWAY_VERSION}\n")), "it runs {image}");
+    ensure!(image.lines().count() == 2, "the images are {image}");
     units_are_valid(rig)?;
     rig.boot(0)?.has(&["changes=0"])?;
     resolves_names_by_itself(rig)?;

@@ -108,9 +108,25 @@ pub struct ImageConfig {
 }
 
 impl ImageConfig {
-    /// The operator's choice: `openclaw-image`, else `openclaw-version`.
-    pub fn choice(&self) -> Option<&String> {
-        self.reference.as_ref().or(self.version.as_ref())
+    /// The operator's choice: `openclaw-image`, else what is built from source, else `openclaw-version`.
+    pub fn choice(&self) -> Option<String> {
+        let version = self.version.as_ref();
+        match (&self.reference, &self.source) {
+            (Some(reference), _) => Some(reference.clone()),
+            (None, ImageSource::Source(SourceCommit { commit, .. })) => {
+                Some(version.map_or_else(|| commit.clone(), |version| format!("{commit} as {version}")))
+            }
+            (None, _) => version.cloned(),
+        }
+    }
+
+    /// The attribute that says it.
+    pub fn choice_attribute(&self) -> &'static str {
+        match (&self.reference, &self.source) {
+            (Some(_), _) => "openclaw-image",
+            (None, ImageSource::Source(_)) => "openclaw-source-ref",
+            (None, _) => "openclaw-version",
+        }
     }
 
     /// The same, but for this version, whatever image was named.

@@ -90,7 +90,11 @@ pub async fn ensure(
             LATEST => latest::version(host, engine, registries, &wanted.source).await?,
             version => version.to_owned(),
         };
-        let base = Base::new(&wanted_version, &wanted.source, config, record);
+        let source = match wanted.kept {
+            Some(kept) if present(engine, &kept).await?.is_some() => Source::Reference(kept),
+            _ => wanted.source,
+        };
+        let base = Base::new(&wanted_version, &source, config, record);
         let (reference, inspect) = if config.extras.is_empty() {
             base.ensure(host, engine, registries).await?
         } else {

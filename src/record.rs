@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::config::ImageConfig;
+use crate::config::{ImageConfig, ImageSource};
 use crate::disk::DataDir;
 use crate::host::{Access, Host};
 use crate::image::{Image, is_standard};
@@ -16,7 +16,7 @@ use crate::image::{Image, is_standard};
 pub struct Record {
     /// The gateway version that last owned the state.
     pub version: Option<String>,
-    /// The value of `openclaw-image`, else of `openclaw-version`, that was last acted upon, whatever came of it.
+    /// The choice ([`ImageConfig::choice`]) that was last acted upon, whatever came of it.
     pub choice: Option<String>,
     /// The image that first became ready on the state, without the operator's extras.
     pub image: Option<String>,
@@ -89,12 +89,12 @@ impl Record {
         }
         match self.version {
             Some(_) if self.satisfies(config) => {
-                Self { choice: config.choice().cloned(), refused: None, interrupted: None, ..self }
+                Self { choice: config.choice(), refused: None, interrupted: None, ..self }
             }
             Some(_) => self,
             None => Self {
                 version: Some(image.version.clone()),
-                choice: config.choice().cloned(),
+                choice: config.choice(),
                 image: Some(image.base.clone()),
                 digest: image.digest.clone(),
                 ..self
@@ -112,13 +112,14 @@ impl Record {
 
     /// Whether the state's owner is what the operator chose.
     pub fn satisfies(&self, config: &ImageConfig) -> bool {
-        match (&config.reference, &config.version) {
-            (Some(reference), _) => self.image.as_ref() == Some(reference),
-            (None, Some(version)) => {
+        match (&config.reference, &config.source, &config.version) {
+            (Some(reference), _, _) => self.image.as_ref() == Some(reference),
+            // A version does not tell one commit from another.
+            (None, ImageSource::Source(_), _) | (None, _, None) => false,
+            (None, _, Some(version)) => {
                 let standard = |image: &String| is_standard(image, version);
                 self.version.as_ref() == Some(version) && self.image.as_ref().is_none_or(standard)
             }
-            (None, None) => false,
         }
     }
 

@@ -92,7 +92,7 @@ async fn forward(
     let image = image::ensure(host, engine, metadata, wanted, &Record::default()).await?;
     refuse_older(&image.version, &from)?;
     let secrets = secrets::ensure(host, data, &on.config.gateway).await?;
-    let choice = on.config.image.choice().cloned();
+    let choice = on.config.image.choice();
     if record.image.as_ref() == Some(&image.base) {
         let message = format!("OpenClaw {} is the present version already", image.version);
         Record { choice, refused: None, interrupted: None, ..record }.write(host, data).await?;
@@ -151,7 +151,7 @@ async fn back(
     let previous = record.previous.as_deref().ok_or_else(|| anyhow!("no update is known that could be taken back"));
     let previous = previous.blame(Code::UpdateFailed, "A version's state is kept from its update to the next one.")?;
     let older = previous.record.version.clone().unwrap_or_else(|| "an unknown version".to_owned());
-    let choice = config.image.choice().cloned().or_else(|| record.choice.clone());
+    let choice = config.image.choice().or_else(|| record.choice.clone());
     let prepared = previous.copy.prepared(data, Record { choice, ..previous.record.clone() })?;
     if !host.path(&prepared.state).is_dir() {
         return Err(anyhow!("the state that OpenClaw {older} had is gone from {}", prepared.state.display()))

@@ -1,8 +1,8 @@
 //! Which version of the gateway this machine should have, and from where: the operator's choice for an empty
 //! state, what last owned it for any other.
 
-use super::official;
 use super::recipe::is_built;
+use super::{official, source};
 use crate::config::{ImageConfig, ImageSource, LATEST, SourceCommit};
 use crate::record::Record;
 
@@ -13,6 +13,8 @@ pub(super) struct Wanted {
     pub(super) version: String,
     /// Where the image comes from.
     pub(super) source: Source,
+    /// The image that the state belongs to, to be taken instead as long as it is here: nothing else makes it again.
+    pub(super) kept: Option<String>,
     /// What the operator should know about the choice.
     pub(super) warning: Option<String>,
 }
@@ -50,16 +52,24 @@ pub(super) fn decide(config: &ImageConfig, record: &Record) -> Wanted {
                  which refuses the state of a newer one"
             )
         });
-        return Wanted { version, source, warning };
+        return Wanted { version, source, kept: None, warning };
     };
     let explicit = record.image.clone().filter(|image| !is_standard(image, &version));
-    let source = match (explicit, &config.reference) {
-        (Some(explicit), _) => Source::Reference(explicit),
+    let (source, kept) = match (explicit, &config.reference, &record.image, source) {
+        (Some(explicit), ..) => (Source::Reference(explicit), None),
         // The recorded image is a standard one and was named explicitly.
-        (None, Some(reference)) if record.image.as_ref() == Some(reference) => Source::Reference(reference.clone()),
-        (None, _) => source,
+        (None, Some(reference), Some(image), _) if image == reference => (Source::Reference(reference.clone()), None),
+        // Another commit is another program: it comes as an update.
+        (None, _, Some(image), Source::Commit(commit)) if *image != source::recipe(&version, &commit).reference() => {
+            if is_built(image, &version) {
+                (Source::Commit(commit), Some(image.clone()))
+            } else {
+                (Source::Release, None)
+            }
+        }
+        (None, _, _, source) => (source, None),
     };
-    Wanted { version, source, warning: None }
+    Wanted { version, source, kept, warning: None }
 }
 
 /// True for an image that this program chooses by itself for `version`.
@@ -136,6 +146,33 @@ mod tests {
             let wanted = decide(&config, record);
             assert_eq!((wanted.version.as_str(), &wanted.source), (version, &source), "{config:?} {record:?}");
             assert_eq!(wanted.warning.is_some(), warned, "{config:?} {record:?}");
+            assert_eq!(wanted.kept, None, "{config:?} {record:?}");
+        }
+    }
+
+    #[test]
+    fn a_state_keeps_its_image_when_another_commit_is_named() {
+        let commit = |digit: &str| SourceCommit {
+            url: "https://h/x".to_owned(),
+            commit: digit.repeat(40),
+            tree: None,
+            sha256: None,
+        };
+        let version = "2026.9.5";
+        let built = |commit| source::recipe(version, &commit).reference();
+        let (first, second, hub) = (built(commit("1")), built(commit("2")), "openclaw/openclaw:2026.9.5");
+        let cases = [
+            (Some(&*first), "1", Source::Commit(commit("1")), None),
+            (Some(&*first), "2", Source::Commit(commit("2")), Some(&*first)),
+            (Some(&*second), "1", Source::Commit(commit("1")), Some(&*second)),
+            (Some(hub), "1", Source::Release, None),
+            (None, "1", Source::Commit(commit("1")), None),
+        ];
+        for (image, named, source, kept) in cases {
+            let config = config(None, None, ImageSource::Source(commit(named)));
+            let wanted = decide(&config, &record(Some(version), None, image));
+            assert_eq!((wanted.version.as_str(), wanted.kept.as_deref()), (version, kept), "{image:?} {named}");
+            assert_eq!(wanted.source, source, "{image:?} {named}");
         }
     }
 }

@@ -32,9 +32,8 @@ pub fn asked(request: Option<&Request>, config: &ImageConfig, record: &Record) -
         }
         None => {
             let choice = config.choice()?;
-            let is_new = record.version.is_some() && record.choice.as_ref() != Some(choice);
-            let choice = Some(choice.clone());
-            (is_new && !record.satisfies(config)).then_some(Wish::Update { to: None, choice })
+            let is_new = record.version.is_some() && record.choice.as_ref() != Some(&choice);
+            (is_new && !record.satisfies(config)).then_some(Wish::Update { to: None, choice: Some(choice) })
         }
     }
 }
@@ -43,7 +42,7 @@ pub fn asked(request: Option<&Request>, config: &ImageConfig, record: &Record) -
 pub(super) fn held(config: &ImageConfig, record: &Record) -> Option<String> {
     let why = record.refused.as_ref()?;
     let choice = config.choice().filter(|choice| record.choice.as_ref() == Some(choice))?;
-    let key = if config.reference.is_some() { "openclaw-image" } else { "openclaw-version" };
+    let key = config.choice_attribute();
     (!record.satisfies(config)).then(|| {
         format!(
             "{key}={choice} is not followed, since {why}. Set it to another value, or try again with \
@@ -76,6 +75,9 @@ mod tests {
         let official = "ghcr.io/openclaw/openclaw:2026.8.2";
         let (old, new) = (("openclaw-version", "2026.8.2"), ("openclaw-version", "2026.9.6"));
         let own = ("openclaw-image", "registry.example/claw:9");
+        let (first, built) = ("1".repeat(40), "localhost/openclaw-init:2026.8.2-0123456789ab");
+        let (source, commit) = (("openclaw-image-source", "source"), ("openclaw-source-ref", &*first));
+        let as_old = format!("{first} as 2026.8.2");
         #[rustfmt::skip]
         let cases = [
             (&[][..], record(Some("2026.8.2"), None, official), None),
@@ -91,6 +93,11 @@ mod tests {
             (&[own], record(Some("2026.8.2"), None, own.1), None),
             // The version is the same, but the image was another's.
             (&[old], record(Some("2026.8.2"), Some(own.1), own.1), Some("2026.8.2")),
+            // Built from a commit.
+            (&[source, commit], record(Some("2026.8.2"), Some(&first), built), None),
+            (&[source, commit], record(Some("2026.8.2"), Some(&"2".repeat(40)), built), Some(&*first)),
+            (&[source, commit, old], record(Some("2026.8.2"), Some("2026.8.2"), official), Some(&*as_old)),
+            (&[old], record(Some("2026.8.2"), Some(&first), built), None),
         ];
         for (attributes, record, expected) in cases {
             let config = config(attributes)?;
@@ -127,6 +134,10 @@ mod tests {
         assert_eq!(held(&config(&[("openclaw-version", "2026.9.7")])?, &refused), None);
         assert_eq!(held(&config(&[("openclaw-version", "2026.8.2")])?, &refused), None);
         assert_eq!(held(&config(&[])?, &refused), None);
+        let (source, commit) = (("openclaw-image-source", "source"), "1".repeat(40));
+        let refused = Record { choice: Some(commit.clone()), ..refused };
+        let told = held(&config(&[source, ("openclaw-source-ref", &commit)])?, &refused);
+        assert!(told.is_some_and(|told| told.starts_with("openclaw-source-ref=1111")));
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! What is in the image beside the gateway, and the image from source.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -158,17 +158,15 @@ pub(super) fn source_of_a_commit_is_built(rig: &Rig) -> Result<()> {
     rig.up_ends(1, &[&["--boot", "nothing", "--memory", "7G"], &attributes[..]].concat())?;
     let archives = rig.machine()?.files().join("openclaw/openclaw/archive");
     fs::create_dir_all(&archives)?;
-    let archive = archives.join(format!("{commit}.tar.gz"));
-    let prefix = format!("--prefix=openclaw-{commit}/");
-    let output = format!("--output={}", archive.display());
-    git(repository.path(), &["archive", &prefix, &output, "HEAD"])?;
+    let archive = publish(repository.path(), &archives, &commit)?;
 
     let fetch = "curl -fsS -o /root/openclaw-init http://198.18.0.4/openclaw-init && chmod 0755 /root/openclaw-init";
     rig.shell(fetch)?;
     rig.lab_ends(0, "exec", &["--", "/root/openclaw-init"])?.has(&["ready"])?;
     is_ready(rig)?;
     let revision = "{{index .Config.Labels \"org.opencontainers.image.revision\"}}";
-    let found = rig.shell(&format!("docker inspect --format '{revision}' openclaw-gateway"))?;
+    let show_revision = format!("docker inspect --format '{revision}' openclaw-gateway");
+    let found = rig.shell(&show_revision)?;
     ensure!(found == commit, "the gateway's revision is {found}, not {commit}");
     let built = rig.shell(&format!("{RUN} 'cat built.json'"))?;
     let built: Value = serde_json::from_str(&built).with_context(|| format!("reading {built}"))?;
@@ -178,12 +176,38 @@ pub(super) fn source_of_a_commit_is_built(rig: &Rig) -> Result<()> {
     rig.lab_ends(0, "reboot", &["--hard"])?;
     is_ready(rig)?;
 
-    // The same archive cannot be another commit.
+    // The same archive cannot be another commit; the gateway goes on as it is, also over a reboot.
     let other = "0a".repeat(20);
     fs::copy(&archive, archives.join(format!("{other}.tar.gz")))?;
     rig.attribute(&format!("openclaw-source-ref={other}"))?;
-    rig.boot(32)?.has(&["digest-mismatch", &commit, &other])?;
+    rig.boot(0)?.has(&["warning:", &commit, &other])?;
+    rig.lab_ends(0, "reboot", &[])?;
+    is_ready(rig)?;
+    ensure!(rig.shell(&show_revision)? == commit, "the gateway is another one");
+    rig.boot(0)?.has(&["is not followed", "changes=0"])?;
+
+    // Another commit is an update, of the same version if it says so.
+    fs::write(repository.path().join("news"), "new\n")?;
+    git(repository.path(), &["add", "."])?;
+    git(repository.path(), &["commit", "--quiet", "--message=News"])?;
+    let next = git(repository.path(), &["rev-parse", "HEAD"])?;
+    publish(repository.path(), &archives, &next)?;
+    rig.attribute(&format!("openclaw-source-ref={next}"))?;
+    rig.boot(0)?.has(&["stage=update status=ok", "updated OpenClaw"])?;
+    rig.lab_ends(0, "reboot", &[])?;
+    is_ready(rig)?;
+    ensure!(rig.shell(&show_revision)? == next, "the gateway is another one");
+    rig.boot(0)?.has(&["changes=0"])?;
     Ok(())
+}
+
+/// Puts the repository's last commit where GitHub has its archive; the archive's path.
+fn publish(repository: &Path, archives: &Path, commit: &str) -> Result<PathBuf> {
+    let archive = archives.join(format!("{commit}.tar.gz"));
+    let prefix = format!("--prefix=openclaw-{commit}/");
+    let output = format!("--output={}", archive.display());
+    git(repository, &["archive", &prefix, &output, "HEAD"])?;
+    Ok(archive)
 }
 
 /// Makes a repository of one commit; the commit's id and its tree's.

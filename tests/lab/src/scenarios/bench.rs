@@ -10,7 +10,7 @@ use tempfile::TempPath;
 
 use super::rig::Rig;
 use crate::docker_apt::DockerRepository;
-use crate::metadata_server::Metadata;
+use crate::metadata_server::{Level, Metadata};
 use crate::progress::NAMESPACE;
 use crate::qemu::image;
 use crate::qemu::machine::{self, Drive, Machine, Writes};
@@ -78,6 +78,11 @@ impl Bench {
         }
         disks::create(&file, Size(10 * GIB))?;
         self.set_disks(vec![Disk { device_name: DATA_DISK.to_owned(), file, read_only: false }])
+    }
+
+    /// Sets an attribute of the instance.
+    pub(super) fn attribute(&self, key: &str, value: &str) -> Result<()> {
+        cloud::runtime()?.block_on(cloud::client(&self.lab)?.set_attribute(Level::Instance, key, value))
     }
 
     fn set_disks(&self, disks: Vec<Disk>) -> Result<()> {

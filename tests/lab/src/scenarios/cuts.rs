@@ -28,7 +28,9 @@ const LOOKS: [&str; 10] = [
 struct Course {
     /// Brings the machine there.
     begin: fn(&Rig) -> Result<()>,
-    /// Which points of the boot that follows are of interest: those with this in their names.
+    /// What is cut.
+    run: &'static str,
+    /// Which of its points are of interest: those with this in their names.
     of: &'static str,
     /// The points of the gate; the sweep takes all that it finds.
     chosen: &'static [&'static str],
@@ -36,21 +38,39 @@ struct Course {
 
 const FIRST_BOOT: Course = Course {
     begin: with_a_blank_disk,
+    run: BOOT,
     of: "",
     chosen: &["disk.mkfs.ext4#1.after", "disk.changed#5", "secrets.write#1.written", "gateway.docker-delete#2.before"],
 };
 
-const REBOOT: Course = Course { begin: power_cut, of: "", chosen: &["disk.changed#1"] };
+const REBOOT: Course = Course { begin: power_cut, run: BOOT, of: "", chosen: &["disk.changed#1"] };
 
-const ANOTHER_CONTAINER: Course = Course { begin: with_another_port, of: "", chosen: &["gateway.changed#2"] };
+const ANOTHER_CONTAINER: Course =
+    Course { begin: with_another_port, run: BOOT, of: "", chosen: &["gateway.changed#2"] };
 
 /// Only a machine without Docker shows what its stage does.
-const BARE_MACHINE: Course = Course { begin: bare, of: "docker.", chosen: &[] };
+const BARE_MACHINE: Course = Course { begin: bare, run: BOOT, of: "docker.", chosen: &[] };
 
-const UPDATE: Course =
-    Course { begin: with_an_update_asked_for, of: "update.", chosen: &["update.copy#3.before", "update.changed#9"] };
+const UPDATE: Course = Course {
+    begin: with_an_update_asked_for,
+    run: BOOT,
+    of: "update.",
+    chosen: &["update.copy#3.before", "update.changed#9"],
+};
 
-const ROLLBACK: Course = Course { begin: with_a_rollback_asked_for, of: "update.", chosen: &["update.rename#1.aside"] };
+const ROLLBACK: Course =
+    Course { begin: with_a_rollback_asked_for, run: BOOT, of: "update.", chosen: &["update.rename#1.aside"] };
+
+/// Its steps are cut in the gate by the scenario `moving-in`.
+const MOVING_IN: Course = Course { begin: with_a_disk_for_the_state, run: BOOT, of: "move.", chosen: &[] };
+
+/// Its steps are cut in the gate by the scenario `backup-restore`.
+const RESTORE: Course = Course {
+    begin: with_a_backup,
+    run: "openclaw-init restore --replace-newer /root/backup.tar.gz",
+    of: "disk.",
+    chosen: &[],
+};
 
 /// A few points of everything.
 pub(super) fn at_chosen_points(rig: &Rig) -> Result<()> {
@@ -84,6 +104,14 @@ pub(super) fn all_of_a_rollback(rig: &Rig) -> Result<()> {
     at_every_point(rig, &ROLLBACK)
 }
 
+pub(super) fn all_of_moving_in(rig: &Rig) -> Result<()> {
+    at_every_point(rig, &MOVING_IN)
+}
+
+pub(super) fn all_of_a_restore(rig: &Rig) -> Result<()> {
+    at_every_point(rig, &RESTORE)
+}
+
 fn at_every_point(rig: &Rig, course: &Course) -> Result<()> {
     ready(rig)?;
     let points = points(rig, course).context("a run that is not cut")?;
@@ -93,7 +121,7 @@ fn at_every_point(rig: &Rig, course: &Course) -> Result<()> {
 /// The points of an uncut run that can make a difference.
 fn points(rig: &Rig, course: &Course) -> Result<Vec<String>> {
     (course.begin)(rig)?;
-    rig.shell("rm -f /root/points; OPENCLAW_INIT_CUT_LOG=/root/points openclaw-init boot 2>&1")?;
+    rig.shell(&format!("rm -f /root/points; OPENCLAW_INIT_CUT_LOG=/root/points {} 2>&1", course.run))?;
     let passed = rig.shell("cat /root/points")?;
     let of_interest = |point: &&str| point.contains(course.of) && !LOOKS.iter().any(|looks| point.contains(looks));
     Ok(passed.lines().filter(of_interest).map(str::to_owned).collect())
@@ -117,7 +145,7 @@ fn sweep(rig: &Rig, course: &Course, points: &[&str]) -> Result<()> {
 fn cut_at(rig: &Rig, course: &Course, point: &str) -> Result<()> {
     (course.begin)(rig).context("getting there")?;
     let begun = rig.shell(STATE)?;
-    let code = rig.shell(&format!("OPENCLAW_INIT_CUT={point} openclaw-init boot > /root/cut.log 2>&1; echo $?"))?;
+    let code = rig.shell(&format!("OPENCLAW_INIT_CUT={point} {} > /root/cut.log 2>&1; echo $?", course.run))?;
     ensure!(code == KILLED, "the run was not cut there, it ended with {code}: {}", rig.shell("cat /root/cut.log")?);
     let cut = rig.shell(STATE)?;
     power_cut(rig)?;
@@ -145,11 +173,14 @@ fn one_version(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
+const BOOT: &str = "openclaw-init boot";
+
 /// Killed by SIGKILL, as a shell says it.
 const KILLED: &str = "137";
 
 /// What must outlive everything: a file of the state, and the token. Empty while there is neither.
-const STATE: &str = "cd /mnt/disks/openclaw-data/openclaw 2> /dev/null && \
+const STATE: &str = "cd /mnt/disks/openclaw-data/openclaw 2> /dev/null || cd /var/lib/openclaw-init/data/openclaw \
+                     2> /dev/null && \
                      { cat kept; grep ^OPENCLAW_GATEWAY_TOKEN= .env; } 2> /dev/null || true";
 
 const FETCH: &str = "curl -fsS -o /usr/local/bin/openclaw-init http://198.18.0.4/openclaw-init && \
@@ -192,6 +223,26 @@ fn with_another_port(rig: &Rig) -> Result<()> {
     rig.shell("date > /mnt/disks/openclaw-data/openclaw/kept")?;
     let other = if rig.shell("docker port openclaw-gateway")?.ends_with(":18789") { 18790 } else { 18789 };
     rig.attribute(&format!("openclaw-port={other}"))
+}
+
+/// The state is on the boot disk, and a blank data disk is there.
+fn with_a_disk_for_the_state(rig: &Rig) -> Result<()> {
+    with_a_blank_disk(rig)?;
+    rig.attribute("openclaw-data-disk=none")?;
+    rig.boot(0)?;
+    rig.shell("date > /home/node/.openclaw/kept")?;
+    rig.attribute("openclaw-data-disk")
+}
+
+/// The state was used after its backup.
+fn with_a_backup(rig: &Rig) -> Result<()> {
+    with_a_blank_disk(rig)?;
+    rig.boot(0)?;
+    rig.shell(
+        "cd /home/node/.openclaw && date > kept && rm -f /root/backup.tar.gz && \
+         openclaw-init backup --to /root/backup.tar.gz 2>&1 && date > used",
+    )
+    .map(drop)
 }
 
 /// What `openclaw-init update --to …` leaves for the run that carries it out.

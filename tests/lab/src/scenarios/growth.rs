@@ -1,10 +1,10 @@
-//! A data disk in QEMU, with a kernel that tells of its new size, is enlarged under the running gateway.
+//! What needs a kernel of its own, in QEMU: a data disk that is enlarged under the running gateway, and swap.
 
 use anyhow::{Result, ensure};
 
 use super::bench::{Bench, COMMAND_LIMIT, DATA_DISK, GIB};
 use super::rig::Rig;
-use crate::qemu::machine::Writes;
+use crate::qemu::machine::{Machine, Writes};
 use crate::size::Size;
 
 pub(super) fn data_disk_grows_while_it_is_used(rig: &Rig) -> Result<()> {
@@ -25,5 +25,33 @@ pub(super) fn data_disk_grows_while_it_is_used(rig: &Rig) -> Result<()> {
     println!("{DATA_DISK} grew from {before} to {after} MiB under the running gateway");
     let again = shell("openclaw-init boot 2>&1")?;
     ensure!(again.contains("result=ready") && again.contains("changes=0"), "the next run says {again}");
+    swap_comes_and_goes(&bench, &machine)?;
     machine.stop(COMMAND_LIMIT)
+}
+
+/// A machine with less than 4 GiB of memory has made its swap at the first boot.
+fn swap_comes_and_goes(bench: &Bench, machine: &Machine) -> Result<()> {
+    const AREAS: &str = "swapon --noheadings --bytes --show=NAME,SIZE; stat --format=%a%u /var/lib/openclaw-init/swap";
+    let areas = || machine.shell(AREAS, COMMAND_LIMIT);
+    let run = || machine.shell("openclaw-init boot 2>&1", COMMAND_LIMIT);
+    let automatic = areas()?;
+    ensure!(
+        automatic.starts_with("/var/lib/openclaw-init/swap ") && automatic.ends_with("\n6000"),
+        "it has {automatic}"
+    );
+    bench.attribute("openclaw-swap", "256M")?;
+    let said = run()?;
+    ensure!(said.contains("stage=swap status=ok") && said.contains("result=ready"), "the run says {said}");
+    // The first page of the file is its header.
+    let chosen = areas()?;
+    let size = (256 << 20) - 4096;
+    ensure!(chosen == format!("/var/lib/openclaw-init/swap {size}\n6000"), "it has {chosen}");
+    println!("swap: {automatic:?}, then {chosen:?}");
+    bench.attribute("openclaw-swap", "off")?;
+    run()?;
+    let none = machine.shell("swapon --noheadings; ls /var/lib/openclaw-init", COMMAND_LIMIT)?;
+    ensure!(!none.contains("swap"), "it still has {none}");
+    let again = run()?;
+    ensure!(again.contains("result=ready") && again.contains("changes=0"), "the next run says {again}");
+    Ok(())
 }

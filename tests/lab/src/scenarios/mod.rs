@@ -85,6 +85,8 @@ const LONG: &[Scenario] = &[
     ("sweep-bare", cuts::all_of_a_bare_machine),
     ("sweep-reboot", cuts::all_of_a_reboot),
     ("sweep-container", cuts::all_of_another_container),
+    ("sweep-moving-in", cuts::all_of_moving_in),
+    ("sweep-restore", cuts::all_of_a_restore),
     ("power-cuts", power::state_survives_cuts_at_any_moment),
     ("packer-build", packer::built_image_boots_without_internet),
     ("disk-growth", growth::data_disk_grows_while_it_is_used),

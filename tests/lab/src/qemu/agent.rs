@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 /// How long one answer may take.
-const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+const ANSWER_LIMIT: Duration = Duration::from_secs(300);
 
 /// One connection; requests on it are answered in order.
 #[derive(Debug)]
@@ -59,11 +59,7 @@ impl Json {
 
     /// Runs a shell line as root in the guest; its standard output, trimmed. An error unless it ends with 0.
     pub fn shell(&mut self, line: &str, limit: Duration) -> Result<String> {
-        let started = self.ask(
-            "guest-exec",
-            &json!({ "path": "/bin/sh", "arg": ["-c", line], "capture-output": true,
-                     "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"] }),
-        )?;
+        let started = self.begin(line)?;
         let deadline = Instant::now() + limit;
         let ended = loop {
             let status = self.ask("guest-exec-status", &json!({ "pid": started["pid"] }))?;
@@ -81,6 +77,15 @@ impl Json {
             bail!("`{line}` ended with {}: {} {}", ended["exitcode"], text("out-data")?, text("err-data")?);
         }
         text("out-data")
+    }
+
+    /// Starts a shell line as root in the guest, which may end the agent.
+    pub fn begin(&mut self, line: &str) -> Result<Value> {
+        self.ask(
+            "guest-exec",
+            &json!({ "path": "/bin/sh", "arg": ["-c", line], "capture-output": true,
+                     "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"] }),
+        )
     }
 
     fn send(&mut self, request: &Value) -> Result<()> {

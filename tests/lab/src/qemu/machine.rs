@@ -97,7 +97,7 @@ impl Machine {
 
     /// Asks the machine to reboot, and does not wait for it.
     pub fn reboot(&self) -> Result<()> {
-        self.shell("systemctl --no-block reboot", Duration::from_secs(60)).map(drop)
+        Json::guest(&agent_socket(&self.lab))?.begin("systemctl --no-block reboot").map(drop)
     }
 
     /// Makes the disk of a device name larger while the machine is on.
@@ -108,7 +108,7 @@ impl Machine {
 
     /// Switches it off cleanly and waits until it is off.
     pub fn stop(mut self, limit: Duration) -> Result<()> {
-        self.shell("systemctl --no-block poweroff", Duration::from_secs(60))?;
+        Json::guest(&agent_socket(&self.lab))?.begin("systemctl --no-block poweroff")?;
         let deadline = Instant::now() + limit;
         while self.qemu.try_wait().context("looking at QEMU")?.is_none() {
             ensure!(Instant::now() < deadline, "the machine is still on after {} s", limit.as_secs());

@@ -3,7 +3,7 @@
 use std::env;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::bench::{Bench, COMMAND_LIMIT};
 use super::rig::Rig;
@@ -26,30 +26,41 @@ pub(super) fn state_survives_cuts_at_any_moment(rig: &Rig) -> Result<()> {
     println!("without a cut, a first boot takes {} s from its init to ready", boot.as_secs());
     let boot = boot + AFTER;
     drop(machine);
+    let mut failed = Vec::new();
     for round in 1..=ROUNDS {
-        let doing = |what: &str| format!("round {round}, {what}");
-        bench.fresh(true)?;
-        let machine = bench.start()?;
-        bench.until_init()?;
-        let machine = bench.cut(machine, random.up_to(boot)).with_context(|| doing("a cut in the first boot"))?;
-        machine.reboot()?;
-        let machine = bench.cut(machine, random.up_to(boot)).with_context(|| doing("a cut in a reboot"))?;
-        machine.cut()?;
-
-        bench.fresh(false)?;
-        let machine = bench.start()?;
-        bench.until_ready().with_context(|| doing("on the boot disk"))?;
-        machine.stop(COMMAND_LIMIT)?;
-        bench.attach()?;
-        let machine = bench.start()?;
-        bench.until_init()?;
-        let machine = bench.cut(machine, random.up_to(boot)).with_context(|| doing("a cut while moving in"))?;
-        let place = machine.shell("findmnt -no TARGET /mnt/disks/openclaw-data", COMMAND_LIMIT);
-        place.with_context(|| doing("the state did not move"))?;
-        machine.cut()?;
-        println!("{} cuts passed", 3 * round);
+        // One that fails does not keep the others from being tried.
+        match three_cuts(&mut bench, || random.up_to(boot)) {
+            Ok(()) => println!("round {round} of {ROUNDS} passed"),
+            Err(error) => {
+                println!("round {round}: {error:#}");
+                failed.push(round);
+            }
+        }
     }
+    ensure!(failed.is_empty(), "of {ROUNDS} rounds of three cuts these failed: {failed:?}");
     Ok(())
+}
+
+fn three_cuts(bench: &mut Bench, mut moment: impl FnMut() -> Duration) -> Result<()> {
+    bench.fresh(true)?;
+    let machine = bench.start()?;
+    bench.until_init()?;
+    let machine = bench.cut(machine, moment()).context("a cut in the first boot")?;
+    machine.reboot()?;
+    let machine = bench.cut(machine, moment()).context("a cut in a reboot")?;
+    machine.cut()?;
+
+    bench.fresh(false)?;
+    let machine = bench.start()?;
+    bench.until_ready().context("on the boot disk")?;
+    machine.stop(COMMAND_LIMIT)?;
+    bench.attach()?;
+    let machine = bench.start()?;
+    bench.until_init()?;
+    let machine = bench.cut(machine, moment()).context("a cut while moving in")?;
+    let place = machine.shell("findmnt -no TARGET /mnt/disks/openclaw-data", COMMAND_LIMIT);
+    place.context("the state did not move")?;
+    machine.cut()
 }
 
 /// Random moments that can be seen again: the generator `SplitMix64`.

@@ -95,17 +95,20 @@ pub async fn ensure(
             _ => wanted.source,
         };
         let base = Base::new(&wanted_version, &source, config, record);
-        let (reference, inspect) = if config.extras.is_empty() {
-            base.ensure(host, engine, registries).await?
+        let (reference, inspect, digest) = if config.extras.is_empty() {
+            let (reference, inspect) = base.ensure(host, engine, registries).await?;
+            let digest = kept::digest(registries, &reference, &inspect);
+            (reference, inspect, digest)
         } else {
             let recipe = layer::recipe(&wanted_version, &base.identity(), &config.extras);
-            let inspect = match build::built(engine, &recipe).await? {
-                Some(inspect) => inspect,
+            let (inspect, digest) = match build::built(engine, &recipe).await? {
+                Some(inspect) => (inspect, None),
                 None => extend(host, engine, registries, &base, &recipe, &config.extras).await?,
             };
-            (recipe.reference(), inspect)
+            (recipe.reference(), inspect, digest)
         };
-        let (base, digest) = base.here(engine).await?;
+        let (base, known) = base.here(engine, registries).await?;
+        let digest = digest.or(known);
         let version = version_in(&inspect, &base).unwrap_or(wanted_version);
         let id = inspect.id.ok_or_else(|| anyhow!("the engine names no id of image {reference}"))?;
         tracing::debug!("image {reference} is {id}, over {}", digest.as_ref().unwrap_or(&base));
@@ -117,7 +120,8 @@ pub async fn ensure(
         .blame(late, "Check the VM's way to the registry, then run `sudo systemctl restart openclaw-init`.")?
 }
 
-/// Builds the layer with the operator's extras over the base, which is fetched or built if it is not here.
+/// Builds the layer with the operator's extras over the base, which is fetched or built if it is not here; with
+/// the base's digest.
 async fn extend(
     host: &Host,
     engine: &Engine,
@@ -125,13 +129,13 @@ async fn extend(
     base: &Base<'_>,
     recipe: &Recipe,
     extras: &Extras,
-) -> Result<ImageInspect> {
+) -> Result<(ImageInspect, Option<String>)> {
     let (reference, inspect) = base.ensure(host, engine, registries).await?;
     let version = version_in(&inspect, &reference).unwrap_or_else(|| recipe.version.clone());
-    build::build(host, engine, registries, recipe, &version, async |directory| {
+    let built = build::build(host, engine, registries, recipe, &version, async |directory| {
         layer::pack(host, extras, (&reference, &inspect), directory).await
-    })
-    .await
+    });
+    Ok((built.await?, kept::digest(registries, &reference, &inspect)))
 }
 
 /// The image without the operator's extras.
@@ -164,14 +168,14 @@ impl<'a> Base<'a> {
     }
 
     /// The name by which it is chosen, and its digest if it came from a registry.
-    async fn here(&self, engine: &Engine) -> Result<(String, Option<String>)> {
+    async fn here(&self, engine: &Engine, registries: Registries<'_>) -> Result<(String, Option<String>)> {
         let references = match self {
             Self::Pulled { references, .. } => references,
             Self::Npm(recipe) | Self::Commit(recipe, _) => return Ok((recipe.reference(), None)),
         };
         for reference in references {
             if let Some(inspect) = present(engine, reference).await? {
-                return Ok((reference.clone(), kept::digest(reference, &inspect)));
+                return Ok((reference.clone(), kept::digest(registries, reference, &inspect)));
             }
         }
         Ok((references.first().cloned().unwrap_or_default(), None))

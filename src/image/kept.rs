@@ -20,8 +20,7 @@ pub(super) async fn first_of(
     references: &[String],
     recorded: Option<&str>,
 ) -> Result<(String, ImageInspect)> {
-    // A mirror is asked by tag: what comes by digest could not be given the name of its own registry.
-    let pinned = pinned(references, recorded.filter(|_| registries.mirror.is_none()));
+    let pinned = pinned(references, recorded);
     for reference in references {
         if let Some(inspect) = present(engine, reference).await? {
             return Ok((reference.clone(), inspect));
@@ -30,9 +29,9 @@ pub(super) async fn first_of(
     if pinned.is_empty() {
         return pull::first_of(host, engine, registries, references).await;
     }
-    let by_digest: Vec<_> = pinned.iter().map(|(_, digest)| digest.clone()).collect();
+    let by_digest: Vec<_> = pinned.iter().map(|(_, digest)| registries.mirrored(digest)).collect();
     match pull::first_of(host, engine, registries, &by_digest).await {
-        Ok((pulled, _)) => name(engine, &pinned, pulled).await,
+        Ok((pulled, _)) => name(engine, registries, &pinned, pulled).await,
         Err(error) if code_of(&error) == Code::ImageNotFound => {
             host.warn(format!("no registry has {} any more: taking what the tag names now", by_digest.join(" or ")));
             pull::first_of(host, engine, registries, references).await
@@ -41,11 +40,19 @@ pub(super) async fn first_of(
     }
 }
 
-/// Gives the image the reference that it is chosen by.
-async fn name(engine: &Engine, pinned: &[(String, String)], pulled: String) -> Result<(String, ImageInspect)> {
-    let reference = pinned.iter().find(|(_, digest)| *digest == pulled).map(|(reference, _)| reference.clone());
-    let reference = reference.with_context(|| format!("{pulled} was not asked for"))?;
+/// Gives the image the reference that it is chosen by, and takes the mirror's name from it.
+async fn name(
+    engine: &Engine,
+    registries: Registries<'_>,
+    pinned: &[(String, String)],
+    pulled: String,
+) -> Result<(String, ImageInspect)> {
+    let asked = pinned.iter().find(|(_, digest)| registries.mirrored(digest) == pulled);
+    let (reference, digest) = asked.cloned().with_context(|| format!("{pulled} was not asked for"))?;
     let inspect = pull::tag(engine, &pulled, &reference).await?;
+    if digest != pulled {
+        pull::untag(engine, &pulled).await?;
+    }
     Ok((reference, inspect))
 }
 
@@ -59,11 +66,13 @@ fn pinned(references: &[String], recorded: Option<&str>) -> Vec<(String, String)
     references.iter().filter_map(by_digest).collect()
 }
 
-/// `reference` with the digest under which its repository has it; none for what was built or loaded here.
-pub(super) fn digest(reference: &str, inspect: &ImageInspect) -> Option<String> {
-    let repository = repository(reference)?;
-    let digests = inspect.repo_digests.iter().flatten();
-    let digest = digests.filter_map(|digest| digest.split_once('@')).find(|(name, _)| *name == repository)?.1;
+/// `reference` with the digest under which its repository or the mirror has it; none for what was built or loaded
+/// here.
+pub(super) fn digest(registries: Registries<'_>, reference: &str, inspect: &ImageInspect) -> Option<String> {
+    let mirrored = registries.mirrored(reference);
+    let repositories = [repository(reference)?, repository(&mirrored)?];
+    let mut digests = inspect.repo_digests.iter().flatten().filter_map(|digest| digest.split_once('@'));
+    let digest = digests.find(|(name, _)| repositories.contains(name))?.1;
     Some(format!("{reference}@{digest}"))
 }
 
@@ -76,9 +85,10 @@ fn repository(reference: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metadata::Client;
 
     #[test]
-    fn a_digest_is_kept_for_the_image_that_it_is_of() {
+    fn a_digest_is_kept_for_the_image_that_it_is_of() -> Result<()> {
         let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
         let official = owned(&["ghcr.io/a/b:1", "a/b:1"]);
         let sha = "sha256:00";
@@ -100,6 +110,8 @@ mod tests {
         }
         let inspect =
             ImageInspect { repo_digests: Some(owned(&["c/d@sha256:22", "a/b@sha256:00"])), ..Default::default() };
+        let metadata = Client::new(None)?;
+        let directly = Registries { mirror: None, metadata: &metadata };
         let cases = [
             ("a/b:1", Some("a/b:1@sha256:00")),
             ("r.io:5000/a/b:1", None),
@@ -108,7 +120,14 @@ mod tests {
             ("localhost/openclaw-init:1-0", None),
         ];
         for (reference, expected) in cases {
-            assert_eq!(digest(reference, &inspect).as_deref(), expected, "{reference}");
+            assert_eq!(digest(directly, reference, &inspect).as_deref(), expected, "{reference}");
         }
+        let through = Registries { mirror: Some("m.pkg.dev/p"), ..directly };
+        let reference = "ghcr.io/openclaw/openclaw:1";
+        let digests = Some(owned(&["m.pkg.dev/p/openclaw/openclaw@sha256:33"]));
+        let inspect = ImageInspect { repo_digests: digests, ..Default::default() };
+        assert_eq!(digest(through, reference, &inspect), Some(format!("{reference}@sha256:33")));
+        assert_eq!(digest(directly, reference, &inspect), None);
+        Ok(())
     }
 }

@@ -104,15 +104,15 @@ async fn pulled(host: &Host, engine: &Engine, reference: String, source: &str) -
     if source == reference {
         return Ok((reference, inspect));
     }
-    let inspect = rename(engine, source, &reference).await?;
+    // With the mirror's name goes the digest, which the engine knows by it alone: the caller gets to see it.
+    rename(engine, source, &reference).await?;
     Ok((reference, inspect))
 }
 
 /// Gives an image the name `reference` instead of `name`.
-pub(super) async fn rename(engine: &Engine, name: &str, reference: &str) -> Result<ImageInspect> {
-    let inspect = tag(engine, name, reference).await?;
-    untag(engine, name).await?;
-    Ok(inspect)
+pub(super) async fn rename(engine: &Engine, name: &str, reference: &str) -> Result<()> {
+    tag(engine, name, reference).await?;
+    untag(engine, name).await
 }
 
 /// Gives an image the name `reference`, too.

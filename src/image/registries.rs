@@ -31,11 +31,16 @@ pub(super) struct Registries<'a> {
 impl Registries<'_> {
     /// Where `reference` is to be fetched: through the mirror when that can have it.
     ///
-    /// It can have what is on Docker Hub, which is where the gateway's own image is, too. A digest is fetched
-    /// from where it says: what comes from elsewhere could not be given its name.
+    /// A digest is fetched from where it says: what comes from elsewhere could not be given its name.
     pub(super) fn source_of(self, reference: &str) -> String {
+        if reference.contains('@') { reference.to_owned() } else { self.mirrored(reference) }
+    }
+
+    /// The name that `reference` has at the mirror. That can have what is on Docker Hub, which is where the
+    /// gateway's own image is, too.
+    pub(super) fn mirrored(self, reference: &str) -> String {
         match (self.mirror, hub_path(reference)) {
-            (Some(mirror), Some(path)) if !reference.contains('@') => format!("{mirror}/{path}"),
+            (Some(mirror), Some(path)) => format!("{mirror}/{path}"),
             _ => reference.to_owned(),
         }
     }
@@ -129,6 +134,7 @@ mod tests {
             assert_eq!(through.source_of(reference), source);
             assert_eq!(Registries { mirror: None, ..through }.source_of(reference), reference);
         }
+        assert_eq!(through.mirrored(&digest), format!("europe-docker.pkg.dev/p/hub/{digest}"));
         Ok(())
     }
 

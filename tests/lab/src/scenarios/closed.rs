@@ -26,6 +26,7 @@ pub(super) fn private_registry_with_the_vms_account(rig: &Rig) -> Result<()> {
     let names = rig.shell("docker image ls --format '{{.Repository}}'")?;
     ensure!(!names.contains(ARTIFACT_REGISTRY_NAME), "the mirror's name stays: {names}");
     rig.boot(0)?.has(&["changes=0"])?;
+    by_its_digest(rig)?;
 
     rig.shell(&format!(
         "openclaw-init bake --image-source npm --registry-mirror {mirror} 2>&1; rm -r /etc/openclaw-init/baked.json"
@@ -41,6 +42,23 @@ pub(super) fn private_registry_with_the_vms_account(rig: &Rig) -> Result<()> {
     rig.lab_ends(0, "metadata", &["fault", "clear"])?;
     rig.boot(0)?;
     without_internet(rig).context("without internet")
+}
+
+/// What a new boot disk does: it asks the mirror for the image that the state was used with.
+fn by_its_digest(rig: &Rig) -> Result<()> {
+    let record = rig.shell("cat /mnt/disks/openclaw-data/openclaw-init/record.json")?;
+    ensure!(record.contains(&format!("\"{IMAGE}@sha256:")), "no digest in {record}");
+    rig.shell(&format!("docker rm --force openclaw-gateway && docker image rm {IMAGE}"))?;
+    let by_tag = || -> Result<usize> {
+        let requests = cloud_content::requests(&rig.machine()?.content())?;
+        Ok(requests.iter().filter(|it| it.path.ends_with("/openclaw/openclaw/manifests/2026.9.6")).count())
+    };
+    let before = by_tag()?;
+    rig.boot(0)?.has(&["stage=image status=ok changes=1"])?;
+    ensure!(before > 0 && by_tag()? == before, "the image was not asked for by its digest");
+    let names = rig.shell("docker image ls --format '{{.Repository}}:{{.Tag}}'")?;
+    ensure!(names == IMAGE, "the images are {names}");
+    is_ready(rig)
 }
 
 /// Neither a reboot needs a registry, nor a machine that an archive of the image was brought to.

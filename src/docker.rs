@@ -3,8 +3,8 @@
 //! An engine that answers and speaks API 1.41 or newer is kept as it is, whoever installed it: no apt,
 //! no network, no change. `/etc/docker/daemon.json` is never written: nothing here needs it. Log rotation,
 //! limits and restart policy are set per container, where they bind nobody else; `live-restore` would spare
-//! the gateway a restart of some seconds at an upgrade of the engine, and is refused under swarm. So there is
-//! neither a file to merge nor an engine to restart under foreign containers.
+//! the gateway a restart of some seconds at an upgrade of the engine, and is refused under swarm. So there is no
+//! file to merge, and [`restart`] is for an engine that cannot go on.
 
 mod engine;
 mod repository;
@@ -185,6 +185,12 @@ async fn start(host: &Host) -> Result<Engine> {
         Code::DockerUnusable,
         "See: sudo journalctl --boot --unit docker; when it is mended, run: sudo systemctl start openclaw-init",
     )
+}
+
+/// Restarts the engine, and with it every container whose restart policy says so.
+pub async fn restart(host: &Host) -> Result<Engine> {
+    systemd::restart(host, UNIT).await?;
+    answer(host).await
 }
 
 /// Waits until the engine answers.

@@ -6,10 +6,11 @@ mod own_backup;
 mod probe;
 mod readiness;
 mod spec;
+mod start;
 
 use std::time::Duration;
 
-use anyhow::{Context, Error, Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use bollard::errors::Error as DockerError;
 use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum as Status};
 use bollard::query_parameters::{CreateContainerOptionsBuilder, StopContainerOptionsBuilder};
@@ -19,7 +20,7 @@ use serde_json::Value;
 use crate::config::GatewayConfig;
 use crate::disk::DataDir;
 use crate::docker::Engine;
-use crate::failure::{Blame, Code, Verdict, one_line};
+use crate::failure::{Blame, Code, one_line};
 use crate::host::Host;
 use crate::image::Image;
 use crate::openclaw_config;
@@ -28,6 +29,7 @@ use crate::secrets::{self, Secrets};
 pub use own_backup::{back_up, own_backup_file};
 pub use readiness::wait_ready;
 use spec::{Machine, STOP_SECONDS, Spec};
+use start::start;
 
 /// The container's name, and its host name.
 pub const NAME: &str = "openclaw-gateway";
@@ -192,36 +194,6 @@ async fn create(host: &Host, engine: &Engine, spec: Spec, config: &GatewayConfig
     started
 }
 
-async fn start(host: &Host, engine: &Engine, config: &GatewayConfig) -> Result<()> {
-    if let Err(error) = engine.client.start_container(NAME, None).await {
-        return Err(explain_start(error, config));
-    }
-    host.changed(format!("started container {NAME}"));
-    Ok(())
-}
-
-fn explain_start(error: DockerError, config: &GatewayConfig) -> Error {
-    let (address, port) = (config.bind, config.port);
-    let text = error.to_string();
-    let verdict = if text.contains("port is already allocated") || text.contains("address already in use") {
-        let remedy = format!(
-            "Another program listens on port {port} of {address}: find it with `sudo ss -ltnp 'sport = :{port}'` and \
-             stop it, or choose another port with the attribute openclaw-port."
-        );
-        Some(Verdict { code: Code::PortTaken, remedy })
-    } else if text.contains("cannot assign requested address") {
-        let remedy = format!("{address} is no address of this VM: correct the attribute openclaw-bind.");
-        Some(Verdict { code: Code::ConfigInvalid, remedy })
-    } else {
-        None
-    };
-    let error = Error::from(error).context(format!("starting container {NAME}"));
-    match verdict {
-        Some(verdict) => error.context(verdict),
-        None => error,
-    }
-}
-
 /// Lets the image's own `doctor` repair the state. The gateway must not run. What the doctor thinks of its work
 /// is in its output, not in its exit code (openclaw issue 138892): the gateway's next start is the judge.
 pub async fn doctor(
@@ -340,27 +312,6 @@ mod tests {
         ];
         for (observed, secrets_changed, stopped, action) in cases {
             assert_eq!(decide(observed.as_ref(), "a", secrets_changed, stopped), action, "{observed:?}");
-        }
-    }
-
-    #[test]
-    fn a_start_that_failed_is_classified_by_the_engines_words() {
-        let config = GatewayConfig {
-            port: 18789,
-            bind: [127, 0, 0, 1].into(),
-            token: None,
-            env: std::collections::BTreeMap::new(),
-        };
-        #[rustfmt::skip]
-        let cases = [
-            ("driver failed programming external connectivity: Bind for 127.0.0.1:18789 failed: port is already allocated", Code::PortTaken),
-            ("failed to bind host port for 127.0.0.1:18789: listen tcp4 127.0.0.1:18789: bind: address already in use", Code::PortTaken),
-            ("listen tcp4 10.9.9.9:18789: bind: cannot assign requested address", Code::ConfigInvalid),
-            ("OCI runtime create failed", Code::Internal),
-        ];
-        for (message, code) in cases {
-            let error = DockerError::DockerResponseServerError { status_code: 500, message: message.to_owned() };
-            assert_eq!(crate::failure::code_of(&explain_start(error, &config)), code, "{message}");
         }
     }
 }

@@ -70,6 +70,14 @@ pub async fn start_without_waiting(host: &Host, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Starts the unit anew, waiting until systemd calls it started.
+pub async fn restart(host: &Host, name: &str) -> Result<()> {
+    let restart = host.command("systemctl").args(["restart", name]).timeout(START_LIMIT);
+    restart.run().await.with_context(|| format!("restarting {name}"))?;
+    host.changed(format!("restarted {name}"));
+    Ok(())
+}
+
 /// Asks systemd to start the unit anew, also when it ran or failed before, and does not wait for it.
 pub async fn restart_without_waiting(host: &Host, name: &str) -> Result<()> {
     // Starts that an operator asks for do not count towards the start limit.

@@ -38,12 +38,36 @@ pub(super) fn every_wrong_turn_then_ready(rig: &Rig) -> Result<()> {
     rig.shell(&format!("systemd-run --unit=squatter perl -e '{listen}' && sleep 1 && systemctl is-active squatter"))?;
     rig.boot(27)?.has(&["18789"])?;
     rig.shell("systemctl stop squatter")?;
+    port_of_nobody(rig)?;
 
     // So many runs have used the minute's guest-attribute writes: version and detail would keep their values.
     rig.shell("sleep 61")?;
     rig.boot(0)?;
     is_ready(rig)?;
     broken_settings(rig)
+}
+
+/// What a power cut while the container starts leaves: an endpoint with the port, in no container's sandbox.
+const LEFT_BY_A_CUT: &str = "set -e
+kv=/var/lib/docker/network/files/local-kv.db
+cp $kv /root/kv
+systemctl stop docker.socket docker.service
+sed 's#v1.0/sandbox/#v1.0/sandboy/#g' /root/kv > $kv
+systemctl start docker.service
+! docker ps --quiet | grep .";
+
+/// The engine holds the port for no container until it is restarted; a port that a container has is that one's.
+fn port_of_nobody(rig: &Rig) -> Result<()> {
+    rig.boot(0)?;
+    rig.shell(LEFT_BY_A_CUT).context("leaving the port to nobody")?;
+    rig.boot(0)?.has(&["stage=gateway status=ok changes=2", "result=ready"])?;
+    let image = rig.shell("docker inspect --format '{{.Config.Image}}' openclaw-gateway")?;
+    rig.shell(&format!(
+        "docker stop openclaw-gateway && \
+         docker run --detach --rm --name other --publish 127.0.0.1:18789:1 --entrypoint sleep {image} 600"
+    ))?;
+    rig.boot(27)?.has(&["docker stop other", "openclaw-port"])?;
+    rig.shell("docker rm --force other").map(drop)
 }
 
 /// A gateway that runs is left alone beside an `openclaw.json` with which it could not start; one that must start fails.

@@ -118,7 +118,7 @@ async fn stages(host: &Host, metadata: &Client, report: &Report, request: Option
             let message = failure.sentence();
             host.warn(&message);
             let present = bring_up(report, machine).await;
-            let downtime_ms = stopped.get().filter(|_| present.is_ok()).map(|since| update::millis(since.elapsed()));
+            let downtime_ms = stopped.get().filter(|_| present.is_ok()).map(|since| report::millis(since.elapsed()));
             report.update(report::Update { message, code: Some(failure.code().name().to_owned()), downtime_ms });
             present
         }

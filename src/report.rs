@@ -26,7 +26,7 @@ use run::{Mark, Outcome, Run, View};
 use writer::Writer;
 
 pub use console::Console;
-pub use status::{Changes, Detail, Machine, State, Status, Update};
+pub use status::{Changes, Detail, Machine, State, Status, Update, millis};
 
 /// The kernel's name for this boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";

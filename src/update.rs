@@ -29,7 +29,7 @@ use crate::host::Host;
 use crate::image::{self, Image};
 use crate::metadata::Client;
 use crate::record::{Previous, Record};
-use crate::report::{Ready, Update};
+use crate::report::{self, Ready, Update};
 use crate::secrets::{self, Secrets};
 use crate::switch;
 
@@ -229,12 +229,7 @@ fn shown(paths: &[PathBuf]) -> String {
 
 fn told(message: &str, down: Duration) -> Update {
     let message = format!("{message}; no gateway answered for {:.1} s", down.as_secs_f32());
-    Update { message, code: None, downtime_ms: Some(millis(down)) }
-}
-
-/// A length of time as the report tells it.
-pub fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+    Update { message, code: None, downtime_ms: Some(report::millis(down)) }
 }
 
 /// For people: "3 days", "2 hours", "5 minutes".

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Ready;
+use super::status::millis;
 use super::status::{Changes, Detail, Machine, State, Status, Update};
 use crate::host::Notes;
 use crate::stage::{Failure, Stage};
@@ -139,9 +140,7 @@ impl Run {
         };
         let elapsed = self.stages.iter().filter_map(|(stage, mark)| match mark {
             Mark::Begun => None,
-            Mark::Done(time) | Mark::Failed(time) => {
-                Some((stage.name().to_owned(), u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
-            }
+            Mark::Done(time) | Mark::Failed(time) => Some((stage.name().to_owned(), millis(*time))),
         });
         Detail {
             updated: String::new(),

@@ -173,12 +173,13 @@ impl<'a> Base<'a> {
             Self::Pulled { references, .. } => references,
             Self::Npm(recipe) | Self::Commit(recipe, _) => return Ok((recipe.reference(), None)),
         };
-        for reference in references {
-            if let Some(inspect) = present(engine, reference).await? {
-                return Ok((reference.clone(), kept::digest(registries, reference, &inspect)));
+        Ok(match first_present(engine, references).await? {
+            Some((reference, inspect)) => {
+                let digest = kept::digest(registries, &reference, &inspect);
+                (reference, digest)
             }
-        }
-        Ok((references.first().cloned().unwrap_or_default(), None))
+            None => (references.first().cloned().unwrap_or_default(), None),
+        })
     }
 
     async fn ensure(&self, host: &Host, engine: &Engine, registries: Registries<'_>) -> Result<(String, ImageInspect)> {
@@ -206,6 +207,16 @@ fn version_in(inspect: &ImageInspect, reference: &str) -> Option<String> {
     let label = inspect.config.as_ref().and_then(|config| config.labels.as_ref()?.get(VERSION_LABEL).cloned());
     let tag = || reference.rsplit('/').next()?.split_once(':').map(|(_, tag)| tag.to_owned());
     label.or_else(tag).filter(|version| version.starts_with(|first: char| first.is_ascii_digit()))
+}
+
+/// The first of the references whose image is on this machine.
+async fn first_present(engine: &Engine, references: &[String]) -> Result<Option<(String, ImageInspect)>> {
+    for reference in references {
+        if let Some(inspect) = present(engine, reference).await? {
+            return Ok(Some((reference.clone(), inspect)));
+        }
+    }
+    Ok(None)
 }
 
 /// The image behind `reference` if it is on this machine.

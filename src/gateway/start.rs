@@ -33,7 +33,7 @@ pub(super) async fn start(host: &Host, engine: &Engine, config: &GatewayConfig) 
     Ok(())
 }
 
-/// The name of a running container that publishes `port`, ours aside.
+/// The name of a running container that publishes `port`; ours does not run.
 async fn publisher(engine: &Engine, port: u16) -> Result<Option<String>> {
     let containers = engine.client.list_containers(None).await.context("listing the running containers")?;
     let publishes = |ports: &[bollard::models::PortSummary]| ports.iter().any(|it| it.public_port == Some(port));

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use bollard::models::ImageInspect;
 
 use super::registries::Registries;
-use super::{present, pull};
+use super::{first_present, pull};
 use crate::docker::Engine;
 use crate::failure::{Code, code_of};
 use crate::host::Host;
@@ -20,17 +20,19 @@ pub(super) async fn first_of(
     references: &[String],
     recorded: Option<&str>,
 ) -> Result<(String, ImageInspect)> {
-    let pinned = pinned(references, recorded);
-    for reference in references {
-        if let Some(inspect) = present(engine, reference).await? {
-            return Ok((reference.clone(), inspect));
-        }
+    if let Some(here) = first_present(engine, references).await? {
+        return Ok(here);
     }
+    let pinned = pinned(references, recorded);
     if pinned.is_empty() {
         return pull::first_of(host, engine, registries, references).await;
     }
     let by_digest: Vec<_> = pinned.iter().map(|(_, digest)| registries.mirrored(digest)).collect();
-    match pull::first_of(host, engine, registries, &by_digest).await {
+    let pulled = match first_present(engine, &by_digest).await? {
+        Some(here) => Ok(here),
+        None => pull::first_of(host, engine, registries, &by_digest).await,
+    };
+    match pulled {
         Ok((pulled, _)) => name(engine, registries, &pinned, pulled).await,
         Err(error) if code_of(&error) == Code::ImageNotFound => {
             host.warn(format!("no registry has {} any more: taking what the tag names now", by_digest.join(" or ")));

@@ -22,7 +22,7 @@ pub(super) async fn version(
         return Err(anyhow!("only the prebuilt image has a version that is called {LATEST}"))
             .blame(Code::ConfigInvalid, "Name an exact version such as 2026.9.6, or unset openclaw-image-source.");
     }
-    let (latest, inspect) = pull::newly(host, engine, registries, &official(LATEST)).await?;
+    let (latest, inspect) = pull::first_of(host, engine, registries, &official(LATEST)).await?;
     let version = version_in(&inspect, &latest).ok_or_else(|| anyhow!("{latest} does not say which version it is"));
     let version = version.blame(Code::ImageNotFound, "Set openclaw-version to an exact version such as 2026.9.6.")?;
     let reference = latest.replace(&format!(":{LATEST}"), &format!(":{version}"));

@@ -19,26 +19,11 @@ const IDLE: Duration = Duration::from_secs(180);
 
 const MEGABYTE: i64 = 1_000_000;
 
-/// The first of the references that is on this machine, else the first that can be pulled, from `registries`.
-pub(super) async fn first_of(
-    host: &Host,
-    engine: &Engine,
-    registries: Registries<'_>,
-    references: &[String],
-) -> Result<(String, ImageInspect)> {
-    for reference in references {
-        if let Some(inspect) = present(engine, reference).await? {
-            return Ok((reference.clone(), inspect));
-        }
-    }
-    newly(host, engine, registries, references).await
-}
-
-/// The first of the references that can be pulled, whatever is on this machine.
+/// The first of the references that can be pulled, from `registries`, whatever is on this machine.
 ///
 /// In each of three rounds every reference is tried once; one that its registry does not have is not
 /// asked for again.
-pub(super) async fn newly(
+pub(super) async fn first_of(
     host: &Host,
     engine: &Engine,
     registries: Registries<'_>,

@@ -1,12 +1,13 @@
 //! Backups: one file that holds everything a gateway needs to be itself again, on this machine or another.
 //!
 //! While the gateway runs, its own `backup create --verify` copies what is in use, and what that leaves out is
-//! added from the files; a stopped gateway's files are taken as they are. Either way the file has one format
-//! ([`archive`]), so [`crate::restore`] need not know how it was made.
+//! added from the files; a stopped gateway's files are included as they are. Either way the file has one format
+//! ([`archive`]), so [`crate::backup::restore`] need not know how it was made.
 
 mod archive;
-mod live;
+mod native;
 mod pack;
+pub mod restore;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -24,19 +25,21 @@ use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::bootstrap::only_run;
-use crate::disk::{self, DataDir};
-use crate::failure::{Blame as _, Code};
-use crate::gateway::{self, Life};
-use crate::host::{Host, sync_dir};
-use crate::record::Record;
-use crate::replica::{self, Told};
+use crate::docker;
+use crate::error::{Classify as _, Code};
+use crate::gateway::{self, RunState};
+use crate::host::{Host, blocking, sync_dir, untrusted};
+use crate::lock::RunLock;
+use crate::paths::LOCK;
 use crate::stage::{Stage, within};
-use crate::{docker, openclaw_config};
+use crate::state::copy::{self, Progress};
+use crate::state::{self, DataDir, Record, room};
+use crate::text::{file_time, size as bytes};
+use crate::version::GatewayVersion;
 
 use archive::Writer;
-pub use archive::{How, Label, Size};
-use live::Rest;
+pub use archive::{Header, How, Size};
+use native::Remainder;
 use pack::Packer;
 use unpack::Unpacker;
 
@@ -45,9 +48,13 @@ const PART: &str = ".openclaw-backup.part";
 
 /// What to do when the gateway itself cannot do it.
 const STOP_FIRST: &str = "Take it with the gateway stopped: `sudo openclaw-init stop`, `sudo openclaw-init backup`, \
-    then `sudo systemctl restart openclaw-init`.";
+    then `sudo openclaw-init boot`.";
 
-/// What `openclaw-init backup` can be told.
+/// What to do when there is no room for it.
+const MAKE_ROOM: &str = "Remove old backups, enlarge the disk with `gcloud compute disks resize`, or name a file on \
+    another disk with --to.";
+
+/// What `openclaw-init backup` can be progress.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Options {
     /// The file, or an existing directory for it [default: a new file in backups/ on the data disk]
@@ -73,20 +80,20 @@ pub struct Backup {
     pub seconds: f64,
     /// What it is of.
     #[serde(flatten)]
-    pub label: Label,
+    pub header: Header,
 }
 
 impl fmt::Display for Backup {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let how = match self.label.how {
+        let how = match self.header.how {
             How::Gateway => "the gateway went on running",
             How::Stopped => "no gateway was running",
         };
-        let version = self.label.record.version.as_deref().unwrap_or("of an unknown version");
         write!(
             out,
-            "backed up OpenClaw {version} to {}: {}, {} files, directories and links with {}, verified, {:.1} s; {how}. \
+            "backed up OpenClaw {} to {}: {}, {} files, directories and links with {}, verified, {:.1} s; {how}. \
              The file holds every credential of the gateway: keep it like a password",
+            self.header.record.owner,
             self.file.display(),
             bytes(self.file_bytes),
             self.size.members,
@@ -96,49 +103,43 @@ impl fmt::Display for Backup {
     }
 }
 
-fn bytes(bytes: u64) -> String {
-    let (unit, name) = if bytes >= 1 << 30 { (1 << 30, "GiB") } else { (1 << 20, "MiB") };
-    let tenths = (u128::from(bytes) * 10).div_ceil(unit);
-    format!("{}.{} {name}", tenths / 10, tenths % 10)
-}
-
 /// Writes a backup of the state on this machine and verifies it. Until then the file does not have its name;
 /// what a cut leaves is removed by the next backup to the same directory.
 pub async fn run(host: &Host, options: &Options) -> Result<Backup> {
-    let _only_run = only_run(host).await?;
+    let _lock = RunLock::acquire(&host.path(LOCK)).await?;
     let (started, created) = (Instant::now(), Timestamp::now());
-    let data = disk::current(host).await?.ok_or_else(|| anyhow!("there is no gateway's state on this machine"))?;
+    let data = state::current(host).await?.ok_or_else(|| anyhow!("there is no gateway's state on this machine"))?;
     let record = Record::read(host, &data).await?;
     let file = target(host, options.to.as_deref(), &data, &name(&record, created))?;
-    let engine = docker::present(host).await?;
+    let engine = docker::find(host).await?;
     let life = match &engine {
-        Some(engine) => gateway::life(engine).await?,
-        None => Life::Stopped,
+        Some(engine) => gateway::run_state(engine).await?,
+        None => RunState::Stopped,
     };
     let how = match life {
-        Life::Running => How::Gateway,
-        Life::Stopped => How::Stopped,
-        Life::Restless => {
+        RunState::Running => How::Gateway,
+        RunState::Stopped => How::Stopped,
+        RunState::Unstable => {
             return Err(anyhow!("the gateway neither runs nor is it stopped: it is paused, or starts again and again"))
-                .blame(Code::GatewayNotReady, STOP_FIRST);
+                .classify(Code::GatewayNotReady, STOP_FIRST);
         }
     };
     let directory = file.parent().context("the file has no directory")?;
-    let own = gateway::own_backup_file(&data);
+    let own = gateway::native_backup_file(&data);
     discard(host, &directory.join(PART)).await?;
     discard(host, &own).await?;
-    room(host, &data, directory, how).await?;
+    require_room(host, &data, directory, how).await?;
     if let (How::Gateway, Some(engine)) = (how, &engine) {
         host.progress("waiting for the gateway's own backup");
-        let backed_up = within(Stage::Gateway, gateway::back_up(engine)).await;
-        backed_up.context("making the gateway back itself up").blame(Code::GatewayNotReady, STOP_FIRST)?;
+        let backed_up = within(Stage::Gateway, gateway::native_backup(engine)).await;
+        backed_up.context("making the gateway back itself up").classify(Code::GatewayNotReady, STOP_FIRST)?;
     }
-    let label = Label::new(created, machine(host).await?, how, record);
-    let written = within(Stage::Disk, write(host, &data, &file, &label)).await;
+    let header = Header::new(created, machine(host).await?, how, record);
+    let written = within(Stage::Disk, write(host, &data, &file, &header)).await;
     discard(host, &own).await?;
     let (file_bytes, size) = written.with_context(|| format!("writing the backup {}", file.display()))?;
     host.changed(format!("wrote {}", file.display()));
-    Ok(Backup { file, file_bytes, size, seconds: started.elapsed().as_secs_f64(), label })
+    Ok(Backup { file, file_bytes, size, seconds: started.elapsed().as_secs_f64(), header })
 }
 
 /// Removes a file that is there only while a backup is made.
@@ -153,8 +154,8 @@ async fn discard(host: &Host, file: &Path) -> Result<()> {
 
 /// The default name: sorted by name, backups are sorted by time.
 fn name(record: &Record, created: Timestamp) -> String {
-    let version = record.version.as_deref().unwrap_or("unknown");
-    format!("openclaw-{}-{version}.tar.gz", created.strftime("%Y%m%dT%H%M%SZ"))
+    let version = record.owner.version().map_or("unknown", GatewayVersion::as_str);
+    format!("openclaw-{}-{version}.tar.gz", file_time(created))
 }
 
 /// The file to be written, which must not be there yet; its directory must.
@@ -173,28 +174,23 @@ fn target(host: &Host, to: Option<&Path>, data: &DataDir, name: &str) -> Result<
 }
 
 /// Refuses when the files might not fit: compressed they take less, how much less nobody knows.
-async fn room(host: &Host, data: &DataDir, directory: &Path, how: How) -> Result<()> {
-    let (state, config) = (replica::size(host, &data.state).await?, replica::size(host, &data.config).await?);
-    let once = state.bytes + config.bytes;
+async fn require_room(host: &Host, data: &DataDir, directory: &Path, how: How) -> Result<()> {
+    let (state, config) = (room::of(host, &data.state).await?, room::of(host, &data.config).await?);
+    // A file of a backup is one file.
+    let once = room::Size { inodes: 1, ..[state, config].into_iter().sum() };
     let device = |path: &Path| -> Result<u64> {
         let found = std::fs::metadata(host.path(path)).with_context(|| format!("looking at {}", path.display()));
         Ok(found?.dev())
     };
     let beside = device(directory)? == device(&data.config)?;
-    let mut needs = vec![(directory, if how == How::Gateway && beside { 2 * once } else { once })];
+    let twice = (how == How::Gateway && beside).then_some(once);
+    let mut needs: Vec<(&Path, room::Size)> = vec![(directory, [once].into_iter().chain(twice).sum())];
     if how == How::Gateway && !beside {
         needs.push((&data.config, once));
     }
     for (place, needed) in needs {
-        let free = replica::free(host, place).await?.bytes;
-        if free < needed + needed / 10 {
-            return Err(anyhow!("{} has {} left, a backup may need {}", place.display(), bytes(free), bytes(needed)))
-                .blame(
-                    Code::NoSpace,
-                    "Remove old backups, enlarge the disk with `gcloud compute disks resize`, or name a file on \
-                     another disk with --to.",
-                );
-        }
+        let free = room::free(host, place).await?;
+        room::require(needed, free, "a backup", &place.display().to_string(), MAKE_ROOM)?;
     }
     Ok(())
 }
@@ -206,19 +202,19 @@ async fn machine(host: &Host) -> Result<String> {
 
 /// Writes the file under a temporary name, reads it back and gives it its name. Returns how large it is, and
 /// what is in it.
-async fn write(host: &Host, data: &DataDir, file: &Path, label: &Label) -> Result<(u64, Size)> {
+async fn write(host: &Host, data: &DataDir, file: &Path, header: &Header) -> Result<(u64, Size)> {
     let target = host.path(file);
     let (state, config) = (host.path(&data.state), host.path(&data.config));
-    let own = (label.how == How::Gateway).then(|| host.path(gateway::own_backup_file(data)));
-    let content = replica::size(host, &data.state).await?.content;
-    let told = label.clone();
-    let (part, size, left_out) = replica::in_background(host, "packed", move |progress| {
+    let own = (header.how == How::Gateway).then(|| host.path(gateway::native_backup_file(data)));
+    let content = room::of(host, &data.state).await?.content;
+    let of = header.clone();
+    let (part, size, left_out) = copy::in_background(host, "packed", move |progress| {
         progress.expect(content);
         let directory = target.parent().context("it has no directory")?;
         // The random part of the name is empty: the next run knows what a cut one left.
         let part = tempfile::Builder::new().prefix(PART).rand_bytes(0).tempfile_in(directory)?;
         let add = |bytes| progress.add(bytes);
-        let packer = Packer::new(Writer::new(part.as_file(), &told)?, &add);
+        let packer = Packer::new(Writer::new(part.as_file(), &of)?, &add);
         let (size, left_out) = pack(packer, &state, &config, own.as_deref())?;
         part.as_file().sync_all().context("syncing it")?;
         Ok((part, size, left_out))
@@ -228,15 +224,15 @@ async fn write(host: &Host, data: &DataDir, file: &Path, label: &Label) -> Resul
         host.warn(warning);
     }
     let (found, again) = verify(host, part.path()).await.context("reading it back")?;
-    ensure!(found == *label && again == size, "what was written is not what can be read back");
+    ensure!(found == *header && again == size, "what was written is not what can be read back");
     let target = host.path(file);
-    tokio::task::spawn_blocking(move || {
+    blocking(move || {
         let length = part.as_file().metadata()?.len();
         part.persist_noclobber(&target).map_err(|error| error.error).context("giving it its name")?;
         sync_dir(target.parent().unwrap_or(&target))?;
         Ok((length, size))
     })
-    .await?
+    .await
 }
 
 /// What is in no backup.
@@ -269,10 +265,11 @@ impl LeftOut {
 /// Packs everything; with `own`, the gateway's archive first, and then what is not in that.
 fn pack(mut packer: Packer<'_, &File>, state: &Path, config: &Path, own: Option<&Path>) -> Result<(Size, LeftOut)> {
     let mut left_out = LeftOut::default();
-    let mut taken = live::Taken::default();
+    let mut included = native::Included::default();
     if let Some(own) = own {
-        let archive = openclaw_config::open_untrusted(own)?.context("the gateway's archive is missing")?;
-        taken = live::copy(archive, &mut packer.writer, packer.told).context("reading the gateway's archive")?;
+        let archive = untrusted::open(own)?.context("the gateway's archive is missing")?;
+        included =
+            native::copy(archive, &mut packer.writer, packer.progress).context("reading the gateway's archive")?;
     }
     let databases = RefCell::new(Vec::new());
     let own_name = own.and_then(|own| Some(Path::new("config").join(own.file_name()?)));
@@ -281,60 +278,60 @@ fn pack(mut packer: Packer<'_, &File>, state: &Path, config: &Path, own: Option<
             return true;
         }
         if is_dir {
-            return !live::is_passing(path);
+            return !native::is_ephemeral(path);
         }
-        if taken.paths.contains(path) || own_name.as_deref() == Some(path) {
+        if included.paths.contains(path) || own_name.as_deref() == Some(path) {
             return false;
         }
-        let rest = live::rest(path);
-        if rest == Rest::Database {
+        let rest = native::remainder(path);
+        if rest == Remainder::Database {
             databases.borrow_mut().push(path.to_owned());
         }
-        rest == Rest::Wanted
+        rest == Remainder::Wanted
     };
     packer.directory(state, Path::new("state"), &wanted)?;
     packer.directory(config, Path::new("config"), &wanted)?;
     left_out.special = std::mem::take(&mut packer.left_out);
     left_out.databases = databases.into_inner();
-    left_out.elsewhere = taken.elsewhere;
+    left_out.elsewhere = included.elsewhere;
     let (_, size) = packer.writer.finish()?;
     Ok((size, left_out))
 }
 
 /// A file that tells how far it was read.
-struct Watched<'a> {
+struct ProgressReader<'a> {
     file: File,
-    told: &'a Told,
+    progress: &'a Progress,
 }
 
-impl Read for Watched<'_> {
+impl Read for ProgressReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.file.read(buffer)?;
-        self.told.add(length as u64).map_err(io::Error::other)?;
+        self.progress.add(length as u64).map_err(io::Error::other)?;
         Ok(length)
     }
 }
 
 /// Opens a backup to read it as a whole.
-fn open<'a>(file: &Path, told: &'a Told) -> Result<Watched<'a>> {
+fn open<'a>(file: &Path, progress: &'a Progress) -> Result<ProgressReader<'a>> {
     let found = File::open(file)?;
     ensure!(found.metadata()?.is_file(), "it is no regular file");
-    told.expect(found.metadata()?.len());
-    Ok(Watched { file: found, told })
+    progress.expect(found.metadata()?.len());
+    Ok(ProgressReader { file: found, progress })
 }
 
 /// Reads the whole backup and returns what it is of; an error when anything in it is not as it was written.
-pub(crate) async fn verify(host: &Host, file: &Path) -> Result<(Label, Size)> {
+pub(crate) async fn verify(host: &Host, file: &Path) -> Result<(Header, Size)> {
     let file = file.to_owned();
-    replica::in_background(host, "verified", move |told| archive::read(open(&file, told)?, |_, _| Ok(()))).await
+    copy::in_background(host, "verified", move |progress| archive::read(open(&file, progress)?, |_, _| Ok(()))).await
 }
 
 /// Unpacks the backup to two new directories beside the present ones and verifies it once more on the way.
-pub(crate) async fn unpack(host: &Host, file: &Path, to: &Unpacked) -> Result<(Label, Size)> {
+pub(crate) async fn unpack(host: &Host, file: &Path, to: &Unpacked) -> Result<(Header, Size)> {
     let (file, state, config) = (host.path(file), host.path(&to.state), host.path(&to.config));
-    replica::in_background(host, "unpacked", move |told| {
+    copy::in_background(host, "unpacked", move |progress| {
         let mut unpacker = Unpacker::new(&state, &config)?;
-        let read = archive::read(open(&file, told)?, |member, content| unpacker.add(member, content))?;
+        let read = archive::read(open(&file, progress)?, |member, content| unpacker.add(member, content))?;
         unpacker.finish()?;
         Ok(read)
     })
@@ -361,6 +358,6 @@ impl Unpacked {
     /// Removes what a restore that failed or was cut left there.
     pub(crate) async fn discard(&self, host: &Host) -> Result<()> {
         let directories = [host.path(&self.state), host.path(&self.config)];
-        tokio::task::spawn_blocking(move || directories.iter().try_for_each(|path| unpack::discard(path))).await?
+        blocking(move || directories.iter().try_for_each(|path| unpack::discard(path))).await
     }
 }

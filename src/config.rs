@@ -1,9 +1,10 @@
 //! Instance attributes to a checked configuration: raw, merged with the defaults, checked, all at once.
 //! After it no stage checks a value again.
 
-mod binaries;
+mod attributes;
+pub mod baked;
 mod check;
-mod given;
+mod extras;
 mod keys;
 mod source;
 
@@ -13,13 +14,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use anyhow::Result;
 
 use crate::secret::Secret;
-use crate::swap::SwapChoice;
 
-pub use binaries::{Arch, Binary, Extras};
+pub use baked::read;
+pub use extras::{Arch, Binary, Extras};
 pub use source::SourceCommit;
 
+use attributes::Attributes;
 use check::Checked;
-use given::Given;
 
 /// The value of `openclaw-version` for the newest released version at the time when it is first asked for.
 pub const LATEST: &str = "latest";
@@ -160,6 +161,17 @@ pub struct GatewayConfig {
     pub env: BTreeMap<String, String>,
 }
 
+/// `openclaw-swap`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SwapChoice {
+    /// On a machine with little memory and no swap of its own.
+    Auto,
+    /// None of ours.
+    Off,
+    /// A file of so many bytes, whatever else there is.
+    Size(u64),
+}
+
 /// `openclaw-metadata-access`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetadataAccess {
@@ -173,20 +185,22 @@ impl Config {
     /// Checks the attributes. Returns the configuration and warnings (unknown `openclaw-*` keys with the
     /// nearest known name, values that weaken the machine).
     ///
-    /// Fails with [`ConfigInvalid`](crate::failure::Code::ConfigInvalid) and names every wrong value at once.
-    pub fn from_attributes(attributes: &BTreeMap<String, String>) -> Result<(Self, Vec<String>)> {
-        let mut given = Given::new(attributes);
+    /// Fails with [`ConfigInvalid`](crate::error::Code::ConfigInvalid) and names every wrong value at once.
+    pub fn from_attributes(given: &BTreeMap<String, String>) -> Result<(Self, Vec<String>)> {
+        let mut attributes = Attributes::new(given);
         let config = Self {
-            disk: given.get("openclaw-data-disk", disk_choice).unwrap_or(DiskChoice::Default),
-            docker: docker(&mut given),
-            image: image(&mut given),
-            gateway: gateway(&mut given),
-            swap: given.get("openclaw-swap", swap).unwrap_or(SwapChoice::Auto),
-            metadata_access: given.get("openclaw-metadata-access", metadata_access).unwrap_or(MetadataAccess::Block),
-            run_id: given.get("openclaw-run-id", check::run_id),
+            disk: attributes.get("openclaw-data-disk", disk_choice).unwrap_or(DiskChoice::Default),
+            docker: docker(&mut attributes),
+            image: image(&mut attributes),
+            gateway: gateway(&mut attributes),
+            swap: attributes.get("openclaw-swap", swap).unwrap_or(SwapChoice::Auto),
+            metadata_access: attributes
+                .get("openclaw-metadata-access", metadata_access)
+                .unwrap_or(MetadataAccess::Block),
+            run_id: attributes.get("openclaw-run-id", check::run_id),
         };
-        given.outcome()?;
-        let warnings = config.warnings().chain(attributes.keys().filter_map(|key| keys::unknown(key))).collect();
+        attributes.outcome()?;
+        let warnings = config.warnings().chain(given.keys().filter_map(|key| keys::unknown(key))).collect();
         Ok((config, warnings))
     }
 
@@ -212,31 +226,33 @@ pub fn parse_version(value: &str) -> Result<String, String> {
     check::version(value)
 }
 
-fn docker(given: &mut Given<'_>) -> DockerConfig {
+fn docker(attributes: &mut Attributes<'_>) -> DockerConfig {
     DockerConfig {
-        source: given.get("openclaw-docker", docker_source).unwrap_or(DockerSource::Auto),
-        apt_url: given
+        source: attributes.get("openclaw-docker", docker_source).unwrap_or(DockerSource::Auto),
+        apt_url: attributes
             .get("openclaw-docker-apt-url", check::base_url)
             .unwrap_or_else(|| DEFAULT_DOCKER_APT_URL.to_owned()),
     }
 }
 
-fn image(given: &mut Given<'_>) -> ImageConfig {
+fn image(attributes: &mut Attributes<'_>) -> ImageConfig {
     let image = ImageConfig {
-        version: given.get("openclaw-version", check::version),
-        reference: given.get("openclaw-image", check::image),
-        source: image_source(given),
-        mirror: given.get("openclaw-registry-mirror", check::registry_path),
-        npm_registry: given.get("openclaw-npm-registry", check::base_url),
+        version: attributes.get("openclaw-version", check::version),
+        reference: attributes.get("openclaw-image", check::image),
+        source: image_source(attributes),
+        mirror: attributes.get("openclaw-registry-mirror", check::registry_path),
+        npm_registry: attributes.get("openclaw-npm-registry", check::base_url),
         extras: Extras {
-            binaries: given.get("openclaw-binaries", |value| binaries::binaries(value, Arch::OURS)).unwrap_or_default(),
-            packages: given.get("openclaw-apt-packages", binaries::packages).unwrap_or_default(),
+            binaries: attributes
+                .get("openclaw-binaries", |value| extras::binaries(value, Arch::OURS))
+                .unwrap_or_default(),
+            packages: attributes.get("openclaw-apt-packages", extras::packages).unwrap_or_default(),
         },
         default_version: DEFAULT_VERSION.to_owned(),
         default_reference: None,
     };
     if image.reference.is_some() && image.source != ImageSource::Release {
-        given.refuse(
+        attributes.reject(
             "openclaw-image",
             "openclaw-image and openclaw-image-source=npm or source contradict each other: remove one of them",
         );
@@ -244,23 +260,23 @@ fn image(given: &mut Given<'_>) -> ImageConfig {
     image
 }
 
-fn image_source(given: &mut Given<'_>) -> ImageSource {
+fn image_source(attributes: &mut Attributes<'_>) -> ImageSource {
     let words = [("release", "release"), ("npm", "npm"), ("source", "source")];
-    let named = given.get("openclaw-image-source", |value| check::one_of(value, &words)).unwrap_or("release");
-    let commit = given.get("openclaw-source-ref", source::reference);
+    let named = attributes.get("openclaw-image-source", |value| check::one_of(value, &words)).unwrap_or("release");
+    let commit = attributes.get("openclaw-source-ref", source::reference);
     // The whole is checked only when it is used: a template without a commit says nothing.
     match (named, commit) {
         ("npm", _) => ImageSource::Npm,
         ("source", Some(commit)) => {
-            let template = given.get("openclaw-source-url", |value| Ok(value.to_owned()));
+            let template = attributes.get("openclaw-source-url", |value| Ok(value.to_owned()));
             match source::located(commit, template.as_deref()) {
                 Ok(commit) => return ImageSource::Source(commit),
-                Err(allowed) => given.refuse("openclaw-source-url", format!("openclaw-source-url {allowed}")),
+                Err(allowed) => attributes.reject("openclaw-source-url", format!("openclaw-source-url {allowed}")),
             }
             ImageSource::Release
         }
         ("source", None) => {
-            given.refuse(
+            attributes.reject(
                 "openclaw-image-source",
                 "openclaw-image-source=source needs openclaw-source-ref, the commit id of 40 hex digits: this version of \
                  openclaw-init knows no version's commit",
@@ -271,12 +287,12 @@ fn image_source(given: &mut Given<'_>) -> ImageSource {
     }
 }
 
-fn gateway(given: &mut Given<'_>) -> GatewayConfig {
+fn gateway(attributes: &mut Attributes<'_>) -> GatewayConfig {
     GatewayConfig {
-        port: given.get("openclaw-port", check::port).unwrap_or(DEFAULT_PORT),
-        bind: given.get("openclaw-bind", bind).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        token: given.get_secret("openclaw-gateway-token", check::token),
-        env: given.env(),
+        port: attributes.get("openclaw-port", check::port).unwrap_or(DEFAULT_PORT),
+        bind: attributes.get("openclaw-bind", bind).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        token: attributes.get_secret("openclaw-gateway-token", check::token),
+        env: attributes.env(),
     }
 }
 
@@ -310,7 +326,7 @@ fn bind(value: &str) -> Checked<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::{Code, code_of, one_line};
+    use crate::error::{Code, code_of, one_line};
 
     fn read(pairs: &[(&str, &str)]) -> Result<(Config, Vec<String>), (Code, String)> {
         let attributes = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();

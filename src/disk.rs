@@ -1,4 +1,4 @@
-//! The data disk: find, observe, decide, format if provably blank, mount, verify.
+//! The data disk: find, observe, decide, format if provably blank, mount, verify. Returns a [`Volume`].
 //!
 //! State is never lost: only a disk that is proven to be blank is formatted, the device is the one of the
 //! attribute's device name and no other, and where two answers are possible the run stops and asks. The
@@ -7,99 +7,69 @@
 
 mod filesystem;
 mod find;
+mod format_intent;
 mod growth;
-mod history;
-mod intent;
-mod layout;
-mod mount;
-mod moving;
+mod last_disk;
+mod marker;
+pub(crate) mod mount;
 mod probe;
-mod release;
-mod write_test;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
 use crate::config::DiskChoice;
-use crate::failure::{Blame as _, Code};
+use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Access, Host};
 use crate::metadata::Instance;
-use crate::switch;
+use crate::paths::{BOOT_DISK_DATA, BOOT_DISK_DIR, LAST_DISK, MOUNT_DIR};
 use filesystem::Plan;
 use find::{Device, Place};
-use history::Last;
+pub(crate) use last_disk::LastDisk;
+pub(crate) use marker::MARKER;
 use mount::Mounts;
-pub use moving::move_in;
 use probe::Superblock;
-pub use release::{current, hide, present, release};
 
-/// Where data disks are mounted, by device name.
-const MOUNT_DIR: &str = "/mnt/disks";
-
-/// This program's own directory on the boot disk.
-pub(crate) const BOOT_DISK_DIR: &str = "/var/lib/openclaw-init";
-
-/// Where the data lives when it lives on the boot disk.
-const BOOT_DISK_DATA: &str = "/var/lib/openclaw-init/data";
-
-/// What the boot disk knows of data disks: one machine's own, so nothing for an image.
-pub const REMEMBERED: [&str; 4] = [history::FILE, intent::FILE, filesystem::UNDO, moving::FILE];
-
-/// Where people look for the state: the path that it has in the container.
-const PEOPLES_PATH: &str = "/home/node/.openclaw";
-
-/// The prepared directories of the data disk (or of the boot disk), as paths on the host.
+/// A file system that is mounted, checked and ours to use, or to become ours with [`Volume::claim`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DataDir {
-    /// The gateway's state, 0700, 1000:1000: the container's bind source for `/home/node/.openclaw`.
-    pub state: PathBuf,
-    /// Bind source for `/home/node/.config/openclaw`, 0700, 1000:1000.
-    pub config: PathBuf,
-    /// Our own durable records, root 0700.
-    pub records: PathBuf,
-    /// Backups, root 0700.
-    pub backups: PathBuf,
-    /// True when all of it lies on the boot disk.
-    pub on_boot_disk: bool,
+pub struct Volume {
+    /// Its uppermost directory, as a path on the host.
+    pub root: PathBuf,
+    /// Which disk it is; `None` for the boot disk's own directory.
+    pub(crate) disk: Option<LastDisk>,
 }
 
-impl DataDir {
-    /// The directory in which all of it lies; only root can write there.
-    pub(crate) fn root(&self) -> Result<&Path> {
-        self.state.parent().context("the state directory has no parent")
+impl Volume {
+    /// The directory on the boot disk that stands in for a data disk.
+    pub(crate) fn boot_disk() -> Self {
+        Self { root: BOOT_DISK_DATA.into(), disk: None }
     }
 
-    /// Whether a gateway has lived in the state directory (anything but a lone `.env` is in it).
-    pub async fn holds_state(&self, host: &Host) -> Result<bool> {
-        layout::holds_state(host, &self.state).await
+    /// Marks the disk as ours and remembers it as the one in use: from now on a machine without it does not start
+    /// afresh elsewhere.
+    pub(crate) async fn claim(&self, host: &Host) -> Result<()> {
+        let Some(disk) = &self.disk else { return Ok(()) };
+        marker::write(host, &self.root, disk).await?;
+        disk.write(host).await
     }
 }
 
-/// Makes the data directory available: on the chosen disk, formatted if it is provably blank, checked and
-/// mounted at `/mnt/disks/<device name>`, and shown at `/home/node/.openclaw`.
+/// Makes the volume available: on the chosen disk, formatted if it is provably blank, checked and mounted at
+/// `/mnt/disks/<device name>`; else the boot disk's directory.
 ///
 /// Takes constant time but for an e2fsck after an accident. On a machine where all is well it changes
 /// nothing and runs no program. Every refusal leaves the disk untouched and carries a code of
-/// [`Code`]: disk-missing, disk-foreign, disk-damaged, disk-readonly, two-states or config-invalid.
-///
-/// A state on the boot disk that must go to the data disk is left to [`move_in`], which needs the engine.
-pub async fn ensure(host: &Host, choice: &DiskChoice, instance: &Instance) -> Result<DataDir> {
-    let last = Last::read(host, instance.id).await?;
+/// [`Code`]: disk-missing, disk-foreign, disk-damaged, disk-readonly or config-invalid.
+pub async fn ensure(host: &Host, choice: &DiskChoice, instance: &Instance) -> Result<Volume> {
+    let last = LastDisk::read(host, instance.id).await?;
     match find::select(choice, instance, last.as_ref())? {
         Place::BootDisk { warning } => {
             if let Some(warning) = warning {
                 host.warn(warning);
             }
             warn_of_another(host, last.as_ref(), None);
-            let data = layout::data_dir(Path::new(BOOT_DISK_DATA), true);
             host.ensure_dir(BOOT_DISK_DIR, Access::root(0o700)).await?;
-            moving::take_back(host).await?;
-            host.ensure_dir(BOOT_DISK_DATA, Access::root(0o700)).await?;
-            switch::complete(host, &data).await?;
-            layout::ensure(host, &data).await?;
-            show(host, &data).await?;
-            Ok(data)
+            Ok(Volume::boot_disk())
         }
         Place::Disk(name) => {
             warn_of_another(host, last.as_ref(), Some(&name));
@@ -110,57 +80,40 @@ pub async fn ensure(host: &Host, choice: &DiskChoice, instance: &Instance) -> Re
     }
 }
 
-/// Shows the state, which is ready for the gateway, at `/home/node/.openclaw` too, where people look for it.
-pub async fn show(host: &Host, data: &DataDir) -> Result<()> {
-    for directory in [&data.state, &data.config] {
-        write_test::run(host, directory).await?;
-    }
-    mount::bind(host, &data.state, Path::new(PEOPLES_PATH)).await
-}
-
-fn warn_of_another(host: &Host, last: Option<&Last>, name: Option<&str>) {
+fn warn_of_another(host: &Host, last: Option<&LastDisk>, name: Option<&str>) {
     if let Some(last) = last.filter(|last| Some(last.device_name.as_str()) != name) {
         host.warn(format!("the state on the data disk {} is not used any more", last.device_name));
     }
 }
 
-async fn on_disk(host: &Host, device: &Device, instance: &Instance, last: Option<&Last>) -> Result<DataDir> {
+async fn on_disk(host: &Host, device: &Device, instance: &Instance, last: Option<&LastDisk>) -> Result<Volume> {
     let root = Path::new(MOUNT_DIR).join(&device.name);
-    let data = layout::data_dir(&root, false);
     let mounts = Mounts::read(host).await?;
     let point = mount::resolved(host, &root).await?;
     device.check(&mounts, point.as_deref())?;
-    let present = point.and_then(|point| mounts.at(&point).cloned());
-    if !is_mounted(device, present.as_ref())? {
+    let mounted = point.and_then(|point| mounts.at(&point).cloned());
+    if !is_mounted(device, mounted.as_ref())? {
         mount_new(host, device, &root, instance, last).await?;
     }
-    switch::complete(host, &data).await?;
     let (node, superblock) = in_use(host, device, &root).await?;
-    let moves_in = moving::is_due(host, &data, &device.name, &superblock.uuid).await?;
-    layout::ensure(host, &data).await?;
-    layout::mark(host, &root, &device.name, instance).await?;
     growth::ensure(host, device, &node, &superblock).await;
     warn_of_copies(host, device, &superblock, instance).await?;
     let (device_name, uuid) = (device.name.clone(), superblock.uuid);
-    Last { device_name, uuid, instance_id: instance.id }.write(host).await?;
-    if !moves_in {
-        show(host, &data).await?;
-    }
-    Ok(data)
+    Ok(Volume { root, disk: Some(LastDisk { device_name, uuid, instance_id: instance.id }) })
 }
 
 /// Whether the disk is mounted where it belongs; an error when that is not as it must be.
-fn is_mounted(device: &Device, present: Option<&mount::Mount>) -> Result<bool> {
-    let Some(present) = present else { return Ok(false) };
-    let shown = present.point.display();
-    if !device.numbers().contains(&present.device) || present.kind != "ext4" {
-        return Err(anyhow!("device {} ({}) is mounted on {shown}", present.device, present.kind)).blame(
+fn is_mounted(device: &Device, mounted: Option<&mount::Mount>) -> Result<bool> {
+    let Some(mounted) = mounted else { return Ok(false) };
+    let point = mounted.point.display();
+    if !device.numbers().contains(&mounted.device) || mounted.kind != "ext4" {
+        return Err(anyhow!("device {} ({}) is mounted on {point}", mounted.device, mounted.kind)).classify(
             Code::DiskForeign,
-            format!("Run `umount {shown}`, take it out of /etc/fstab and run `openclaw-init boot`."),
+            format!("Run `umount {point}`, take it out of /etc/fstab and run `{RUN_AGAIN}`."),
         );
     }
-    if present.read_only {
-        return Err(anyhow!("{shown} has become read-only: the kernel found its file system damaged")).blame(
+    if mounted.read_only {
+        return Err(anyhow!("{point} has become read-only: the kernel found its file system damaged")).classify(
             Code::DiskDamaged,
             "Look at `dmesg`, take a snapshot of the disk, then reboot the VM to have it checked.",
         );
@@ -168,7 +121,13 @@ fn is_mounted(device: &Device, present: Option<&mount::Mount>) -> Result<bool> {
     Ok(true)
 }
 
-async fn mount_new(host: &Host, device: &Device, root: &Path, instance: &Instance, last: Option<&Last>) -> Result<()> {
+async fn mount_new(
+    host: &Host,
+    device: &Device,
+    root: &Path,
+    instance: &Instance,
+    last: Option<&LastDisk>,
+) -> Result<()> {
     let target = filesystem::plan(host, device).await?;
     let node = &target.node;
     match target.plan {
@@ -183,7 +142,7 @@ async fn mount_new(host: &Host, device: &Device, root: &Path, instance: &Instanc
         }
     }
     mount::ext4(host, node, root).await?;
-    intent::forget(host).await
+    format_intent::forget(host).await
 }
 
 /// Takes a clean file system of somebody else into use. The marker goes through an unmount, which writes
@@ -192,17 +151,17 @@ async fn adopt(host: &Host, device: &Device, node: &Path, root: &Path, instance:
     let name = &device.name;
     host.warn(format!("the disk {name} came with an ext4 file system: used as it is, only our directories are added"));
     mount::ext4(host, node, root).await?;
-    host.ensure_dir(layout::data_dir(root, false).records, Access::root(0o700)).await?;
-    layout::mark(host, root, name, instance).await?;
+    let uuid = String::new();
+    marker::write(host, root, &LastDisk { device_name: name.clone(), uuid, instance_id: instance.id }).await?;
     mount::unmount(host, root).await
 }
 
 /// A blank disk that held our file system yesterday is not a new disk.
-fn was_never_ours(device: &Device, last: Option<&Last>) -> Result<()> {
+fn was_never_ours(device: &Device, last: Option<&LastDisk>) -> Result<()> {
     let Some(last) = last.filter(|last| last.device_name == device.name) else { return Ok(()) };
-    Err(anyhow!("the disk is blank, but this machine used a file system ({}) on it before", last.uuid)).blame(
+    Err(anyhow!("the disk is blank, but this machine used a file system ({}) on it before", last.uuid)).classify(
         Code::DiskForeign,
-        format!("If the disk was replaced on purpose, run `{}` and `openclaw-init boot`.", Last::FORGET),
+        format!("If the disk was replaced on purpose, run `sudo rm {LAST_DISK}` and `{RUN_AGAIN}`."),
     )
 }
 
@@ -234,9 +193,4 @@ async fn warn_of_copies(host: &Host, device: &Device, ours: &Superblock, instanc
         }
     }
     Ok(())
-}
-
-/// Runs `work`, which waits for the disk, where it does not hold up the other stages.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.context("waiting for a thread")?
 }

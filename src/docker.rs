@@ -16,13 +16,12 @@ use anyhow::{Context, Result, anyhow, bail};
 use backon::{ConstantBuilder, Retryable as _};
 
 pub use self::engine::{Engine, SOCKET};
-pub use self::repository::RepositoryTrust;
-use self::repository::{Repository, Verdict};
+use self::repository::{Diagnosis, Repository, RepositoryTrust};
+use crate::apt::os_release::{self, Distribution};
+use crate::apt::{APT_LIMIT, Apt, installed};
 use crate::config::{DockerConfig, DockerSource};
-use crate::failure::{Blame, Code, code_of, one_line};
+use crate::error::{Classify, Code, code_of, one_line};
 use crate::host::Host;
-use crate::os_release::{self, Distribution};
-use crate::packages::{APT_LIMIT, Apt, installed};
 use crate::systemd;
 
 /// The engine's unit; it pulls in its socket and containerd.
@@ -46,8 +45,8 @@ const AGAINST_DOCKER_CE: [&str; 4] = ["docker.io", "podman-docker", "containerd"
 /// What cannot be installed beside the distribution's packages.
 const AGAINST_DISTRO: [&str; 4] = ["docker-ce", "docker-ce-cli", "containerd.io", "podman-docker"];
 
-/// Makes sure that a usable engine runs. Docker's repository must be signed by the key of `trust`.
-pub async fn ensure(host: &Host, config: &DockerConfig, trust: &RepositoryTrust) -> Result<Engine> {
+/// Makes sure that a usable engine runs.
+pub async fn ensure(host: &Host, config: &DockerConfig) -> Result<Engine> {
     if let Some(engine) = answering(host).await? {
         return Ok(engine);
     }
@@ -59,7 +58,8 @@ pub async fn ensure(host: &Host, config: &DockerConfig, trust: &RepositoryTrust)
         Plan::Start => {}
         Plan::Install(DockerSource::Distro) => install_distro(&apt, distribution).await?,
         Plan::Install(source) => {
-            let repository = Repository { host, apt: &apt, distribution, url: &config.apt_url, trust };
+            let trust = RepositoryTrust::of(host).await?;
+            let repository = Repository { host, apt: &apt, distribution, url: &config.apt_url, trust: &trust };
             install_docker_ce(host, &repository, source).await?;
         }
     }
@@ -67,7 +67,7 @@ pub async fn ensure(host: &Host, config: &DockerConfig, trust: &RepositoryTrust)
 }
 
 /// The engine of a machine that has one, started if need be; nothing is installed.
-pub async fn present(host: &Host) -> Result<Option<Engine>> {
+pub async fn find(host: &Host) -> Result<Option<Engine>> {
     if let Some(engine) = answering(host).await? {
         return Ok(Some(engine));
     }
@@ -123,17 +123,17 @@ fn decide(source: DockerSource, installed: &BTreeSet<String>) -> Result<Plan> {
         _ => {
             let names = if source == DockerSource::Distro { against_distro } else { against_ce }.join(" ");
             let remedy = format!(
-                "If nothing else needs them, remove them (sudo apt-get remove {names}), then run: sudo systemctl start openclaw-init"
+                "If nothing else needs them, remove them (sudo apt-get remove {names}), then run `sudo openclaw-init boot`"
             );
             Err(anyhow!("the engine cannot be installed beside these packages: {names}"))
-                .blame(Code::DockerUnusable, remedy)
+                .classify(Code::DockerUnusable, remedy)
         }
     }
 }
 
 async fn install_docker_ce(host: &Host, repository: &Repository<'_>, source: DockerSource) -> Result<()> {
     let unusable = match repository.ensure().await? {
-        Verdict::Usable => {
+        Diagnosis::Usable => {
             let mut names = DOCKER_CE.to_vec();
             names.extend(COMPANIONS);
             if repository.apt.offers("docker-buildx-plugin").await? {
@@ -141,7 +141,7 @@ async fn install_docker_ce(host: &Host, repository: &Repository<'_>, source: Doc
             }
             return repository.apt.ensure_installed(&names).await.map(drop);
         }
-        Verdict::Unreachable(error) => error,
+        Diagnosis::Unreachable(error) => error,
     };
     if source == DockerSource::DockerCe {
         let remedy = format!(
@@ -149,7 +149,7 @@ async fn install_docker_ce(host: &Host, repository: &Repository<'_>, source: Doc
              gcloud compute instances add-metadata VM --metadata=openclaw-docker=distro",
             repository.url
         );
-        return Err(unusable).blame(Code::AptFailed, remedy);
+        return Err(unusable).classify(Code::AptFailed, remedy);
     }
     host.warn(format!(
         "Docker's repository cannot be reached, the distribution's packages are used instead: {}",
@@ -181,9 +181,9 @@ async fn start(host: &Host) -> Result<Engine> {
         Err(error) => error,
     };
     let said = systemd::last_messages(host, UNIT, 5).await;
-    Err(if said.is_empty() { error } else { error.context(format!("the engine says: {said}")) }).blame(
+    Err(if said.is_empty() { error } else { error.context(format!("the engine says: {said}")) }).classify(
         Code::DockerUnusable,
-        "See: sudo journalctl --boot --unit docker; when it is mended, run: sudo systemctl start openclaw-init",
+        "See: sudo journalctl --boot --unit docker; when it is mended, run `sudo openclaw-init boot`",
     )
 }
 

@@ -1,10 +1,12 @@
 //! The one container: wanted spec, observed spec, decide, replace or start, wait until ready.
 
 mod logs;
+mod native_backup;
 mod one_off;
-mod own_backup;
+pub(crate) mod openclaw_json;
 mod probe;
 mod readiness;
+pub(crate) mod secrets;
 mod spec;
 mod start;
 
@@ -18,16 +20,14 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::config::GatewayConfig;
-use crate::disk::DataDir;
 use crate::docker::Engine;
-use crate::failure::{Blame, Code, one_line};
+use crate::error::{Classify, Code, one_line};
 use crate::host::Host;
 use crate::image::Image;
-use crate::openclaw_config;
-use crate::secrets::{self, Secrets};
+use crate::state::DataDir;
+pub use secrets::Secrets;
 
-pub use own_backup::{back_up, own_backup_file};
-pub use readiness::wait_ready;
+pub use native_backup::{native_backup, native_backup_file};
 use spec::{Machine, STOP_SECONDS, Spec};
 use start::start;
 
@@ -38,58 +38,103 @@ pub const NAME: &str = "openclaw-gateway";
 const SPEC_LABEL: &str = "openclaw-init.spec";
 
 /// How long a repair may take: migrations of large databases on a small disk.
-const DOCTOR_DEADLINE: Duration = Duration::from_secs(600);
+const DOCTOR_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How much longer than the grace the engine's answer to a stop may take.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
 
-/// Makes the container run with the wanted spec, and `openclaw.json` hold what the gateway needs to start.
-///
-/// A container that runs with that spec and with the present `.env` is left alone; with a warning when its
-/// `openclaw.json` is broken, with which it could not start. Without such a container a broken one is
-/// [`Code::GatewayRefused`].
-pub async fn ensure(
-    host: &Host,
-    engine: &Engine,
-    image: &Image,
-    data: &DataDir,
-    secrets: &Secrets,
-    config: &GatewayConfig,
-) -> Result<()> {
-    one_off::remove_left(host, engine).await?;
-    openclaw_config::settle_access(host, data).await?;
-    let document = openclaw_config::read(host, data).await;
-    let edits =
-        document.as_ref().map_or_else(|_| Vec::new(), |document| openclaw_config::missing(document.as_ref(), config));
-    let machine = Machine::observe(host, engine, image).await?;
-    let spec = Spec::gateway(image, data, config, machine)?;
-    let secrets_changed = secrets::changed_at(host, data).await?;
-    let observed = observe(engine).await?;
+/// The gateway on its machine: what it runs on, and what it should be.
+#[derive(Debug, Clone, Copy)]
+pub struct Gateway<'a> {
+    /// The machine.
+    pub host: &'a Host,
+    /// Its engine.
+    pub engine: &'a Engine,
+    /// The state.
+    pub data: &'a DataDir,
+    /// The container's settings.
+    pub config: &'a GatewayConfig,
+}
 
-    let action = decide(observed.as_ref(), &spec.fingerprint, secrets_changed, !edits.is_empty());
-    tracing::debug!("container {NAME}: {action:?}, observed {observed:?}");
-    if let Err(broken) = document {
-        if action != Action::Untouched {
-            return Err(broken);
+impl Gateway<'_> {
+    /// Makes the container run with the desired spec, and `openclaw.json` hold what the gateway needs to start.
+    ///
+    /// A container that runs with that spec and with the current `.env` is left alone; with a warning when its
+    /// `openclaw.json` is broken, with which it could not start. Without such a container a broken one is
+    /// [`Code::GatewayRefused`].
+    pub async fn ensure(&self, image: &Image, secrets: &Secrets) -> Result<()> {
+        let Self { host, engine, data, config } = *self;
+        one_off::remove_left(host, engine).await?;
+        openclaw_json::ensure_access(host, data).await?;
+        let document = openclaw_json::read(host, data).await;
+        let edits =
+            document.as_ref().map_or_else(|_| Vec::new(), |found| openclaw_json::missing(found.as_ref(), config));
+        let machine = Machine::observe(host, engine, image).await?;
+        let spec = Spec::gateway(image, data, config, machine)?;
+        let secrets_changed = secrets::changed_at(host, data).await?;
+        let observed = observe(engine).await?;
+
+        let action = decide(observed.as_ref(), &spec.fingerprint, secrets_changed, !edits.is_empty());
+        tracing::debug!("container {NAME}: {action:?}, observed {observed:?}");
+        if let Err(broken) = document {
+            if action != Action::Untouched {
+                return Err(broken);
+            }
+            host.warn(format!("the gateway runs, but could not start again: {}", one_line(&broken)));
         }
-        host.warn(format!("the gateway runs, but could not start again: {}", one_line(&broken)));
+        if matches!(action, Action::Restart | Action::Replace) {
+            stop_for_maintenance(host, engine).await?;
+        }
+        if !edits.is_empty() {
+            let container = |command: &[&str]| Spec::one_off(image, data, config, machine, command);
+            one_off::set(host, engine, &edits, secrets, container).await?;
+            self.verify(&edits).await?;
+        }
+        self.apply(action, spec).await
     }
-    if matches!(action, Action::Restart | Action::Replace) {
-        halt(host, engine).await?;
+
+    async fn apply(&self, action: Action, spec: Spec) -> Result<()> {
+        let Self { host, engine, config, .. } = *self;
+        if action == Action::Replace {
+            remove_stopped(host, engine).await?;
+        }
+        match action {
+            Action::Untouched => Ok(()),
+            Action::Start | Action::Restart => start(host, engine, config).await,
+            Action::Replace | Action::Create => create(host, engine, spec, config).await,
+        }
     }
-    if !edits.is_empty() {
-        one_off::set(host, engine, &edits, secrets, |command| Spec::one_off(image, data, config, machine, command))
-            .await?;
-        verify(host, data, config, &edits).await?;
+
+    /// An edit that left things missing is not fatal here: the gateway itself knows best whether it can start.
+    async fn verify(&self, edits: &[Value]) -> Result<()> {
+        let Self { host, data, config, .. } = *self;
+        openclaw_json::ensure_access(host, data).await?;
+        let left = openclaw_json::missing(openclaw_json::read(host, data).await?.as_ref(), config);
+        let paths =
+            |edits: &[Value]| edits.iter().filter_map(|edit| edit["path"].as_str()).collect::<Vec<_>>().join(", ");
+        if left.is_empty() {
+            host.changed(format!("set {} in openclaw.json", paths(edits)));
+        } else {
+            host.warn(format!(
+                "the image's `config set` reported success, but openclaw.json still lacks {}",
+                paths(&left)
+            ));
+        }
+        Ok(())
     }
-    if action == Action::Replace {
-        engine.client.remove_container(NAME, None).await.with_context(|| format!("removing container {NAME}"))?;
-        host.changed(format!("removed container {NAME}"));
-    }
-    match action {
-        Action::Untouched => Ok(()),
-        Action::Start | Action::Restart => start(host, engine, config).await,
-        Action::Replace | Action::Create => create(host, engine, spec, config).await,
+
+    /// Lets the image's own `doctor` repair the state. The gateway must not run. What the doctor thinks of its work
+    /// is in its output, not in its exit code (openclaw issue 138892): the gateway's next start is the judge.
+    pub async fn doctor(&self, image: &Image, secrets: &Secrets) -> Result<()> {
+        let Self { host, engine, data, config } = *self;
+        host.progress("repairing the state with the gateway's own doctor");
+        let machine = Machine::observe(host, engine, image).await?;
+        let container = Spec::doctor(image, data, config, machine);
+        if let Err(error) = one_off::run(engine, secrets, container, DOCTOR_TIMEOUT).await {
+            tracing::info!("openclaw doctor --fix: {error:#}");
+        }
+        host.changed("ran openclaw doctor --fix");
+        Ok(())
     }
 }
 
@@ -137,11 +182,9 @@ async fn observe(engine: &Engine) -> Result<Option<Observed>> {
     let Some(found) = inspect(engine).await? else { return Ok(None) };
     let label = found.config.and_then(|config| config.labels?.remove(SPEC_LABEL));
     let state = found.state.unwrap_or_default();
-    let fingerprint = label.ok_or_else(|| anyhow!("container {NAME} was not made by openclaw-init")).blame(
+    let fingerprint = label.ok_or_else(|| anyhow!("container {NAME} was not made by openclaw-init")).classify(
         Code::DockerUnusable,
-        format!(
-            "Rename or remove it: `sudo docker rename {NAME} {NAME}-old`, then run `sudo systemctl restart openclaw-init`."
-        ),
+        format!("Rename or remove it: `sudo docker rename {NAME} {NAME}-old`, then run `sudo openclaw-init boot`."),
     )?;
     Ok(Some(Observed {
         fingerprint,
@@ -160,19 +203,6 @@ async fn inspect(engine: &Engine) -> Result<Option<ContainerInspectResponse>> {
 
 fn is_missing(error: &DockerError) -> bool {
     matches!(error, DockerError::DockerResponseServerError { status_code: 404, .. })
-}
-
-/// An edit that left things missing is not fatal here: the gateway itself knows best whether it can start.
-async fn verify(host: &Host, data: &DataDir, config: &GatewayConfig, edits: &[Value]) -> Result<()> {
-    openclaw_config::settle_access(host, data).await?;
-    let left = openclaw_config::missing(openclaw_config::read(host, data).await?.as_ref(), config);
-    let paths = |edits: &[Value]| edits.iter().filter_map(|edit| edit["path"].as_str()).collect::<Vec<_>>().join(", ");
-    if left.is_empty() {
-        host.changed(format!("set {} in openclaw.json", paths(edits)));
-    } else {
-        host.warn(format!("the image's `config set` reported success, but openclaw.json still lacks {}", paths(&left)));
-    }
-    Ok(())
 }
 
 async fn create(host: &Host, engine: &Engine, spec: Spec, config: &GatewayConfig) -> Result<()> {
@@ -194,27 +224,6 @@ async fn create(host: &Host, engine: &Engine, spec: Spec, config: &GatewayConfig
     started
 }
 
-/// Lets the image's own `doctor` repair the state. The gateway must not run. What the doctor thinks of its work
-/// is in its output, not in its exit code (openclaw issue 138892): the gateway's next start is the judge.
-pub async fn doctor(
-    host: &Host,
-    engine: &Engine,
-    image: &Image,
-    data: &DataDir,
-    secrets: &Secrets,
-    config: &GatewayConfig,
-) -> Result<()> {
-    host.progress("repairing the state with the gateway's own doctor");
-    let machine = Machine::observe(host, engine, image).await?;
-    let container = Spec::doctor(image, data, config, machine);
-    match one_off::run(engine, secrets, container, DOCTOR_DEADLINE).await {
-        Ok(()) => {}
-        Err(error) => tracing::info!("openclaw doctor --fix: {error:#}"),
-    }
-    host.changed("ran openclaw doctor --fix");
-    Ok(())
-}
-
 /// Whether the gateway said that its state needs the doctor.
 pub async fn asks_for_doctor(engine: &Engine) -> bool {
     logs::hold(engine, NAME, "doctor --fix").await
@@ -227,29 +236,29 @@ pub async fn exists(engine: &Engine) -> Result<bool> {
 
 /// Whether the container runs, as far as others have to know before they use its files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Life {
+pub enum RunState {
     /// There is none, or it does not run and the engine will not start it by itself.
     Stopped,
     /// It runs.
     Running,
     /// Neither: it is paused, or starts again and again.
-    Restless,
+    Unstable,
 }
 
 /// How the container is.
-pub async fn life(engine: &Engine) -> Result<Life> {
+pub async fn run_state(engine: &Engine) -> Result<RunState> {
     Ok(match observe(engine).await? {
-        Some(Observed { status: Status::RUNNING, .. }) => Life::Running,
-        Some(observed) if observed.is_alive() => Life::Restless,
-        _ => Life::Stopped,
+        Some(Observed { status: Status::RUNNING, .. }) => RunState::Running,
+        Some(observed) if observed.is_alive() => RunState::Unstable,
+        _ => RunState::Stopped,
     })
 }
 
 /// Leaves no process of the gateway in the state directory: stops the container, if there is one that is alive,
 /// with the grace that its work needs.
-pub async fn halt(host: &Host, engine: &Engine) -> Result<()> {
+pub async fn stop_for_maintenance(host: &Host, engine: &Engine) -> Result<()> {
     one_off::remove_left(host, engine).await?;
-    if life(engine).await? != Life::Stopped {
+    if run_state(engine).await? != RunState::Stopped {
         host.progress("stopping the running gateway");
         stop_container(engine, STOP_SECONDS).await?;
         host.changed(format!("stopped container {NAME}"));
@@ -263,7 +272,11 @@ pub async fn remove(host: &Host, engine: &Engine) -> Result<()> {
     if observe(engine).await?.is_none() {
         return Ok(());
     }
-    halt(host, engine).await?;
+    stop_for_maintenance(host, engine).await?;
+    remove_stopped(host, engine).await
+}
+
+async fn remove_stopped(host: &Host, engine: &Engine) -> Result<()> {
     engine.client.remove_container(NAME, None).await.with_context(|| format!("removing container {NAME}"))?;
     host.changed(format!("removed container {NAME}"));
     Ok(())
@@ -271,7 +284,7 @@ pub async fn remove(host: &Host, engine: &Engine) -> Result<()> {
 
 /// Stops the container with a grace of `seconds` and returns its exit code, `None` when there is no
 /// container. After it `unless-stopped` does not start it by itself.
-pub async fn stop(engine: &Engine, seconds: u32) -> Result<Option<i64>> {
+pub async fn stop_with_grace(engine: &Engine, seconds: u32) -> Result<Option<i64>> {
     stop_container(engine, i32::try_from(seconds).unwrap_or(i32::MAX)).await?;
     Ok(inspect(engine).await?.and_then(|container| container.state?.exit_code))
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use reqwest::{Client, RequestBuilder, Response, redirect};
 use rustls::{ClientConfig, RootCertStore};
 
-use crate::cut;
+use crate::failpoint;
 
 /// The metadata server is one hop away: a connection that takes longer is a link that is not up yet.
 const METADATA_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -48,10 +48,10 @@ pub async fn internet_client() -> Result<Client> {
 pub async fn send(request: RequestBuilder) -> reqwest::Result<Response> {
     let (client, request) = request.build_split();
     let request = request?;
-    let step = cut::step(&format!("http-{}", request.method().as_str().to_ascii_lowercase()));
-    step.at("before");
+    let step = failpoint::counted(&format!("http-{}", request.method().as_str().to_ascii_lowercase()));
+    step.hit_at("before");
     let answer = client.execute(request).await;
-    step.at("after");
+    step.hit_at("after");
     answer
 }
 

@@ -4,10 +4,11 @@ mod build;
 mod choice;
 mod context;
 mod download;
-mod kept;
 mod latest;
 mod layer;
 mod npm;
+mod ownership;
+mod pin;
 mod programs;
 mod prune;
 mod pull;
@@ -22,10 +23,10 @@ use bollard::models::ImageInspect;
 
 use crate::config::{Extras, ImageConfig, LATEST, SourceCommit};
 use crate::docker::Engine;
-use crate::failure::{Blame, Code};
+use crate::error::{Classify, Code};
 use crate::host::Host;
 use crate::metadata::Client;
-use crate::record::Record;
+use crate::state::Record;
 
 use choice::Source;
 pub(crate) use choice::is_standard;
@@ -97,7 +98,7 @@ pub async fn ensure(
         let base = Base::new(&wanted_version, &source, config, record);
         let (reference, inspect, digest) = if config.extras.is_empty() {
             let (reference, inspect) = base.ensure(host, engine, registries).await?;
-            let digest = kept::digest(registries, &reference, &inspect);
+            let digest = pin::digest(registries, &reference, &inspect);
             (reference, inspect, digest)
         } else {
             let recipe = layer::recipe(&wanted_version, &base.identity(), &config.extras);
@@ -117,7 +118,7 @@ pub async fn ensure(
     tokio::time::timeout(DEADLINE, work)
         .await
         .map_err(|_| anyhow!("the image was not there after {} minutes", DEADLINE.as_secs() / 60))
-        .blame(late, "Check the VM's way to the registry, then run `sudo systemctl restart openclaw-init`.")?
+        .classify(late, "Check the VM's way to the registry, then run `sudo openclaw-init boot`.")?
 }
 
 /// Builds the layer with the operator's extras over the base, which is fetched or built if it is not here; with
@@ -135,7 +136,7 @@ async fn extend(
     let built = build::build(host, engine, registries, recipe, &version, async |directory| {
         layer::pack(host, extras, (&reference, &inspect), directory).await
     });
-    Ok((built.await?, kept::digest(registries, &reference, &inspect)))
+    Ok((built.await?, pin::digest(registries, &reference, &inspect)))
 }
 
 /// The image without the operator's extras.
@@ -175,7 +176,7 @@ impl<'a> Base<'a> {
         };
         Ok(match first_present(engine, references).await? {
             Some((reference, inspect)) => {
-                let digest = kept::digest(registries, &reference, &inspect);
+                let digest = pin::digest(registries, &reference, &inspect);
                 (reference, digest)
             }
             None => (references.first().cloned().unwrap_or_default(), None),
@@ -185,7 +186,7 @@ impl<'a> Base<'a> {
     async fn ensure(&self, host: &Host, engine: &Engine, registries: Registries<'_>) -> Result<(String, ImageInspect)> {
         let recipe = match self {
             Self::Pulled { references, recorded } => {
-                return kept::first_of(host, engine, registries, references, *recorded).await;
+                return pin::first_of(host, engine, registries, references, *recorded).await;
             }
             Self::Npm(recipe) | Self::Commit(recipe, _) => recipe,
         };

@@ -3,38 +3,40 @@
 //! [`bootstrap`] is the table of contents: the stages in their order. Each stage observes the machine,
 //! decides, applies and verifies; none of them trusts a marker of an earlier run.
 
-pub mod apt_key;
+//!
+//! A module imports only from the left; `tests/imports.rs` keeps it so:
+//!
+//! ground <- host <- {http, metadata, config, systemd, apt, memory} <- {disk, docker, shield, report} <- state
+//! <- image <- gateway <- update <- {backup, install} <- bake <- bootstrap <- main
+//!
+//! Ground is error, stage, secret, version, paths, failpoint, lock and text. Inside a folder: facade, siblings,
+//! leaves. The one ambient thing is the task-local [`stage`] to which changes and progress belong.
+
+pub mod apt;
 pub mod backup;
 pub mod bake;
 pub mod bootstrap;
-pub mod carrier;
 pub mod config;
-pub mod console;
-pub mod cut;
 pub mod disk;
 pub mod docker;
-pub mod failure;
+pub mod error;
+pub mod failpoint;
 pub mod gateway;
 pub mod host;
 pub mod http;
 pub mod image;
+pub mod install;
+pub mod lock;
+pub mod log;
 pub mod memory;
 pub mod metadata;
-pub mod openclaw_config;
-pub mod os_release;
-pub mod packages;
-pub mod record;
-pub mod replica;
+pub mod paths;
 pub mod report;
-pub mod restore;
-pub mod seal;
 pub mod secret;
-pub mod secrets;
 pub mod shield;
 pub mod stage;
-pub mod swap;
-pub mod switch;
+pub mod state;
 pub mod systemd;
-pub mod uninstall;
-pub mod units;
+pub mod text;
 pub mod update;
+pub mod version;

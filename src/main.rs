@@ -1,104 +1,27 @@
-//! The command line: reads the environment, starts logging, runs one command, turns its outcome into an exit code.
+//! Reads the environment, starts logging, runs one command, turns its outcome into an exit code.
 
-mod help;
+mod cli;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
-use openclaw_init::carrier::{self, Followed};
-use openclaw_init::failure::{code_of, one_line};
+use clap::{CommandFactory as _, Parser as _};
+use cli::{Cli, Command, help};
+use openclaw_init::backup::restore;
+use openclaw_init::bake::seal;
+use openclaw_init::bootstrap::{self, Trigger};
+use openclaw_init::error::{TRY_AGAIN, code_of, one_line};
 use openclaw_init::host::Host;
+use openclaw_init::install::{self, launcher, uninstall};
 use openclaw_init::metadata::Client;
+use openclaw_init::report::follow::{self, RunOutcome};
 use openclaw_init::update::Request;
-use openclaw_init::{backup, bake, bootstrap, console, cut, restore, seal, uninstall, units};
-
-/// Turns a bare Compute Engine VM into a ready OpenClaw gateway, and keeps it that way over every reboot.
-///
-/// Without a command it is the carrier: it installs itself and its units, starts openclaw-init.service and
-/// follows it to the result. That is what a startup script, cloud-init or an operator runs.
-#[derive(Debug, Parser)]
-#[command(version, after_help = help::PROGRAM)]
-struct Cli {
-    #[command(subcommand)]
-    command: Option<Command>,
-    /// Shows what is done in detail.
-    #[arg(long, short, global = true)]
-    verbose: bool,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Brings the gateway up: the work of openclaw-init.service. Safe to run again at any time.
-    #[command(after_help = help::BOOT)]
-    Boot {
-        /// Set by openclaw-init.service: systemd will start another try after a failure that may heal.
-        #[arg(long, hide = true)]
-        unit: bool,
-    },
-    /// Installs this program and its units, and enables them for the next boot, without starting anything.
-    #[command(after_help = help::INSTALL)]
-    Install,
-    /// Shows how the last run of this boot went.
-    #[command(after_help = help::STATUS)]
-    Status {
-        /// Prints the report as JSON (/run/openclaw-init/status.json).
-        #[arg(long)]
-        json: bool,
-        /// Waits for the result of the run in progress first.
-        #[arg(long)]
-        wait: bool,
-    },
-    /// Prepares the boot disk of an image: Docker, the gateway's image, this program and its units. No
-    /// secrets, no state. `seal` comes next.
-    #[command(after_help = help::BAKE)]
-    Bake(Box<bake::Options>),
-    /// Removes from the boot disk what must not be in an image: identities, secrets, caches, logs. The last
-    /// command before the machine is switched off.
-    #[command(after_help = help::SEAL)]
-    Seal {
-        /// Also on a machine that has a gateway: its container goes, and its data if that is on the boot disk.
-        #[arg(long)]
-        force: bool,
-    },
-    /// Writes everything that makes this gateway itself into one file, and verifies it. The gateway goes on
-    /// running. The file is a credential.
-    #[command(after_help = help::BACKUP)]
-    Backup(backup::Options),
-    /// Puts the state of a backup in the place of the present one, which is put aside, and boots into it.
-    #[command(after_help = help::RESTORE)]
-    Restore(restore::Options),
-    /// Removes the container, the units and this program. Data, Docker and images stay.
-    #[command(after_help = help::UNINSTALL)]
-    Uninstall,
-    /// Brings the gateway to another version. The present state is copied first; if the new version does not
-    /// become ready, image and state go back together. A newer version of the gateway migrates the state: going
-    /// back later is `rollback`.
-    #[command(after_help = help::UPDATE)]
-    Update {
-        /// An exact version or `latest` [default: what the attributes ask for, else the one this program was made for]
-        #[arg(long, value_name = "VERSION", value_parser = openclaw_init::config::parse_version)]
-        to: Option<String>,
-    },
-    /// Goes back to the version before the last update, with the state that it had.
-    #[command(after_help = help::ROLLBACK)]
-    Rollback {
-        /// What was written since the update goes out of use: the newer state is renamed, not deleted.
-        #[arg(long)]
-        set_newer_state_aside: bool,
-    },
-    /// Stops the gateway with the grace that this kind of machine allows. The next boot starts it again.
-    #[command(after_help = help::STOP)]
-    Stop,
-    /// Writes shell completions and manual pages, for packages.
-    #[command(hide = true)]
-    Generate { directory: std::path::PathBuf },
-}
+use openclaw_init::{backup, bake, failpoint, log};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    console::init(cli.verbose);
-    cut::arm(environment("OPENCLAW_INIT_CUT"), environment("OPENCLAW_INIT_CUT_LOG").map(Into::into));
+    log::init(cli.verbose);
+    failpoint::arm(environment("OPENCLAW_INIT_FAILPOINT"), environment("OPENCLAW_INIT_FAILPOINT_LOG").map(Into::into));
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into()),
@@ -112,15 +35,17 @@ fn main() -> ExitCode {
 async fn run(command: Option<Command>) -> ExitCode {
     let host = Host::new("/").with_proxy(proxy());
     let outcome = match command {
-        None => carrier::run(&host).await.map(|followed| show(&followed)),
-        Some(Command::Boot { unit }) => boot(&host, unit).await,
-        Some(Command::Install) => units::install(&host).await.map(|_| ExitCode::SUCCESS),
+        None => launcher::run(&host).await.map(|outcome| show(&outcome)),
+        Some(Command::Boot { unit: true, .. }) => boot(&host, Trigger::Unit).await,
+        Some(Command::Boot { foreground: true, .. }) => boot(&host, Trigger::Foreground).await,
+        Some(Command::Boot { .. }) => launcher::carry_out(&host, &Request::Boot).await.map(|outcome| show(&outcome)),
+        Some(Command::Install) => install::install(&host).await.map(|_| ExitCode::SUCCESS),
         Some(Command::Status { json, wait }) => status(&host, json, wait).await,
         Some(Command::Bake(options)) => bake(&host, &options).await,
-        Some(Command::Seal { force }) => told(&host, seal::run(&host, force)).await,
+        Some(Command::Seal { force }) => narrated(&host, seal::run(&host, force)).await,
         Some(Command::Backup(options)) => backup(&host, &options).await,
         Some(Command::Restore(options)) => restore(&host, &options).await,
-        Some(Command::Uninstall) => told(&host, uninstall::run(&host)).await,
+        Some(Command::Uninstall) => narrated(&host, uninstall::run(&host)).await,
         Some(Command::Update { to }) => replace(&host, Request::Update { to }).await,
         Some(Command::Rollback { set_newer_state_aside }) => {
             replace(&host, Request::Rollback { set_newer_state_aside }).await
@@ -154,33 +79,34 @@ fn proxy() -> Vec<(String, String)> {
     proxy
 }
 
-async fn boot(host: &Host, unit: bool) -> anyhow::Result<ExitCode> {
-    let tries = if unit { bootstrap::Tries::Unit } else { bootstrap::Tries::Once };
-    match bootstrap::boot(host, metadata()?, tries).await? {
-        Ok(_) => Ok(ExitCode::SUCCESS),
-        Err(failure) => Ok(failure.code().exit_code().into()),
-    }
+async fn boot(host: &Host, trigger: Trigger) -> anyhow::Result<ExitCode> {
+    let outcome = bootstrap::boot(host, metadata()?, trigger).await?;
+    Ok(match outcome.result {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(_) if outcome.is_retried => TRY_AGAIN.into(),
+        Err(error) => error.code().exit_code().into(),
+    })
 }
 
 async fn bake(host: &Host, options: &bake::Options) -> anyhow::Result<ExitCode> {
-    told(host, bake::run(host, &metadata()?, options)).await
+    narrated(host, bake::run(host, &metadata()?, options)).await
 }
 
-/// A command that tells each of its changes, and its last words.
-async fn told(host: &Host, work: impl Future<Output = anyhow::Result<String>>) -> anyhow::Result<ExitCode> {
-    tracing::info!("{}", console::narrate(host, work).await?);
+/// Prints each change that the command makes, and its last words.
+async fn narrated(host: &Host, work: impl Future<Output = anyhow::Result<String>>) -> anyhow::Result<ExitCode> {
+    tracing::info!("{}", log::narrate(host, work).await?);
     Ok(ExitCode::SUCCESS)
 }
 
 /// Another version: done by the unit, so that it goes on when this terminal is closed.
 async fn replace(host: &Host, request: Request) -> anyhow::Result<ExitCode> {
-    let followed = request.carry_out(host).await?;
-    show(&followed);
-    Ok(followed.update_exit_code())
+    let outcome = launcher::carry_out(host, &request).await?;
+    show(&outcome);
+    Ok(outcome.update_exit_code())
 }
 
 async fn backup(host: &Host, options: &backup::Options) -> anyhow::Result<ExitCode> {
-    let made = console::narrate(host, backup::run(host, options)).await?;
+    let made = log::narrate(host, backup::run(host, options)).await?;
     if options.json {
         writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&made)?)?;
     } else {
@@ -190,8 +116,8 @@ async fn backup(host: &Host, options: &backup::Options) -> anyhow::Result<ExitCo
 }
 
 async fn restore(host: &Host, options: &restore::Options) -> anyhow::Result<ExitCode> {
-    let followed = console::narrate(host, restore::run(host, &metadata()?, options)).await?;
-    Ok(show(&followed))
+    log::narrate(host, restore::run(host, &metadata()?, options)).await?;
+    launcher::carry_out(host, &Request::Boot).await.map(|outcome| show(&outcome))
 }
 
 async fn stop(host: &Host) -> anyhow::Result<ExitCode> {
@@ -200,18 +126,18 @@ async fn stop(host: &Host) -> anyhow::Result<ExitCode> {
 }
 
 async fn status(host: &Host, json: bool, wait: bool) -> anyhow::Result<ExitCode> {
-    let followed = if wait { carrier::follow(host).await? } else { carrier::last(host).await? };
+    let outcome = if wait { follow::follow(host).await? } else { follow::last(host).await? };
     if json {
-        writeln!(std::io::stdout(), "{}", followed.json()?)?;
-        return Ok(followed.exit_code());
+        writeln!(std::io::stdout(), "{}", outcome.json()?)?;
+        return Ok(outcome.exit_code());
     }
-    Ok(show(&followed))
+    Ok(show(&outcome))
 }
 
-fn show(followed: &Followed) -> ExitCode {
+fn show(outcome: &RunOutcome) -> ExitCode {
     // A closed pipe is the reader's choice, not a failure of the machine.
-    let _ = writeln!(std::io::stdout(), "{followed}");
-    followed.exit_code()
+    let _ = writeln!(std::io::stdout(), "{outcome}");
+    outcome.exit_code()
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {

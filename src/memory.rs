@@ -1,11 +1,10 @@
 //! How much memory the machine has, whether the kernel had to kill for lack of it, and what helps then.
 
+pub mod swap;
+
 use anyhow::{Result, anyhow};
 
 use crate::host::Host;
-
-/// One mebibyte.
-pub const MIB: u64 = 1 << 20;
 
 /// What to do about a machine that is too small.
 pub const LARGER_MACHINE: &str = "Give the VM more memory: `gcloud compute instances stop VM --zone=ZONE`, `gcloud compute instances \

@@ -5,8 +5,8 @@
 //! key" and is not an empty value, 503 is normal while a VM boots or is migrated
 //! (cloud.google.com/compute/docs/troubleshooting/troubleshoot-metadata-server).
 
+mod retry;
 mod tree;
-mod trouble;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,11 +17,11 @@ use reqwest::{Method, RequestBuilder, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use crate::failure::{Blame, Code, one_line};
+use crate::error::{Classify, Code, one_line};
 use crate::http;
 use crate::secret::Secret;
 
-pub use trouble::{Heals, Trouble};
+pub use retry::{Heals, Trouble};
 
 /// Documented as stable, and the same in every zone.
 const ADDRESS: &str = "169.254.169.254";
@@ -118,12 +118,12 @@ impl Client {
                 let reason = one_line(&trouble.into());
                 anyhow!("no usable answer from {} after {count} tries in {seconds} s, the last one: {reason}", self.base)
             })
-            .blame(
+            .classify(
                 Code::MetadataUnreachable,
                 format!(
                     "See what `curl -sS -i -H 'Metadata-Flavor: Google' {}instance/id` says on the VM; a firewall rule, \
                      a route or a VPN that takes over 169.254.169.254 must let it through. Then run \
-                     `systemctl restart openclaw-init.service`.",
+                     `sudo openclaw-init boot`.",
                     self.base
                 ),
             )

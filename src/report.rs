@@ -4,9 +4,11 @@
 //! one shows progress. None of them can delay or fail a boot.
 
 mod budget;
-mod console;
+pub mod follow;
+mod progress;
 mod run;
 mod status;
+mod tries;
 mod writer;
 
 use std::path::Path;
@@ -18,21 +20,20 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::error::{StageError, code_of};
 use crate::host::Host;
 use crate::metadata::{Client, Instance};
-use crate::stage::{Failure, Stage};
+use crate::paths::RUN_DIR;
+use crate::stage::{Stage, within};
 
 use run::{Mark, Outcome, Run, View};
 use writer::Writer;
 
-pub use console::Console;
 pub use status::{Changes, Detail, Machine, State, Status, Update, millis};
+pub use tries::Try;
 
 /// The kernel's name for this boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-
-/// Where everything about the present boot lives; gone after it.
-pub const RUN_DIR: &str = "/run/openclaw-init";
 
 /// How long the end of a run may wait for its last words to arrive.
 const FLUSH_LIMIT: Duration = Duration::from_secs(20);
@@ -83,7 +84,7 @@ impl Report {
             None
         });
         let run = watch::Sender::new(Run { boot_id, ..Run::default() });
-        let mut view = View::new(run.subscribe(), host.notes(), previous.clone());
+        let mut view = View::new(run.subscribe(), host.ledger(), previous.clone());
         let first = view.status();
         if !view.is_quiet(&first) {
             first.write(host).await?;
@@ -91,7 +92,7 @@ impl Report {
         let tasks = Tasks {
             writer: tokio::spawn(Writer::new(host.clone(), metadata, view.clone()).run()),
             keeper: tokio::spawn(keep_status_file(host.clone(), view, first)),
-            progress: tokio::spawn(console::show_progress(host.notes(), run.subscribe())),
+            progress: tokio::spawn(progress::show_progress(host.ledger(), run.subscribe())),
         };
         let tasks = Mutex::new(Some(tasks));
         let shared = Shared { host: host.clone(), run, previous, tasks, started: Instant::now() };
@@ -118,10 +119,31 @@ impl Report {
         self.shared.run.send_modify(|run| run.update = Some(update));
     }
 
+    /// Runs one stage: notes its beginning and end, prints its one end line with outcome, changes and duration, and
+    /// tags a failure with the stage.
+    pub async fn stage<T>(&self, stage: Stage, work: impl Future<Output = Result<T>>) -> Result<T, StageError> {
+        let started = Instant::now();
+        self.begin(stage);
+        let outcome = within(stage, work).await;
+        let ms = started.elapsed().as_millis();
+        self.end(stage, started.elapsed(), outcome.is_ok());
+        let changes = self.changes_of(stage);
+        match outcome {
+            Ok(value) => {
+                tracing::info!("stage={stage} status=ok changes={changes} ms={ms}");
+                Ok(value)
+            }
+            Err(error) => {
+                tracing::info!("stage={stage} status=failed code={} changes={changes} ms={ms}", code_of(&error));
+                Err(StageError { stage, error })
+            }
+        }
+    }
+
     /// A stage began.
     ///
     /// One that ended well before stays so for the outside, where nothing goes back within a run.
-    pub fn begin(&self, stage: Stage) {
+    fn begin(&self, stage: Stage) {
         self.shared.run.send_modify(|run| {
             let mark = run.stages.entry(stage).or_insert(Mark::Begun);
             if !matches!(mark, Mark::Done(_)) {
@@ -131,7 +153,7 @@ impl Report {
     }
 
     /// A stage ended.
-    pub fn end(&self, stage: Stage, elapsed: Duration, ok: bool) {
+    fn end(&self, stage: Stage, elapsed: Duration, ok: bool) {
         self.mark(stage, if ok { Mark::Done(elapsed) } else { Mark::Failed(elapsed) });
     }
 
@@ -148,7 +170,7 @@ impl Report {
 
     /// How many changes the stage made so far.
     pub fn changes_of(&self, stage: Stage) -> usize {
-        let notes = self.shared.host.notes();
+        let notes = self.shared.host.ledger();
         let notes = notes.borrow();
         notes.changes.iter().filter(|(by, _)| *by == Some(stage)).count()
     }
@@ -156,7 +178,7 @@ impl Report {
     /// Writes the result, last of all keys, and prints it. `last_try`: nobody will start another run
     /// after this failure. Returns when all is said, after 20 s at the latest (and one
     /// request's time-out).
-    pub async fn finish(&self, outcome: &Result<Ready, Failure>, last_try: bool) {
+    pub async fn finish(&self, outcome: &Result<Ready, StageError>, last_try: bool) {
         self.shared.run.send_modify(|run| {
             run.outcome = Some(Outcome::of(outcome, last_try));
             run.flush_until = Some(Instant::now() + FLUSH_LIMIT);
@@ -173,7 +195,7 @@ impl Report {
 
     async fn leave_status(&self, reported: bool) {
         let Shared { host, run, previous, .. } = &*self.shared;
-        let mut view = View::new(run.subscribe(), host.notes(), previous.clone());
+        let mut view = View::new(run.subscribe(), host.ledger(), previous.clone());
         let status = Status { reported, peak_memory_kib: peak_memory(host).await, ..view.status() };
         if !view.is_quiet(&status) {
             write_status(host, &status).await;
@@ -181,8 +203,8 @@ impl Report {
     }
 
     /// The last words on the console.
-    fn say(&self, outcome: &Result<Ready, Failure>) {
-        let changes = self.shared.host.notes().borrow().changes.len();
+    fn say(&self, outcome: &Result<Ready, StageError>) {
+        let changes = self.shared.host.ledger().borrow().changes.len();
         let ms = self.shared.started.elapsed().as_millis();
         match outcome {
             Ok(Ready { version, degraded }) => {
@@ -193,7 +215,7 @@ impl Report {
             }
             Err(failure) => {
                 tracing::error!("result=failed:{} stage={} changes={changes} ms={ms}", failure.code(), failure.stage);
-                for line in console::lines(&failure.sentence()) {
+                for line in progress::lines(&failure.sentence()) {
                     tracing::error!("{line}");
                 }
             }

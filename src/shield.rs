@@ -13,12 +13,11 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::config::MetadataAccess;
-use crate::failure::{Blame, Code};
+use crate::error::{Classify, Code};
 use crate::host::{Access, Host};
-use crate::{packages, systemd};
+use crate::paths::{ETC_DIR, SHIELD_RULESET};
+use crate::{apt, systemd};
 
-const DIRECTORY: &str = "/etc/openclaw-init";
-const RULESET_FILE: &str = "/etc/openclaw-init/shield.nft";
 const UNIT: &str = "openclaw-shield.service";
 
 /// Loads the table before Docker starts; `nftables.service` flushes every table when it starts.
@@ -58,12 +57,12 @@ pub async fn ensure(host: &Host, access: MetadataAccess) -> Result<()> {
 }
 
 async fn block(host: &Host) -> Result<()> {
-    packages::ensure_installed(host, &["nftables"]).await?;
-    host.ensure_dir(DIRECTORY, Access::root(0o755)).await?;
-    host.ensure_file(RULESET_FILE, ruleset(), Access::root(0o644)).await?;
+    apt::ensure_installed(host, &["nftables"]).await?;
+    host.ensure_dir(ETC_DIR, Access::root(0o755)).await?;
+    host.ensure_file(SHIELD_RULESET, ruleset(), Access::root(0o644)).await?;
     systemd::ensure_unit(host, UNIT, UNIT_TEXT).await?;
     if !is_wanted(&observe(host).await?) {
-        load(host).await.blame(
+        load(host).await.classify(
             Code::UnsupportedSystem,
             "Use an image whose kernel has nf_tables, or accept containers that can reach the metadata server: \
              gcloud compute instances add-metadata VM --metadata=openclaw-metadata-access=allow",
@@ -75,7 +74,7 @@ async fn block(host: &Host) -> Result<()> {
 }
 
 async fn load(host: &Host) -> Result<()> {
-    let load = host.command("nft").args(["-f", RULESET_FILE]).run().await;
+    let load = host.command("nft").args(["-f", SHIELD_RULESET]).run().await;
     load.context("loading the table that shields the metadata server")?;
     host.changed("shielded the metadata server from containers");
     let found = observe(host).await?;
@@ -85,8 +84,8 @@ async fn load(host: &Host) -> Result<()> {
 /// Removes the table and what loads it.
 pub async fn remove(host: &Host) -> Result<()> {
     systemd::remove_unit(host, UNIT).await?;
-    host.remove_file(RULESET_FILE).await?;
-    let no_nft = packages::installed(host, &["nftables"]).await?.is_empty();
+    host.remove_file(SHIELD_RULESET).await?;
+    let no_nft = apt::installed(host, &["nftables"]).await?.is_empty();
     if no_nft || observe(host).await?.is_null() {
         return Ok(());
     }

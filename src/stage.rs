@@ -1,13 +1,7 @@
-//! The closed list of stages, and the one wrapper around each of them.
+//! The closed list of stages, and which one the current future belongs to.
 
 use std::fmt;
 use std::future::Future;
-use std::time::Instant;
-
-use anyhow::Error;
-
-use crate::failure::{Code, code_of, one_line};
-use crate::report::Report;
 
 /// A part of the boot, in the order of the design.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,8 +16,8 @@ pub enum Stage {
     Docker,
     /// The data disk.
     Disk,
-    /// Moving a state that began on the boot disk to the data disk.
-    Move,
+    /// What lies on the disk: an interrupted operation, a move from the boot disk, the directories.
+    State,
     /// Keeping containers away from the metadata server.
     Shield,
     /// The gateway's image.
@@ -47,7 +41,7 @@ impl Stage {
             Self::Swap => "swap",
             Self::Docker => "docker",
             Self::Disk => "disk",
-            Self::Move => "move",
+            Self::State => "state",
             Self::Shield => "shield",
             Self::Image => "image",
             Self::Secrets => "secrets",
@@ -73,53 +67,7 @@ pub fn current() -> Option<Stage> {
     CURRENT.try_with(|stage| *stage).ok()
 }
 
-/// A stage's failure: where, and the error with its chain.
-#[derive(Debug)]
-pub struct Failure {
-    /// The stage that failed.
-    pub stage: Stage,
-    /// What was being done, why it failed, and (see [`code_of`]) its class.
-    pub error: Error,
-}
-
-impl Failure {
-    /// The class of the failure.
-    pub fn code(&self) -> Code {
-        code_of(&self.error)
-    }
-
-    /// The sentence for the operator, on one line.
-    pub fn sentence(&self) -> String {
-        one_line(&self.error)
-    }
-}
-
-/// Lets `work` be that of a stage, outside of a boot: its changes and its progress belong to it.
+/// Runs `work` as part of `stage`: its changes and its progress belong to it.
 pub async fn within<T>(stage: Stage, work: impl Future<Output = T>) -> T {
     CURRENT.scope(stage, work).await
-}
-
-/// Runs one stage: tells the report that it began and ended, prints its one end line with outcome,
-/// changes and duration, and tags a failure with the stage.
-pub async fn stage<T>(
-    report: &Report,
-    stage: Stage,
-    work: impl Future<Output = anyhow::Result<T>>,
-) -> Result<T, Failure> {
-    let started = Instant::now();
-    report.begin(stage);
-    let outcome = within(stage, work).await;
-    let ms = started.elapsed().as_millis();
-    report.end(stage, started.elapsed(), outcome.is_ok());
-    let changes = report.changes_of(stage);
-    match outcome {
-        Ok(value) => {
-            tracing::info!("stage={stage} status=ok changes={changes} ms={ms}");
-            Ok(value)
-        }
-        Err(error) => {
-            tracing::info!("stage={stage} status=failed code={} changes={changes} ms={ms}", code_of(&error));
-            Err(Failure { stage, error })
-        }
-    }
 }

@@ -14,7 +14,7 @@ fn openclaw_init(args: &[&str]) -> Output {
 fn help_version_and_usage_errors() {
     let cases: &[(&[&str], i32, &str)] = &[
         (&["--help"], 0, "openclaw-init.service"),
-        (&["boot", "--help"], 0, "Safe to run again"),
+        (&["boot", "--help"], 0, "never refused"),
         (&["--version"], 0, env!("CARGO_PKG_VERSION")),
         (&["explode"], 2, "unrecognized subcommand"),
     ];

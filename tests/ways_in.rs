@@ -1,6 +1,6 @@
 //! The ways in are files for people to copy: the loader stands in two of them and must be the same.
 
-use openclaw_init::failure::Code;
+use openclaw_init::error::Code;
 
 const LOADER: &str = include_str!("../cloud-init/startup-script.sh");
 const USER_DATA: &str = include_str!("../cloud-init/user-data.yaml");

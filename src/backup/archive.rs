@@ -16,9 +16,9 @@ use flate2::write::GzEncoder;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tar::{EntryType, Header};
+use tar::{EntryType, Header as TarHeader};
 
-use crate::record::Record;
+use crate::state::Record;
 
 /// The version of this format.
 const FORMAT: u32 = 1;
@@ -36,7 +36,7 @@ const SHORT_NAME: usize = 100;
 /// What a backup is of: its first member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Label {
+pub struct Header {
     /// The version of the format.
     format: u32,
     /// When it was begun: nothing in it is newer.
@@ -61,10 +61,8 @@ pub enum How {
     Stopped,
 }
 
-impl Label {
+impl Header {
     pub(super) fn new(created: Timestamp, machine: String, how: How, record: Record) -> Self {
-        // Whether there is a state is no part of a record on a disk, nor of one in a backup.
-        let record = Record { state_exists: false, ..record };
         Self { format: FORMAT, created, machine, how, program: env!("CARGO_PKG_VERSION").to_owned(), record }
     }
 }
@@ -79,7 +77,7 @@ pub struct Size {
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Seal {
+struct Trailer {
     #[serde(flatten)]
     size: Size,
     sha256: String,
@@ -110,13 +108,13 @@ pub(super) enum Kind {
 
 /// The running sum over all members.
 #[derive(Default)]
-struct Sum {
+struct Checksum {
     digest: Sha256,
     members: u64,
     bytes: u64,
 }
 
-impl Sum {
+impl Checksum {
     fn member(&mut self, member: &Member) {
         let (kind, size, link) = match &member.kind {
             Kind::Directory => (0, 0, Path::new("")),
@@ -135,16 +133,16 @@ impl Sum {
         }
     }
 
-    fn seal(self) -> Seal {
+    fn seal(self) -> Trailer {
         let sha256 = self.digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Seal { size: Size { members: self.members, bytes: self.bytes }, sha256 }
+        Trailer { size: Size { members: self.members, bytes: self.bytes }, sha256 }
     }
 }
 
 /// Adds what is read to the sum.
 struct Summed<'a, R> {
     content: R,
-    sum: &'a mut Sum,
+    sum: &'a mut Checksum,
 }
 
 impl<R: Read> Read for Summed<'_, R> {
@@ -159,23 +157,23 @@ impl<R: Read> Read for Summed<'_, R> {
 /// Writes an archive.
 pub(super) struct Writer<W: Write> {
     tar: tar::Builder<GzEncoder<W>>,
-    sum: Sum,
+    sum: Checksum,
 }
 
 impl<W: Write> Writer<W> {
-    pub(super) fn new(file: W, label: &Label) -> Result<Self> {
+    pub(super) fn new(file: W, header: &Header) -> Result<Self> {
         // A fast level: most of a state is text and databases, and the machine has a gateway to run.
         let mut writer =
-            Self { tar: tar::Builder::new(GzEncoder::new(file, Compression::fast())), sum: Sum::default() };
-        let label = serde_json::to_vec_pretty(label)?;
-        writer.text(LABEL, &label)?;
-        writer.sum.digest.update(&label);
+            Self { tar: tar::Builder::new(GzEncoder::new(file, Compression::fast())), sum: Checksum::default() };
+        let header = serde_json::to_vec_pretty(header)?;
+        writer.text(LABEL, &header)?;
+        writer.sum.digest.update(&header);
         Ok(writer)
     }
 
     /// Adds a member. A file must have as many bytes as it is said to have.
     pub(super) fn add(&mut self, member: &Member, content: impl Read) -> Result<()> {
-        let mut header = Header::new_gnu();
+        let mut header = TarHeader::new_gnu();
         let (kind, size, link) = match &member.kind {
             Kind::Directory => (EntryType::Directory, 0, None),
             Kind::File(size) => (EntryType::Regular, *size, None),
@@ -202,10 +200,10 @@ impl<W: Write> Writer<W> {
     }
 
     /// Writes the name, or that of a link's target (`K`), as it is: the crate's own functions tidy it up.
-    fn name(&mut self, kind: u8, header: &mut Header, name: &Path) -> Result<()> {
+    fn name(&mut self, kind: u8, header: &mut TarHeader, name: &Path) -> Result<()> {
         let bytes = name.as_os_str().as_bytes();
         if bytes.len() > SHORT_NAME {
-            let mut long = Header::new_gnu();
+            let mut long = TarHeader::new_gnu();
             long.set_entry_type(EntryType::new(kind));
             long.as_old_mut().name[..13].copy_from_slice(b"././@LongLink");
             long.set_size(bytes.len() as u64 + 1);
@@ -227,7 +225,7 @@ impl<W: Write> Writer<W> {
     }
 
     fn text(&mut self, name: &str, text: &[u8]) -> Result<()> {
-        let mut header = Header::new_gnu();
+        let mut header = TarHeader::new_gnu();
         header.set_size(text.len() as u64);
         header.set_mode(0o600);
         Ok(self.tar.append_data(&mut header, name, text)?)
@@ -235,22 +233,22 @@ impl<W: Write> Writer<W> {
 }
 
 /// Reads an archive from its beginning to its end and hands every member to `visit`, with its content. What it
-/// was handed is proven only when this returns: the label, and the size of all.
+/// was handed is proven only when this returns: the header, and the size of all.
 pub(super) fn read(
     file: impl Read,
     mut visit: impl FnMut(&Member, &mut dyn Read) -> Result<()>,
-) -> Result<(Label, Size)> {
+) -> Result<(Header, Size)> {
     let mut tar = tar::Archive::new(GzDecoder::new(BufReader::new(file)));
     let mut entries = tar.entries().context("reading the first member")?;
     let first = entries.next().ok_or_else(|| anyhow!("it is empty"))?;
     let first = first.map_err(|_| anyhow!("it is no tar archive compressed with gzip"))?;
-    let mut sum = Sum::default();
-    let label = label(first, &mut sum)?;
+    let mut sum = Checksum::default();
+    let header = header(first, &mut sum)?;
     let seal = loop {
         let entry = entries.next().ok_or_else(|| anyhow!("its end is missing"))?;
         let mut entry = entry.with_context(|| format!("after {} members", sum.members))?;
         if *entry.path_bytes() == *SEAL.as_bytes() {
-            break serde_json::from_slice::<Seal>(&text(entry)?).with_context(|| format!("reading {SEAL}"))?;
+            break serde_json::from_slice::<Trailer>(&text(entry)?).with_context(|| format!("reading {SEAL}"))?;
         }
         let member = member(&entry)?;
         let shown = || format!("at the member {}", member.path.display());
@@ -266,10 +264,10 @@ pub(super) fn read(
     io::copy(&mut rest, &mut io::sink()).context("reading to its end")?;
     let more = rest.into_inner().read(&mut [0])?;
     ensure!(more == 0, "there is more after its end");
-    Ok((label, seal.size))
+    Ok((header, seal.size))
 }
 
-fn label(entry: tar::Entry<'_, impl Read>, sum: &mut Sum) -> Result<Label> {
+fn header(entry: tar::Entry<'_, impl Read>, sum: &mut Checksum) -> Result<Header> {
     #[derive(Deserialize)]
     struct Version {
         format: u32,

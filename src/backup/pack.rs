@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::archive::{Kind, Member, Writer};
-use crate::replica::DEPTH;
-use crate::replica::tree::{Dir, Entry};
+use crate::state::copy::DEPTH;
+use crate::state::copy::tree::{Dir, Entry};
 
 /// A file up to this size is held in memory, so that one which grows or shrinks meanwhile is read as it was.
 const SMALL: u64 = 1 << 20;
@@ -21,8 +21,8 @@ const SMALL: u64 = 1 << 20;
 /// An archive that is being filled.
 pub(super) struct Packer<'a, W: Write> {
     pub(super) writer: Writer<W>,
-    /// Told how many bytes were read; an error ends the work.
-    pub(super) told: &'a dyn Fn(u64) -> Result<()>,
+    /// Progress how many bytes were read; an error ends the work.
+    pub(super) progress: &'a dyn Fn(u64) -> Result<()>,
     /// The first names of files with several, by device and inode.
     names: HashMap<(u64, u64), PathBuf>,
     /// Fifos, sockets, devices and mount points: they have no content to pack.
@@ -30,8 +30,8 @@ pub(super) struct Packer<'a, W: Write> {
 }
 
 impl<'a, W: Write> Packer<'a, W> {
-    pub(super) fn new(writer: Writer<W>, told: &'a dyn Fn(u64) -> Result<()>) -> Self {
-        Self { writer, told, names: HashMap::new(), left_out: Vec::new() }
+    pub(super) fn new(writer: Writer<W>, progress: &'a dyn Fn(u64) -> Result<()>) -> Self {
+        Self { writer, progress, names: HashMap::new(), left_out: Vec::new() }
     }
 
     /// Packs the directory at `path` under the name `name`, and of what is in it what `wanted` says, asked by
@@ -81,7 +81,7 @@ impl<'a, W: Write> Packer<'a, W> {
                 return self.add(&link, io::empty());
             }
         }
-        (self.told)(found.len())?;
+        (self.progress)(found.len())?;
         if found.len() > SMALL {
             return self.add(&member(name, Kind::File(found.len()), found), file);
         }

@@ -9,15 +9,16 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use tar::{EntryType, Header};
+use tar::{EntryType, Header as TarHeader};
 
 use super::*;
+use crate::state::Owner;
 
 const CREATED: &str = "2026-11-23T15:00:00Z";
 
-fn label() -> Label {
-    let record = Record { version: Some("2026.9.6".into()), ..Record::default() };
-    Label::new(CREATED.parse().unwrap(), "openclaw-gateway".into(), How::Stopped, record)
+fn header() -> Header {
+    let record = Record { owner: Owner::Version("2026.9.6".into()), ..Record::default() };
+    Header::new(CREATED.parse().unwrap(), "openclaw-gateway".into(), How::Stopped, record)
 }
 
 /// A state with what a backup must keep.
@@ -71,14 +72,14 @@ fn look(top: &Path) -> Result<BTreeMap<PathBuf, String>> {
 
 fn packed(state: &Path, config: &Path) -> Result<(tempfile::NamedTempFile, Size)> {
     let file = tempfile::NamedTempFile::new()?;
-    let packer = Packer::new(Writer::new(file.as_file(), &label())?, &|_| Ok(()));
+    let packer = Packer::new(Writer::new(file.as_file(), &header())?, &|_| Ok(()));
     let (size, left_out) = pack(packer, state, config, None)?;
     assert_eq!(left_out.warnings().collect::<Vec<_>>(), Vec::<String>::new());
     Ok((file, size))
 }
 
 /// Unpacks what is in `bytes`, as far as it gets.
-fn unpacked(bytes: &[u8], to: &Path) -> Result<(Label, Size)> {
+fn unpacked(bytes: &[u8], to: &Path) -> Result<(Header, Size)> {
     let mut unpacker = Unpacker::new(&to.join("state"), &to.join("config"))?;
     let read = archive::read(bytes, |member, content| unpacker.add(member, content))?;
     unpacker.finish()?;
@@ -97,10 +98,10 @@ fn what_is_restored_is_what_was_there() -> Result<()> {
     fill(&state, &config)?;
     let (file, size) = packed(&state, &config)?;
     let bytes = fs::read(file.path())?;
-    assert_eq!(archive::read(&bytes[..], |_, _| Ok(()))?, (label(), size));
+    assert_eq!(archive::read(&bytes[..], |_, _| Ok(()))?, (header(), size));
     assert_eq!(size.members, 17);
     if is_root() {
-        assert_eq!(unpacked(&bytes, to.path())?, (label(), size));
+        assert_eq!(unpacked(&bytes, to.path())?, (header(), size));
         assert_eq!(look(to.path())?.split_off(Path::new("c")), look(from.path())?.split_off(Path::new("c")));
         let owners = fs::symlink_metadata(to.path().join("state/workspace/link"))?;
         assert_eq!((owners.uid(), owners.gid()), (1000, 1000));
@@ -146,7 +147,7 @@ fn gateways_own(file: &Path) -> Result<()> {
         ("manifest.json", r#"{"schemaVersion":1,"assets":[]}"#),
     ];
     for (path, content) in files {
-        let mut header = Header::new_gnu();
+        let mut header = TarHeader::new_gnu();
         header.set_size(content.len() as u64);
         header.set_mode(0o600);
         tar.append_data(&mut header, Path::new("2026-openclaw-backup").join(path), content.as_bytes())?;
@@ -177,7 +178,7 @@ fn what_the_gateways_own_backup_leaves_out_is_added() -> Result<()> {
     let own = config.join(".own.tar.gz");
     gateways_own(&own)?;
     let mut file = tempfile::tempfile()?;
-    let packer = Packer::new(Writer::new(&file, &label())?, &|_| Ok(()));
+    let packer = Packer::new(Writer::new(&file, &header())?, &|_| Ok(()));
     let (_, left_out) = pack(packer, &state, &config, Some(&own))?;
     io::Seek::rewind(&mut file)?;
     let mut found = BTreeMap::new();
@@ -209,11 +210,11 @@ fn what_the_gateways_own_backup_leaves_out_is_added() -> Result<()> {
 /// A member's path, kind and link.
 type Forged<'a> = (&'a str, EntryType, &'a str);
 
-/// An archive that somebody else put together, with a valid gzip frame and the label of a real one.
-fn forged(members: &[Forged<'_>], label: &str) -> Vec<u8> {
+/// An archive that somebody else put together, with a valid gzip frame and the header of a real one.
+fn forged(members: &[Forged<'_>], header: &str) -> Vec<u8> {
     let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
     let mut add = |path: &str, kind, link: &str, content: &[u8]| {
-        let mut header = Header::new_gnu();
+        let mut header = TarHeader::new_gnu();
         header.set_entry_type(kind);
         header.set_size(content.len() as u64);
         header.set_mode(0o4755);
@@ -225,7 +226,7 @@ fn forged(members: &[Forged<'_>], label: &str) -> Vec<u8> {
         header.set_cksum();
         tar.append(&header, content).unwrap();
     };
-    add("openclaw-backup.json", EntryType::Regular, "", label.as_bytes());
+    add("openclaw-backup.json", EntryType::Regular, "", header.as_bytes());
     for (path, kind, link) in members {
         add(path, *kind, link, if *kind == EntryType::Regular { b"evil" } else { b"" });
     }
@@ -258,10 +259,10 @@ fn nothing_gets_out_of_the_directories_it_is_unpacked_to() -> Result<()> {
         ("a link over a file", &[("state/a", Regular, ""), ("state/a", Symlink, victim)]),
         ("hard link to a link", &[("state/a", Symlink, victim), ("state/b", Link, "state/a")]),
     ];
-    let label = serde_json::to_string(&label())?;
+    let header = serde_json::to_string(&header())?;
     for (case, members) in cases {
         let to = tempfile::tempdir()?;
-        assert!(unpacked(&forged(members, &label), to.path()).is_err(), "{case}");
+        assert!(unpacked(&forged(members, &header), to.path()).is_err(), "{case}");
         assert_eq!(fs::read_dir(outside.path())?.count(), 0, "{case}");
         assert!(!to.path().join("victim").exists(), "{case}");
     }
@@ -272,18 +273,18 @@ fn nothing_gets_out_of_the_directories_it_is_unpacked_to() -> Result<()> {
 fn what_is_no_backup_is_named() -> Result<()> {
     let named = |bytes: &[u8]| {
         let read = archive::read(bytes, |_, _| Ok(()));
-        crate::failure::one_line(&read.err().unwrap_or_else(|| anyhow!("it was accepted")))
+        crate::error::one_line(&read.err().unwrap_or_else(|| anyhow!("it was accepted")))
     };
-    let newer = serde_json::to_string(&label())?.replace("\"format\":1", "\"format\":2");
+    let newer = serde_json::to_string(&header())?.replace("\"format\":1", "\"format\":2");
     let mut other = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
-    let mut header = Header::new_gnu();
-    header.set_size(0);
-    other.append_data(&mut header, "some.txt", io::empty())?;
+    let mut entry = TarHeader::new_gnu();
+    entry.set_size(0);
+    other.append_data(&mut entry, "some.txt", io::empty())?;
     let cases = [
         (b"#!/bin/sh\n".to_vec(), "no tar archive compressed with gzip"),
         (other.into_inner()?.finish()?, "it is no backup of openclaw-init"),
         (forged(&[], &newer), "it has the format 2"),
-        (forged(&[], &serde_json::to_string(&label())?), "its end is missing"),
+        (forged(&[], &serde_json::to_string(&header())?), "its end is missing"),
     ];
     for (bytes, expected) in cases {
         let said = named(&bytes);
@@ -294,16 +295,8 @@ fn what_is_no_backup_is_named() -> Result<()> {
 
 #[test]
 fn a_name_tells_time_and_version() {
-    let name = name(&label().record, CREATED.parse().unwrap());
+    let name = name(&header().record, CREATED.parse().unwrap());
     assert_eq!(name, "openclaw-20261123T150000Z-2026.9.6.tar.gz");
-}
-
-#[test]
-fn bytes_are_rounded_up() {
-    let cases = [(0, "0.0 MiB"), (1, "0.1 MiB"), (1 << 20, "1.0 MiB"), (3 << 29, "1.5 GiB")];
-    for (count, expected) in cases {
-        assert_eq!(bytes(count), expected);
-    }
 }
 
 #[test]
@@ -311,13 +304,7 @@ fn a_backup_is_put_where_the_agent_cannot_reach_and_nothing_is_overwritten() -> 
     let root = tempfile::tempdir()?;
     let host = Host::new(root.path());
     let below = |name: &str| Path::new("/data").join(name);
-    let data = DataDir {
-        state: below("openclaw"),
-        config: below("config-openclaw"),
-        records: below("openclaw-init"),
-        backups: below("backups"),
-        on_boot_disk: false,
-    };
+    let data = DataDir::at("/data", false);
     fs::create_dir_all(host.path("/data/backups"))?;
     fs::write(host.path("/data/backups/old"), "")?;
     let at = |to: Option<&str>| target(&host, to.map(Path::new), &data, "name");

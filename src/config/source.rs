@@ -1,7 +1,7 @@
 //! `openclaw-source-url` and `openclaw-source-ref`: the source that an image is built from.
 
-use super::binaries::digest;
 use super::check::{self, Checked};
+use super::extras::digest;
 
 /// Stands in the URL for the commit.
 const COMMIT: &str = "{commit}";

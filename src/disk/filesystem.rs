@@ -7,17 +7,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::find::{self, Device};
-use super::intent::{self, Intent};
-use super::layout::MARKER;
+use super::format_intent::{self, Intent};
+use super::marker::MARKER;
 use super::probe::{Content, Superblock, look};
-use crate::failure::{Blame as _, Code};
+use crate::error::{Classify as _, Code};
 use crate::host::{Access, Host};
+use crate::paths::{BOOT_DISK_DIR, E2FSCK_UNDO};
 
 /// The label of the file systems that this program makes.
 const LABEL: &str = "openclaw-data";
-
-/// Where e2fsck keeps what it overwrites, while it runs.
-pub(super) const UNDO: &str = "/var/lib/openclaw-init/e2fsck.undo";
 
 /// A whole inode table can have to be written where the kernel cannot do it later.
 const MKFS_LIMIT: Duration = Duration::from_secs(600);
@@ -46,18 +44,18 @@ fn decide(content: &Content, marked: bool, partitions: usize, intent: Intent) ->
         Content::Blank if partitions == 0 => return Ok(Plan::Format),
         Content::Table(_) if partitions == 1 => return Ok(Plan::Partition),
         Content::Ext4(superblock) if superblock.truncated => {
-            return Err(anyhow!("its ext4 file system is larger than the disk")).blame(
+            return Err(anyhow!("its ext4 file system is larger than the disk")).classify(
                 Code::DiskDamaged,
                 "The disk was cut short: attach the whole one, or restore it from a snapshot.",
             );
         }
-        Content::Ext4(superblock) if intent == Intent::Anothers && !superblock.used => ANOTHERS.to_owned(),
+        Content::Ext4(superblock) if intent == Intent::Foreign && !superblock.used => ANOTHERS.to_owned(),
         Content::Ext4(superblock) if superblock.label == LABEL || marked => return Ok(Plan::Check),
         Content::Ext4(superblock) if superblock.clean => return Ok(Plan::Adopt),
         Content::Ext4(_) => "an ext4 file system of somebody else that was not unmounted cleanly".to_owned(),
         Content::Blank => format!("zeros, but {partitions} partitions in the kernel's table"),
         Content::Table(table) => format!("a partition table ({table}) with {partitions} partitions"),
-        Content::Unknown(_) if intent == Intent::Anothers => ANOTHERS.to_owned(),
+        Content::Unknown(_) if intent == Intent::Foreign => ANOTHERS.to_owned(),
         Content::Unknown(at) => format!("no known signature, but a non-zero byte at offset {at}"),
         Content::Other(found) => found.clone(),
     };
@@ -101,20 +99,20 @@ async fn plan_for(host: &Host, node: &Path, partitions: usize) -> Result<Plan> {
     let content = look(host, node).await?;
     let marked = matches!(&content, Content::Ext4(found) if found.label != LABEL) && is_marked(host, node).await?;
     let intent = match content {
-        Content::Unknown(_) | Content::Ext4(_) => intent::read(host, node).await?,
-        _ => Intent::Nobodys,
+        Content::Unknown(_) | Content::Ext4(_) => format_intent::read(host, node).await?,
+        _ => Intent::None,
     };
     decide(&content, marked, partitions, intent)
-        .or_else(|error| if error.is::<crate::failure::Verdict>() { Err(error) } else { refuse(error, node) })
+        .or_else(|error| if error.is::<crate::error::Diagnosis>() { Err(error) } else { refuse(error, node) })
 }
 
 fn refuse<T>(found: anyhow::Error, node: &Path) -> Result<T> {
     let node = node.display();
-    Err(found.context(format!("{node} is neither blank nor ours, and was not touched; found"))).blame(
+    Err(found.context(format!("{node} is neither blank nor ours, and was not touched; found"))).classify(
         Code::DiskForeign,
         format!(
             "Look at it with `blkid -p {node}` and `wipefs --no-act {node}`. An ext4 file system that is to be used: run \
-             `e2fsck -f {node}`, then `openclaw-init boot`. Something that nobody needs: attach a new, blank disk in its \
+             `e2fsck -f {node}`, then `sudo openclaw-init boot`. Something that nobody needs: attach a new, blank disk in its \
              place. Otherwise name another disk in openclaw-data-disk."
         ),
     )
@@ -130,7 +128,7 @@ async fn is_marked(host: &Host, node: &Path) -> Result<bool> {
 pub(super) async fn format(host: &Host, node: &Path) -> Result<()> {
     let shown = node.display();
     host.progress(format!("formatting {shown}"));
-    intent::declare(host, node).await?;
+    format_intent::declare(host, node).await?;
     // No -F: mkfs's own refusals stay in force. Nothing to discard, and nothing to overwrite, on a blank disk.
     host.command("mkfs.ext4")
         .args(["-q", "-m", "0", "-L", LABEL, "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"])
@@ -142,7 +140,7 @@ pub(super) async fn format(host: &Host, node: &Path) -> Result<()> {
     host.changed(format!("formatted {shown} as ext4"));
     find::settle(host, &["settle", "--timeout=5"]).await;
     match look(host, node).await? {
-        Content::Ext4(Superblock { label, .. }) if label == LABEL => intent::withdraw(node).await,
+        Content::Ext4(Superblock { label, .. }) if label == LABEL => format_intent::withdraw(node).await,
         found => bail!("after formatting {shown} there is {found:?} on it"),
     }
 }
@@ -173,8 +171,8 @@ fn checked(code: i32) -> Checked {
 pub(super) async fn check(host: &Host, node: &Path) -> Result<()> {
     let shown = node.display();
     host.progress(format!("checking {shown}"));
-    host.ensure_dir(super::BOOT_DISK_DIR, Access::root(0o700)).await?;
-    let undo = host.path(UNDO);
+    host.ensure_dir(BOOT_DISK_DIR, Access::root(0o700)).await?;
+    let undo = host.path(E2FSCK_UNDO);
     forget(&undo).await?;
     let preen = [OsStr::new("-p"), OsStr::new("-z"), undo.as_os_str()];
     let (mut outcome, mut said) = e2fsck(host, &preen, node).await?;
@@ -202,12 +200,13 @@ pub(super) async fn check(host: &Host, node: &Path) -> Result<()> {
             host.warn(format!("e2fsck repaired the file system on {shown}: {said}"));
             Ok(())
         }
-        Checked::Damaged | Checked::Failed => {
-            Err(anyhow!("e2fsck could not make {shown} safe, so it was not mounted: {said}")).blame(
-                Code::DiskDamaged,
-                format!("Take a snapshot of the disk, then run `e2fsck {shown}` by hand and `openclaw-init boot`."),
-            )
-        }
+        Checked::Damaged | Checked::Failed => Err(anyhow!(
+            "e2fsck could not make {shown} safe, so it was not mounted: {said}"
+        ))
+        .classify(
+            Code::DiskDamaged,
+            format!("Take a snapshot of the disk, then run `e2fsck {shown}` by hand and `sudo openclaw-init boot`."),
+        ),
     }
 }
 
@@ -239,7 +238,7 @@ async fn e2fsck(host: &Host, mode: &[&OsStr], node: &Path) -> Result<(Checked, S
         !line.is_empty() && !line.starts_with("Overwriting existing filesystem") && !line.starts_with("e2undo ")
     });
     let said = lines.collect::<Vec<_>>().join("; ");
-    Ok((checked(output.code), crate::host::tail(&said, 400).to_owned()))
+    Ok((checked(output.code), crate::text::tail(&said, 400).to_owned()))
 }
 
 #[cfg(test)]
@@ -273,7 +272,7 @@ mod tests {
             (other, false, 0, Err("xfs")),
         ];
         for (content, marked, partitions, expected) in cases {
-            let found = decide(&content, marked, partitions, Intent::Nobodys).map_err(|error| error.to_string());
+            let found = decide(&content, marked, partitions, Intent::None).map_err(|error| error.to_string());
             assert_eq!(found, expected.map_err(str::to_owned), "{content:?}, {marked}, {partitions}");
         }
     }
@@ -286,13 +285,13 @@ mod tests {
         };
         let cases = [
             (Content::Unknown(5), 0, Intent::Ours, Some(Plan::Format)),
-            (Content::Unknown(5), 0, Intent::Anothers, None),
-            (Content::Unknown(5), 0, Intent::Nobodys, None),
+            (Content::Unknown(5), 0, Intent::Foreign, None),
+            (Content::Unknown(5), 0, Intent::None, None),
             (Content::Unknown(5), 1, Intent::Ours, None),
             (unused.clone(), 0, Intent::Ours, Some(Plan::Format)),
-            (unused.clone(), 0, Intent::Anothers, None),
-            (unused, 0, Intent::Nobodys, Some(Plan::Check)),
-            (ext4(LABEL, true, false), 0, Intent::Anothers, Some(Plan::Check)),
+            (unused.clone(), 0, Intent::Foreign, None),
+            (unused, 0, Intent::None, Some(Plan::Check)),
+            (ext4(LABEL, true, false), 0, Intent::Foreign, Some(Plan::Check)),
             (ext4(LABEL, true, false), 0, Intent::Ours, Some(Plan::Check)),
             (ext4("theirs", true, false), 0, Intent::Ours, Some(Plan::Adopt)),
             (Content::Other("xfs".into()), 0, Intent::Ours, None),

@@ -7,12 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use tokio::time::Instant;
 
-use super::blocking;
-use super::history::Last;
+use super::last_disk::LastDisk;
 use super::mount::{Mounts, Number};
 use crate::config::DiskChoice;
-use crate::failure::{Blame as _, Code};
-use crate::host::Host;
+use crate::error::{Classify as _, Code};
+use crate::host::{Host, blocking};
 use crate::metadata::{Disk, Instance};
 
 /// The device name that is looked for when `openclaw-data-disk` is not set.
@@ -34,7 +33,7 @@ pub(super) enum Place {
 }
 
 /// Decides by metadata alone where the data lives. `last` is the data disk that this machine used before.
-pub(super) fn select(choice: &DiskChoice, instance: &Instance, last: Option<&Last>) -> Result<Place> {
+pub(super) fn select(choice: &DiskChoice, instance: &Instance, last: Option<&LastDisk>) -> Result<Place> {
     let attached = |name: &str| instance.disks.iter().find(|disk| disk.device_name == name);
     match choice {
         DiskChoice::BootDisk => Ok(Place::BootDisk { warning: None }),
@@ -66,21 +65,21 @@ fn usable(disk: &Disk) -> Result<String> {
         "cannot be the name of a directory"
     } else if disk.read_only {
         return Err(anyhow!("the data disk {name} is attached read-only"))
-            .blame(Code::DiskReadonly, "Detach it and attach it again with `--mode=rw`; then reboot the VM.");
+            .classify(Code::DiskReadonly, "Detach it and attach it again with `--mode=rw`; then reboot the VM.");
     } else {
         return Ok(name.clone());
     };
     Err(anyhow!("the disk {name} {refusal}"))
-        .blame(Code::ConfigInvalid, "Set openclaw-data-disk to the device name of a persistent data disk.")
+        .classify(Code::ConfigInvalid, "Set openclaw-data-disk to the device name of a persistent data disk.")
 }
 
 fn missing(name: &str, instance: &Instance) -> Result<Place> {
     let attached: Vec<&str> = instance.disks.iter().map(|disk| disk.device_name.as_str()).collect();
     let attached = attached.join(", ");
-    Err(anyhow!("the data disk {name} is not attached; attached are: {attached}")).blame(
+    Err(anyhow!("the data disk {name} is not attached; attached are: {attached}")).classify(
         Code::DiskMissing,
         format!(
-            "Attach it with `{}` and run `openclaw-init boot` or reboot the VM; or set openclaw-data-disk to another \
+            "Attach it with `{}` and run `sudo openclaw-init boot` or reboot the VM; or set openclaw-data-disk to another \
              device name, or to none for a new state on the boot disk.",
             attach_command(name, instance)
         ),
@@ -139,10 +138,10 @@ pub(super) async fn device(host: &Host, name: &str) -> Result<Device> {
             Err(reason) => reason,
         };
         if started.elapsed() >= UDEV_WAIT {
-            return Err(reason).blame(
+            return Err(reason).classify(
                 Code::DiskMissing,
                 "The metadata says that it is attached: run `udevadm trigger --settle --subsystem-match=block`, then \
-                 `openclaw-init boot`; if that does not help, detach and attach the disk.",
+                 `sudo openclaw-init boot`; if that does not help, detach and attach the disk.",
             );
         }
         if !nudged && started.elapsed() >= UDEV_NUDGE {
@@ -274,11 +273,13 @@ impl Device {
         let shown = self.node.display();
         let numbers = self.numbers();
         if mounts.at(Path::new("/")).is_some_and(|root| numbers.contains(&root.device)) {
-            return Err(anyhow!("{shown} is the boot disk"))
-                .blame(Code::ConfigInvalid, "Set openclaw-data-disk to the device name of a data disk, or to none.");
+            return Err(anyhow!("{shown} is the boot disk")).classify(
+                Code::ConfigInvalid,
+                "Set openclaw-data-disk to the device name of a data disk, or to none.",
+            );
         }
         if self.block.read_only {
-            return Err(anyhow!("{shown} is read-only")).blame(
+            return Err(anyhow!("{shown} is read-only")).classify(
                 Code::DiskReadonly,
                 "Detach the disk and attach it again with `--mode=rw`; then reboot the VM.",
             );
@@ -295,7 +296,7 @@ impl Device {
             return Ok(());
         };
         Err(anyhow!("{shown} is not used: {reason}"))
-            .blame(Code::DiskForeign, "Free the disk or attach another one, then run `openclaw-init boot`.")
+            .classify(Code::DiskForeign, "Free the disk or attach another one, then run `sudo openclaw-init boot`.")
     }
 }
 

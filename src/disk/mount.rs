@@ -9,9 +9,8 @@ use std::str::FromStr;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::mount::{MntFlags, MsFlags};
 
-use super::blocking;
-use crate::failure::{Blame as _, Code};
-use crate::host::{Access, Host};
+use crate::error::{Classify as _, Code};
+use crate::host::{Access, Host, blocking};
 
 /// Nothing on the disk may act as a device or with another user's rights; programs may run, since agents
 /// run things in their workspace.
@@ -23,7 +22,7 @@ const OPTIONS: &str = "discard,errors=remount-ro";
 
 /// A block device's number, the one name of it that cannot be ambiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Number {
+pub(crate) struct Number {
     major: u64,
     minor: u64,
 }
@@ -54,36 +53,36 @@ impl fmt::Display for Number {
 
 /// One line of `/proc/self/mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mount {
-    pub(super) device: Number,
-    pub(super) point: PathBuf,
-    pub(super) kind: String,
-    pub(super) read_only: bool,
+pub(crate) struct Mount {
+    pub(crate) device: Number,
+    pub(crate) point: PathBuf,
+    pub(crate) kind: String,
+    pub(crate) read_only: bool,
 }
 
 /// Everything that is mounted, in the order of mounting.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Mounts(Vec<Mount>);
+pub(crate) struct Mounts(Vec<Mount>);
 
 impl Mounts {
     /// Reads the table of this process's mount namespace.
-    pub(super) async fn read(host: &Host) -> Result<Self> {
+    pub(crate) async fn read(host: &Host) -> Result<Self> {
         let table = host.read("/proc/self/mountinfo").await?.context("/proc is not mounted")?;
         String::from_utf8_lossy(&table).parse().context("reading /proc/self/mountinfo")
     }
 
     /// What is visible at `point`: the last thing mounted there.
-    pub(super) fn at(&self, point: &Path) -> Option<&Mount> {
+    pub(crate) fn at(&self, point: &Path) -> Option<&Mount> {
         self.0.iter().rev().find(|mount| mount.point == point)
     }
 
     /// All of them, in the order in which they were mounted.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Mount> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Mount> {
         self.0.iter()
     }
 
     /// Where any of `devices` is mounted.
-    pub(super) fn of(&self, devices: &[Number]) -> impl Iterator<Item = &Mount> {
+    pub(crate) fn of(&self, devices: &[Number]) -> impl Iterator<Item = &Mount> {
         self.0.iter().filter(|mount| devices.contains(&mount.device))
     }
 }
@@ -125,7 +124,7 @@ fn unescape(field: &str) -> PathBuf {
 }
 
 /// The path as it stands in the mount table, without symbolic links; `None` when it does not exist.
-pub(super) async fn resolved(host: &Host, path: &Path) -> Result<Option<PathBuf>> {
+pub(crate) async fn resolved(host: &Host, path: &Path) -> Result<Option<PathBuf>> {
     let path = host.path(path);
     match tokio::fs::canonicalize(&path).await {
         Ok(path) => Ok(Some(path)),
@@ -135,13 +134,13 @@ pub(super) async fn resolved(host: &Host, path: &Path) -> Result<Option<PathBuf>
 }
 
 /// Mounts the ext4 file system on `node` at `point`, which it makes if need be.
-pub(super) async fn ext4(host: &Host, node: &Path, point: &Path) -> Result<()> {
+pub(crate) async fn ext4(host: &Host, node: &Path, point: &Path) -> Result<()> {
     ensure_point(host, point).await?;
     mount(host, node, point, Some("ext4"), FLAGS).await
 }
 
 /// Shows the directory `source` at `point` too. Nothing happens when it is there already.
-pub(super) async fn bind(host: &Host, source: &Path, point: &Path) -> Result<()> {
+pub(crate) async fn bind(host: &Host, source: &Path, point: &Path) -> Result<()> {
     let shown = point.display();
     if let Some(resolved) = resolved(host, point).await?
         && let Some(present) = Mounts::read(host).await?.at(&resolved)
@@ -149,15 +148,15 @@ pub(super) async fn bind(host: &Host, source: &Path, point: &Path) -> Result<()>
         if same_directory(&host.path(source), &resolved)? {
             return Ok(());
         }
-        return Err(anyhow!("device {} is mounted on {shown}, not {}", present.device, source.display())).blame(
+        return Err(anyhow!("device {} is mounted on {shown}, not {}", present.device, source.display())).classify(
             Code::DiskForeign,
-            format!("Stop what uses it, run `umount {shown}` and then `openclaw-init boot`, or reboot the VM."),
+            format!("Stop what uses it, run `umount {shown}` and then `sudo openclaw-init boot`, or reboot the VM."),
         );
     }
     if !is_empty(host, point).await? {
-        return Err(anyhow!("{shown} holds files that would be hidden by the state in {}", source.display())).blame(
+        return Err(anyhow!("{shown} holds files that would be hidden by the state in {}", source.display())).classify(
             Code::TwoStates,
-            format!("Move {shown} aside (`mv {shown} {shown}.before`) and run `openclaw-init boot` again."),
+            format!("Move {shown} aside (`mv {shown} {shown}.before`) and run `sudo openclaw-init boot` again."),
         );
     }
     ensure_point(host, point).await?;
@@ -165,7 +164,7 @@ pub(super) async fn bind(host: &Host, source: &Path, point: &Path) -> Result<()>
 }
 
 /// Whether two paths lead to one directory.
-pub(super) fn same_directory(one: &Path, other: &Path) -> Result<bool> {
+pub(crate) fn same_directory(one: &Path, other: &Path) -> Result<bool> {
     let identity = |path: &Path| -> Result<(u64, u64)> {
         let found = std::fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?;
         Ok((found.dev(), found.ino()))
@@ -174,7 +173,7 @@ pub(super) fn same_directory(one: &Path, other: &Path) -> Result<bool> {
 }
 
 /// True when `path` is an empty directory or does not exist.
-pub(super) async fn is_empty(host: &Host, path: &Path) -> Result<bool> {
+pub(crate) async fn is_empty(host: &Host, path: &Path) -> Result<bool> {
     match tokio::fs::read_dir(host.path(path)).await {
         Ok(mut entries) => Ok(entries.next_entry().await?.is_none()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
@@ -206,7 +205,7 @@ async fn mount(host: &Host, source: &Path, point: &Path, kind: Option<&'static s
     let outcome = blocking(move || Ok(nix::mount::mount(Some(&from), &to, kind, flags, options))).await?;
     let outcome = outcome.with_context(|| format!("mounting {what}"));
     if kind.is_some() {
-        outcome.blame(
+        outcome.classify(
             Code::DiskDamaged,
             format!("Look at `dmesg`; take a snapshot of the disk, then repair it with `e2fsck {}`.", source.display()),
         )?;
@@ -218,13 +217,13 @@ async fn mount(host: &Host, source: &Path, point: &Path, kind: Option<&'static s
 }
 
 /// Unmounts what was mounted at `point`; its journal is then written back in place.
-pub(super) async fn unmount(host: &Host, point: &Path) -> Result<()> {
+pub(crate) async fn unmount(host: &Host, point: &Path) -> Result<()> {
     let path = host.path(point);
     blocking(move || Ok(nix::mount::umount(&path)?)).await.with_context(|| format!("unmounting {}", point.display()))
 }
 
 /// Takes away what was mounted at `point`, also while somebody uses it; for them it goes on.
-pub(super) async fn detach(host: &Host, point: &Path) -> Result<()> {
+pub(crate) async fn detach(host: &Host, point: &Path) -> Result<()> {
     let path = host.path(point);
     let detached = blocking(move || Ok(nix::mount::umount2(&path, MntFlags::MNT_DETACH)?)).await;
     detached.with_context(|| format!("unmounting {}", point.display()))?;

@@ -11,9 +11,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use super::blocking;
-use crate::failure::{Blame as _, Code};
-use crate::host::Host;
+use crate::error::{Classify as _, Code};
+use crate::host::{Host, blocking};
 
 /// A data disk is at least this large; less is a mistake or a device without a medium.
 const MIN_SIZE: u64 = 512 * MIB;
@@ -64,7 +63,7 @@ pub(super) async fn look(host: &Host, path: &Path) -> Result<Content> {
         let size = size(&file)?;
         Ok((Arc::new(file), size))
     });
-    let (file, size) = device.await.with_context(|| format!("opening {shown} exclusively")).blame(
+    let (file, size) = device.await.with_context(|| format!("opening {shown} exclusively")).classify(
         Code::DiskForeign,
         "The disk is in use or cannot be read: see `lsblk` and `dmesg`; nothing on it was touched.",
     )?;
@@ -73,7 +72,7 @@ pub(super) async fn look(host: &Host, path: &Path) -> Result<Content> {
     }
     let signature = signature(host, path).await?;
     let held = Arc::clone(&file);
-    blocking(move || contents(&held, size, signature)).await.with_context(|| format!("reading {shown}")).blame(
+    blocking(move || contents(&held, size, signature)).await.with_context(|| format!("reading {shown}")).classify(
         Code::DiskDamaged,
         "The disk cannot be read: see `dmesg`; restore it from a snapshot or attach another one.",
     )

@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, anyhow};
 use bollard::{API_DEFAULT_VERSION, Docker};
 
-use crate::cut;
-use crate::failure::{Blame, Code};
+use crate::error::{Classify, Code};
+use crate::failpoint;
 
 /// Where the engine listens.
 pub const SOCKET: &str = "/run/docker.sock";
@@ -51,16 +51,16 @@ impl Engine {
 /// Refuses an engine that we cannot work with.
 fn check(version: &str, api: (usize, usize), mut components: impl Iterator<Item = String>) -> Result<()> {
     if let Some(name) = components.find(|name| name.contains("Podman")) {
-        return Err(anyhow!("{name} {version} answers at {SOCKET}, not Docker")).blame(
+        return Err(anyhow!("{name} {version} answers at {SOCKET}, not Docker")).classify(
             Code::DockerUnusable,
-            "Remove it (sudo apt-get remove podman-docker; sudo systemctl disable --now podman.socket), then run: sudo systemctl start openclaw-init",
+            "Remove it (sudo apt-get remove podman-docker; sudo systemctl disable --now podman.socket), then run `sudo openclaw-init boot`",
         );
     }
     if api < MINIMUM_API {
         let (major, minor) = MINIMUM_API;
-        return Err(anyhow!("Docker {version} speaks API {}.{}, needed is {major}.{minor}", api.0, api.1)).blame(
+        return Err(anyhow!("Docker {version} speaks API {}.{}, needed is {major}.{minor}", api.0, api.1)).classify(
             Code::DockerUnusable,
-            "Upgrade it to Docker 20.10 or newer the way it was installed, then run: sudo systemctl start openclaw-init",
+            "Upgrade it to Docker 20.10 or newer the way it was installed, then run `sudo openclaw-init boot`",
         );
     }
     Ok(())
@@ -70,7 +70,7 @@ fn check(version: &str, api: (usize, usize), mut components: impl Iterator<Item 
 /// and requests without one are deprecated.
 fn with_cuts_and_version_in_path(client: Docker, (major, minor): (usize, usize)) -> Docker {
     client.with_request_modifier(move |mut request| {
-        cut::step(&format!("docker-{}", request.method().as_str().to_ascii_lowercase())).at("before");
+        failpoint::counted(&format!("docker-{}", request.method().as_str().to_ascii_lowercase())).hit_at("before");
         let mut parts = request.uri().clone().into_parts();
         let path = parts.path_and_query.as_ref().map_or("/", |path| path.as_str());
         // Both conversions succeed: what was a path stays one with a path in front.

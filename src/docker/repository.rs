@@ -6,12 +6,12 @@ use std::time::Duration;
 use anyhow::{Context, Error, Result, anyhow, bail};
 use backon::{ExponentialBuilder, Retryable as _};
 
-use crate::apt_key::{DOCKER_FINGERPRINT, Fingerprint, only_key};
-use crate::failure::{Blame, Code, code_of};
+use crate::apt::Apt;
+use crate::apt::docker_key::{DOCKER_FINGERPRINT, Fingerprint, only_key};
+use crate::apt::os_release::Distribution;
+use crate::error::{Classify, Code, code_of};
 use crate::host::{Access, Host};
 use crate::http;
-use crate::os_release::Distribution;
-use crate::packages::Apt;
 
 /// Root's own decision on this machine to trust another key: for mirrors that sign themselves.
 const TRUST_FILE: &str = "/etc/openclaw-init/docker-key.fingerprint";
@@ -30,26 +30,26 @@ const KEY_LIMIT_BYTES: usize = 1 << 20;
 
 /// The key that Docker's repository must be signed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RepositoryTrust {
+pub(super) struct RepositoryTrust {
     fingerprint: Fingerprint,
     overridden: bool,
 }
 
 impl RepositoryTrust {
     /// Trusts the key with this fingerprint.
-    pub fn new(fingerprint: Fingerprint) -> Self {
+    pub(super) fn new(fingerprint: Fingerprint) -> Self {
         Self { fingerprint, overridden: false }
     }
 
     /// What this machine trusts: the fingerprint in `/etc/openclaw-init/docker-key.fingerprint` if root put
     /// one there, else that of Docker's own key.
-    pub async fn of(host: &Host) -> Result<Self> {
+    pub(super) async fn of(host: &Host) -> Result<Self> {
         let Some(bytes) = host.read(TRUST_FILE).await? else {
             return DOCKER_FINGERPRINT.parse().map(Self::new);
         };
         let fingerprint = String::from_utf8_lossy(&bytes).parse().with_context(|| format!("reading {TRUST_FILE}"));
         let remedy = format!("Write the key's fingerprint into {TRUST_FILE} (gpg --show-keys FILE), or remove it.");
-        Ok(Self { fingerprint: fingerprint.blame(Code::DockerUnusable, remedy)?, overridden: true })
+        Ok(Self { fingerprint: fingerprint.classify(Code::DockerUnusable, remedy)?, overridden: true })
     }
 }
 
@@ -66,7 +66,7 @@ pub(super) struct Repository<'a> {
 
 /// Whether packages can be installed from the repository.
 #[derive(Debug)]
-pub(super) enum Verdict {
+pub(super) enum Diagnosis {
     /// Its lists are here, signed by the trusted key.
     Usable,
     /// It cannot be had now; no trace of it is left on the machine.
@@ -76,7 +76,7 @@ pub(super) enum Verdict {
 impl Repository<'_> {
     /// Makes apt know the repository. A wrong key, a second key and a wrong signature are never taken for
     /// "cannot be reached": a repository under attack must be loud.
-    pub(super) async fn ensure(&self) -> Result<Verdict> {
+    pub(super) async fn ensure(&self) -> Result<Diagnosis> {
         if let Some(file) = self.foreign_source().await? {
             tracing::info!("Docker's repository is already in {}, with the trust given there", file.display());
             return self.fetch_lists(&file.to_string_lossy()).await;
@@ -88,7 +88,7 @@ impl Repository<'_> {
         self.check_key(&key)?;
         self.write(key).await?;
         match self.fetch_lists(SOURCES_FILE).await {
-            Ok(Verdict::Unreachable(error)) => self.give_up(error).await,
+            Ok(Diagnosis::Unreachable(error)) => self.give_up(error).await,
             Err(error) if code_of(&error) == Code::DockerUnusable => {
                 self.remove().await?;
                 Err(error)
@@ -157,7 +157,7 @@ impl Repository<'_> {
              fingerprint into {TRUST_FILE}; else choose the distribution's packages: openclaw-docker=distro"
         );
         let refused = Err(found).with_context(|| format!("checking the key at {}/gpg", self.uri()));
-        refused.blame(Code::DockerUnusable, remedy)
+        refused.classify(Code::DockerUnusable, remedy)
     }
 
     async fn write(&self, key: Vec<u8>) -> Result<()> {
@@ -170,24 +170,24 @@ impl Repository<'_> {
         Ok(())
     }
 
-    async fn fetch_lists(&self, sources: &str) -> Result<Verdict> {
+    async fn fetch_lists(&self, sources: &str) -> Result<Diagnosis> {
         match self.apt.update_only(sources).await {
-            Ok(()) => Ok(Verdict::Usable),
+            Ok(()) => Ok(Diagnosis::Usable),
             // A lock, a full disk: not about the repository.
             Err(error) if code_of(&error) != Code::Internal => Err(error),
             Err(error) if is_about_signature(&format!("{error:#}")) => {
                 let remedy = "Do not trust this repository until it is known why; to go on with the distribution's \
                               packages, set openclaw-docker=distro";
                 let refused = Err(error).with_context(|| format!("verifying the signature of {}", self.uri()));
-                refused.blame(Code::DockerUnusable, remedy)
+                refused.classify(Code::DockerUnusable, remedy)
             }
-            Err(error) => Ok(Verdict::Unreachable(error.context(format!("fetching the lists of {}", self.uri())))),
+            Err(error) => Ok(Diagnosis::Unreachable(error.context(format!("fetching the lists of {}", self.uri())))),
         }
     }
 
-    async fn give_up(&self, error: Error) -> Result<Verdict> {
+    async fn give_up(&self, error: Error) -> Result<Diagnosis> {
         self.remove().await?;
-        Ok(Verdict::Unreachable(error))
+        Ok(Diagnosis::Unreachable(error))
     }
 
     /// Removes what this or an interrupted earlier run wrote, so that apt does not stumble over it.
@@ -223,7 +223,7 @@ fn is_about_signature(message: &str) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::failure::one_line;
+    use crate::error::one_line;
 
     #[test]
     fn entries_of_others_are_found_in_both_formats() {

@@ -11,9 +11,9 @@ use serde_json::Value;
 
 use super::{is_missing, logs};
 use crate::docker::Engine;
-use crate::failure::{Blame, Code};
+use crate::error::{Classify, Code};
+use crate::gateway::secrets::Secrets;
 use crate::host::Host;
-use crate::secrets::Secrets;
 
 /// The name of the container; one at a time.
 const NAME: &str = "openclaw-one-off";
@@ -63,18 +63,18 @@ async fn finish(engine: &Engine, secrets: &Secrets, deadline: Duration) -> Resul
         Ok(Some(Err(error))) => return Err(error).with_context(|| format!("waiting for container {NAME}")),
         Ok(None) => return Err(anyhow!("the engine did not say how container {NAME} ended")),
         Err(_) => {
-            return Err(anyhow!("it did not end within {} s", deadline.as_secs())).blame(
+            return Err(anyhow!("it did not end within {} s", deadline.as_secs())).classify(
                 Code::GatewayNotReady,
-                "See with `top` what keeps the VM busy, then run `sudo systemctl restart openclaw-init`.",
+                "See with `top` what keeps the VM busy, then run `sudo openclaw-init boot`.",
             );
         }
     };
     if code != 0 {
         let said = logs::last_lines(engine, NAME, &secrets.token).await;
-        return Err(anyhow!("it ended with exit code {code}: {said}")).blame(
+        return Err(anyhow!("it ended with exit code {code}: {said}")).classify(
             Code::GatewayRefused,
             "Correct openclaw.json in the state directory /home/node/.openclaw as its message says, \
-             then run `sudo systemctl restart openclaw-init`.",
+             then run `sudo openclaw-init boot`.",
         );
     }
     Ok(())

@@ -10,15 +10,14 @@ use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 
 use super::probe::{Health, Probe};
-use super::{NAME, STOP_SECONDS, inspect, logs, stop_container};
-use crate::config::GatewayConfig;
+use super::{Gateway, NAME, STOP_SECONDS, inspect, logs, stop_container};
 use crate::docker::Engine;
-use crate::failure::{Code, Verdict};
+use crate::error::{Code, Diagnosis};
+use crate::gateway::secrets::Secrets;
 use crate::host::Host;
 use crate::image::Image;
 use crate::memory::{self, LARGER_MACHINE};
 use crate::report::Ready;
-use crate::secrets::Secrets;
 
 /// Upstream's own budget for a start; a check of the databases on a cold disk alone took 45 s (openclaw issue 150762).
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -42,55 +41,52 @@ const KILLED: i64 = 137;
 const CERTAIN_EXITS: usize = 2;
 const LOOP_EXITS: usize = 3;
 
-/// Waits until the gateway says that it is ready.
-///
-/// A gateway that runs but whose checks keep failing is returned as degraded. Fails with
-/// [`Code::GatewayRefused`] or [`Code::OutOfMemory`] (the container is then stopped), else with
-/// [`Code::GatewayNotReady`]; the error has the last lines of its log, without the token.
-pub async fn wait_ready(
-    host: &Host,
-    engine: &Engine,
-    image: &Image,
-    secrets: &Secrets,
-    config: &GatewayConfig,
-) -> Result<Ready> {
-    let (begun, since) = (Instant::now(), Timestamp::now());
-    let probe = Probe::new(config, &secrets.token)?;
-    let kills = memory::kills(host).await;
-    let (mut unwell_since, mut restarts) = (None, None);
-    loop {
-        let container = inspect(engine).await?.ok_or_else(|| anyhow!("container {NAME} is gone"))?;
-        let state = container.state.unwrap_or_default();
-        let count = container.restart_count.unwrap_or_default();
-        if !is_up(&state) || *restarts.get_or_insert(count) != count {
-            let exits = exits(engine, since, &state).await?;
-            let starved = memory::kills(host).await > kills;
-            if let Some(crash) = Crash::of(&exits, &state, starved) {
-                return Err(give_up(host, engine, secrets, crash).await);
-            }
-        }
-        let health = if is_up(&state) { probe.ask().await } else { Health::Silent };
-        let ready = |version: Option<String>, degraded| Ready {
-            version: version.unwrap_or_else(|| image.version.clone()),
-            degraded,
-        };
-        let note = match health {
-            Health::Ready { version } => return Ok(ready(version, Vec::new())),
-            Health::Unwell { failing, uptime, version } => {
-                let patience = if uptime > Some(SETTLED) { SHORT_PATIENCE } else { PATIENCE };
-                if unwell_since.get_or_insert_with(Instant::now).elapsed() >= patience {
-                    return Ok(ready(version, failing));
+impl Gateway<'_> {
+    /// Waits until the gateway says that it is ready.
+    ///
+    /// A gateway that runs but whose checks keep failing is returned as degraded. Fails with
+    /// [`Code::GatewayRefused`] or [`Code::OutOfMemory`] (the container is then stopped), else with
+    /// [`Code::GatewayNotReady`]; the error has the last lines of its log, without the token.
+    pub async fn wait_ready(&self, image: &Image, secrets: &Secrets) -> Result<Ready> {
+        let Self { host, engine, config, .. } = *self;
+        let (begun, since) = (Instant::now(), Timestamp::now());
+        let probe = Probe::new(config, &secrets.token)?;
+        let kills = memory::kills(host).await;
+        let (mut unwell_since, mut restarts) = (None, None);
+        loop {
+            let container = inspect(engine).await?.ok_or_else(|| anyhow!("container {NAME} is gone"))?;
+            let state = container.state.unwrap_or_default();
+            let count = container.restart_count.unwrap_or_default();
+            if !is_up(&state) || *restarts.get_or_insert(count) != count {
+                let exits = exits(engine, since, &state).await?;
+                let starved = memory::kills(host).await > kills;
+                if let Some(crash) = Crash::of(&exits, &state, starved) {
+                    return Err(give_up(host, engine, secrets, crash).await);
                 }
-                format!("failing checks: {}", failing.join(", "))
             }
-            Health::Starting(reason) => reason,
-            Health::Silent => "no answer yet".to_owned(),
-        };
-        host.progress(format!("waiting for the gateway ({note}), {} s", begun.elapsed().as_secs()));
-        if begun.elapsed() >= DEADLINE {
-            return Err(give_up(host, engine, secrets, Crash::Late(note)).await);
+            let health = if is_up(&state) { probe.ask().await } else { Health::Silent };
+            let ready = |version: Option<String>, degraded| Ready {
+                version: version.unwrap_or_else(|| image.version.clone()),
+                degraded,
+            };
+            let note = match health {
+                Health::Ready { version } => return Ok(ready(version, Vec::new())),
+                Health::Unwell { failing, uptime, version } => {
+                    let patience = if uptime > Some(SETTLED) { SHORT_PATIENCE } else { PATIENCE };
+                    if unwell_since.get_or_insert_with(Instant::now).elapsed() >= patience {
+                        return Ok(ready(version, failing));
+                    }
+                    format!("failing checks: {}", failing.join(", "))
+                }
+                Health::Starting(reason) => reason,
+                Health::Silent => "no answer yet".to_owned(),
+            };
+            host.progress(format!("waiting for the gateway ({note}), {} s", begun.elapsed().as_secs()));
+            if begun.elapsed() >= DEADLINE {
+                return Err(give_up(host, engine, secrets, Crash::Late(note)).await);
+            }
+            tokio::time::sleep(POLL).await;
         }
-        tokio::time::sleep(POLL).await;
     }
 }
 
@@ -164,13 +160,12 @@ impl Crash {
             Self::Refused => (
                 Code::GatewayRefused,
                 "It was stopped, since starting it again cannot help. Correct /home/node/.openclaw/openclaw.json as its \
-                 last lines say, then run `sudo systemctl restart openclaw-init`.",
+                 last lines say, then run `sudo openclaw-init boot`.",
             ),
             Self::OutOfMemory => (Code::OutOfMemory, LARGER_MACHINE),
-            Self::Looping(_) | Self::Stopped(_) | Self::Late(_) => (
-                Code::GatewayNotReady,
-                "See `sudo docker logs openclaw-gateway`, then run `sudo systemctl restart openclaw-init`.",
-            ),
+            Self::Looping(_) | Self::Stopped(_) | Self::Late(_) => {
+                (Code::GatewayNotReady, "See `sudo docker logs openclaw-gateway`, then run `sudo openclaw-init boot`.")
+            }
         }
     }
 }
@@ -185,7 +180,7 @@ async fn give_up(host: &Host, engine: &Engine, secrets: &Secrets, crash: Crash) 
         }
     }
     let (code, remedy) = crash.verdict();
-    anyhow!("{}; its last lines: {said}", crash.told()).context(Verdict { code, remedy: remedy.to_owned() })
+    anyhow!("{}; its last lines: {said}", crash.told()).context(Diagnosis { code, remedy: remedy.to_owned() })
 }
 
 #[cfg(test)]

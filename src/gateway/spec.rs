@@ -11,12 +11,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::{NAME, SPEC_LABEL};
 use crate::config::GatewayConfig;
-use crate::disk::DataDir;
 use crate::docker::Engine;
+use crate::gateway::openclaw_json::INNER_PORT;
 use crate::host::Host;
 use crate::image::Image;
-use crate::memory::{self, MIB};
-use crate::openclaw_config::INNER_PORT;
+use crate::memory;
+use crate::state::DataDir;
+use crate::text::MIB;
 
 /// The state directory inside the container.
 const STATE: &str = "/home/node/.openclaw";
@@ -236,8 +237,7 @@ mod tests {
     }
 
     fn data() -> DataDir {
-        let at = |name: &str| std::path::Path::new("/data").join(name);
-        DataDir { state: at("s"), config: at("c"), records: at("r"), backups: at("b"), on_boot_disk: false }
+        DataDir::at("/data", false)
     }
 
     fn config() -> GatewayConfig {
@@ -278,7 +278,10 @@ mod tests {
         assert_eq!((host.binds, host.privileged, host.init), (None, None, None));
         assert_eq!(host.memory, Some(3 << 30));
         let mounts: Vec<_> = host.mounts.unwrap().into_iter().map(|mount| (mount.typ, mount.source.unwrap())).collect();
-        assert_eq!(mounts, [(Some(MountType::BIND), "/data/s".into()), (Some(MountType::BIND), "/data/c".into())]);
+        assert_eq!(
+            mounts,
+            [(Some(MountType::BIND), "/data/openclaw".into()), (Some(MountType::BIND), "/data/config-openclaw".into())]
+        );
         let ports = host.port_bindings.unwrap();
         let expected = PortBinding { host_ip: Some("127.0.0.1".to_owned()), host_port: Some("8080".to_owned()) };
         assert_eq!(ports, HashMap::from([("18789/tcp".to_owned(), Some(vec![expected]))]));

@@ -6,7 +6,7 @@ use bollard::errors::Error as DockerError;
 use super::NAME;
 use crate::config::GatewayConfig;
 use crate::docker::{self, Engine};
-use crate::failure::{Code, Verdict};
+use crate::error::{Code, Diagnosis};
 use crate::host::Host;
 
 /// The engine's words for a port that itself gave away, not another program's.
@@ -48,16 +48,16 @@ fn explain(error: DockerError, config: &GatewayConfig, holder: Option<&str>) -> 
     let choose = "or choose another port with the attribute openclaw-port.";
     let verdict = if let Some(holder) = holder {
         let remedy = format!("Container {holder} publishes port {port}: `sudo docker stop {holder}`, {choose}");
-        Some(Verdict { code: Code::PortTaken, remedy })
+        Some(Diagnosis { code: Code::PortTaken, remedy })
     } else if text.contains(GIVEN_AWAY) || text.contains("address already in use") {
         let remedy = format!(
             "Another program listens on port {port} of {address}: find it with `sudo ss -ltnp 'sport = :{port}'` and \
              stop it, {choose}"
         );
-        Some(Verdict { code: Code::PortTaken, remedy })
+        Some(Diagnosis { code: Code::PortTaken, remedy })
     } else if text.contains("cannot assign requested address") {
         let remedy = format!("{address} is no address of this VM: correct the attribute openclaw-bind.");
-        Some(Verdict { code: Code::ConfigInvalid, remedy })
+        Some(Diagnosis { code: Code::ConfigInvalid, remedy })
     } else {
         None
     };
@@ -71,7 +71,7 @@ fn explain(error: DockerError, config: &GatewayConfig, holder: Option<&str>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::{code_of, one_line};
+    use crate::error::{code_of, one_line};
 
     #[test]
     fn a_start_that_failed_is_classified_by_the_engines_words() {

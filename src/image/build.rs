@@ -18,9 +18,10 @@ use super::recipe::Recipe;
 use super::registries::Registries;
 use super::{GROW_BOOT_DISK, PAUSES, VERSION_LABEL, present};
 use crate::docker::Engine;
-use crate::failure::{Blame as _, Code};
-use crate::host::{Host, tail};
+use crate::error::{Classify as _, Code};
+use crate::host::Host;
 use crate::memory;
+use crate::text::tail;
 
 /// The label with the fingerprint of all that went into the build.
 pub(super) const FINGERPRINT_LABEL: &str = "openclaw-init.fingerprint";
@@ -55,7 +56,7 @@ pub(super) async fn build(
     let place = Workplace::new(host).await?;
     let outcome = match pack(place.path()).await {
         Ok(()) => attempts(host, engine, registries, recipe, version, &place).await,
-        Err(error) if is_full(&error) => Err(error).blame(Code::NoSpace, GROW_BOOT_DISK),
+        Err(error) if is_full(&error) => Err(error).classify(Code::NoSpace, GROW_BOOT_DISK),
         Err(error) => Err(error),
     };
     place.remove().await?;
@@ -137,7 +138,7 @@ async fn attempts(
             tokio::time::sleep(*pause).await;
         } else {
             let (code, remedy) = trouble.verdict(recipe);
-            return Err(error).blame(code, remedy);
+            return Err(error).classify(code, remedy);
         }
     }
 }

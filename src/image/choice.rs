@@ -4,7 +4,7 @@
 use super::recipe::is_built;
 use super::{official, source};
 use crate::config::{ImageConfig, ImageSource, LATEST, SourceCommit};
-use crate::record::Record;
+use crate::state::{Owner, Record};
 
 /// Which image this machine should have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,13 +40,13 @@ pub(super) fn decide(config: &ImageConfig, record: &Record) -> Wanted {
         ImageSource::Npm => Source::Npm,
         ImageSource::Source(commit) => Source::Commit(commit.clone()),
     };
-    let Some(version) = record.version.clone() else {
+    let Some(version) = record.owner.version().map(ToString::to_string) else {
         let reference = config.reference.clone().or_else(|| config.default_reference.clone());
         let named = config.version.clone().filter(|version| reference.is_none() || version != LATEST);
         let version = named.unwrap_or_else(|| config.default_version.clone());
         let source = reference.map_or(source, Source::Reference);
         // A record that was lost, or a run that was cut before it wrote the first one.
-        let warning = record.state_exists.then(|| {
+        let warning = (record.owner == Owner::Unknown).then(|| {
             format!(
                 "nothing tells which version the existing state belongs to: trying {version}, \
                  which refuses the state of a newer one"
@@ -99,7 +99,7 @@ mod tests {
 
     fn record(version: Option<&str>, choice: Option<&str>, image: Option<&str>) -> Record {
         Record {
-            version: version.map(str::to_owned),
+            owner: version.map_or(Owner::Nobody, |version| Owner::Version(version.into())),
             choice: choice.map(str::to_owned),
             image: image.map(str::to_owned),
             ..Record::default()
@@ -112,7 +112,7 @@ mod tests {
         let reference = |text: &str| Source::Reference(text.to_owned());
         let hub = "openclaw/openclaw:2026.9.5";
         let empty = record(None, None, None);
-        let unknown = Record { state_exists: true, ..Record::default() };
+        let unknown = Record { owner: Owner::Unknown, ..Record::default() };
         let owned = record(Some("2026.9.5"), None, Some(hub));
         let chosen = record(Some("2026.9.5"), Some("latest"), Some(hub));
         let own = record(Some("2026.9.5"), None, Some("registry.example/claw:9"));

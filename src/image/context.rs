@@ -156,7 +156,7 @@ mod tests {
         // The next run finds what a cut left, says so once, and leaves nothing.
         clear(&host).await?;
         clear(&host).await?;
-        assert_eq!(host.notes().borrow().changes.len(), 1);
+        assert_eq!(host.ledger().borrow().changes.len(), 1);
         assert!(!host.path(DIRECTORY).exists());
         Ok(())
     }

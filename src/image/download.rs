@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::PAUSES;
 use super::recipe::hex;
-use crate::failure::{Blame as _, Code};
+use crate::error::{Classify as _, Code};
 use crate::host::Host;
 use crate::http;
 
@@ -19,7 +19,7 @@ const LARGEST: u64 = 512 * 1024 * 1024;
 const MEGABYTE: u64 = 1_000_000;
 
 const REMEDY: &str = "Check the address in the attribute and the VM's way out to it, then run \
-    `sudo systemctl restart openclaw-init`.";
+    `sudo openclaw-init boot`.";
 
 /// What is downloaded, and what it must be.
 #[derive(Debug, Clone, Copy)]
@@ -43,12 +43,12 @@ impl Download<'_> {
             tokio::time::sleep(pause).await;
             match self.attempt(host, client, target).await {
                 Ok(found) => return self.check(&found),
-                Err((error, Again::Never)) => return Err(self.explain(error)).blame(Code::ImageBuildFailed, REMEDY),
+                Err((error, Again::Never)) => return Err(self.explain(error)).classify(Code::ImageBuildFailed, REMEDY),
                 Err((error, Again::Soon)) => failed = Some(error),
             }
         }
         let error = failed.unwrap_or_else(|| anyhow!("it was not tried"));
-        Err(self.explain(error)).blame(Code::ImageBuildFailed, REMEDY)
+        Err(self.explain(error)).classify(Code::ImageBuildFailed, REMEDY)
     }
 
     fn explain(&self, error: anyhow::Error) -> anyhow::Error {
@@ -94,7 +94,7 @@ impl Download<'_> {
                 self.what,
                 shown(self.url)
             ))
-            .blame(
+            .classify(
                 Code::DigestMismatch,
                 format!(
                     "Find out why the file is another one; only if it is the right one, correct the attribute {}.",
@@ -134,7 +134,7 @@ mod tests {
     use tokio::io::AsyncReadExt as _;
 
     use super::*;
-    use crate::failure::{code_of, one_line};
+    use crate::error::{code_of, one_line};
 
     /// Answers every request on a port of its own with `answer`; the URL.
     async fn server(answer: &'static str) -> Result<String> {

@@ -8,7 +8,7 @@ use super::registries::Registries;
 use super::{official, present, pull, version_in};
 use crate::config::LATEST;
 use crate::docker::Engine;
-use crate::failure::{Blame as _, Code};
+use crate::error::{Classify as _, Code};
 use crate::host::Host;
 
 /// The exact version, whose official image is then on this machine under its own tag.
@@ -20,11 +20,12 @@ pub(super) async fn version(
 ) -> Result<String> {
     if *source != Source::Release {
         return Err(anyhow!("only the prebuilt image has a version that is called {LATEST}"))
-            .blame(Code::ConfigInvalid, "Name an exact version such as 2026.9.6, or unset openclaw-image-source.");
+            .classify(Code::ConfigInvalid, "Name an exact version such as 2026.9.6, or unset openclaw-image-source.");
     }
     let (latest, inspect) = pull::first_of(host, engine, registries, &official(LATEST)).await?;
     let version = version_in(&inspect, &latest).ok_or_else(|| anyhow!("{latest} does not say which version it is"));
-    let version = version.blame(Code::ImageNotFound, "Set openclaw-version to an exact version such as 2026.9.6.")?;
+    let version =
+        version.classify(Code::ImageNotFound, "Set openclaw-version to an exact version such as 2026.9.6.")?;
     let reference = latest.replace(&format!(":{LATEST}"), &format!(":{version}"));
     // The gateway may run from an image of that name: a later build of the same version does not take its place.
     if present(engine, &reference).await?.is_some() {

@@ -12,7 +12,7 @@ use crate::config::{Arch, Extras};
 use crate::host::Host;
 
 const REMEDY: &str = "Check that containers can reach Debian's package archive and that the programs in the attribute \
-    openclaw-binaries run in the image, then run `sudo systemctl restart openclaw-init`.";
+    openclaw-binaries run in the image, then run `sudo openclaw-init boot`.";
 
 /// Finds each program as the gateway's user, and runs it: 126 and 127 are what a shell says of a file that
 /// cannot be executed, for example for want of a library.

@@ -9,7 +9,7 @@ use flate2::read::GzDecoder;
 
 use super::download::Download;
 use crate::config::{Arch, Binary};
-use crate::failure::{Blame as _, Code};
+use crate::error::{Classify as _, Code};
 use crate::host::Host;
 use crate::http;
 
@@ -43,7 +43,7 @@ pub(super) async fn fetch(host: &Host, binaries: &[Binary], directory: &Path) ->
         .await
         .context("waiting for a program to be unpacked")?
         .with_context(|| format!("preparing {} from {}", binary.name, binary.url))
-        .blame(Code::ConfigInvalid, format!("Correct its entry in the attribute {ATTRIBUTE}."))?;
+        .classify(Code::ConfigInvalid, format!("Correct its entry in the attribute {ATTRIBUTE}."))?;
         programs.push((format!("bin/{}", binary.name), target));
     }
     Ok(programs)

@@ -11,7 +11,7 @@ use futures_util::TryStreamExt as _;
 use super::registries::{GRANT, Registries, is_at_googles};
 use super::{GROW_BOOT_DISK, PAUSES, present};
 use crate::docker::Engine;
-use crate::failure::{Blame as _, Code};
+use crate::error::{Classify as _, Code};
 use crate::host::Host;
 
 /// How long a pull may stand still: longer than unpacking one large layer on a small disk takes.
@@ -49,7 +49,7 @@ pub(super) async fn first_of(
             let text = format!("{error:#}");
             tracing::debug!("{text}");
             match Trouble::of(&text) {
-                Trouble::NoSpace => return Err(error).blame(Code::NoSpace, GROW_BOOT_DISK),
+                Trouble::NoSpace => return Err(error).classify(Code::NoSpace, GROW_BOOT_DISK),
                 Trouble::NotFound => missing = text,
                 Trouble::Transient => {
                     failed.push(text);
@@ -63,12 +63,12 @@ pub(super) async fn first_of(
     }
     if left.is_empty() {
         return Err(anyhow!("{missing}").context(format!("no registry has {asked}")))
-            .blame(Code::ImageNotFound, remedy);
+            .classify(Code::ImageNotFound, remedy);
     }
-    Err(anyhow!(failed.join("; "))).blame(
+    Err(anyhow!(failed.join("; "))).classify(
         Code::ImagePullFailed,
         "Check that the VM has a way out (an external address or Cloud NAT) to the registry, \
-         then run `sudo systemctl restart openclaw-init`.",
+         then run `sudo openclaw-init boot`.",
     )
 }
 

@@ -15,7 +15,7 @@ use super::registries::Registries;
 use super::{GROW_BOOT_DISK, build};
 use crate::config::SourceCommit;
 use crate::docker::Engine;
-use crate::failure::{Blame as _, Code};
+use crate::error::{Classify as _, Code};
 use crate::host::Host;
 use crate::{http, memory};
 
@@ -58,7 +58,7 @@ pub(super) async fn build(
     check_machine(memory, free_space(engine).await?)?;
     let mut recipe = recipe.clone();
     // Not part of the fingerprint: it decides whether the build succeeds, not what it makes.
-    let heap = UPSTREAM_HEAP.min(memory / memory::MIB * HEAP_PERCENT / 100);
+    let heap = UPSTREAM_HEAP.min(memory / crate::text::MIB * HEAP_PERCENT / 100);
     recipe.args.push(("OPENCLAW_DOCKER_BUILD_NODE_OPTIONS", format!("--max-old-space-size={heap}")));
     build::build(host, engine, registries, &recipe, &recipe.version, async |directory| {
         pack(host, &recipe.version, source, directory).await
@@ -75,7 +75,7 @@ fn check_machine(memory: u64, space: u64) -> Result<()> {
             gib(NEEDED_MEMORY),
             gib(memory)
         ))
-        .blame(
+        .classify(
             Code::OutOfMemory,
             "Set openclaw-image-source to release (pulls the official image) or npm (a small build), or give the \
                  VM 8 GiB: stop it, `gcloud compute instances set-machine-type VM --zone=ZONE \
@@ -88,7 +88,10 @@ fn check_machine(memory: u64, space: u64) -> Result<()> {
             gib(NEEDED_SPACE),
             gib(space)
         ))
-        .blame(Code::NoSpace, format!("{GROW_BOOT_DISK} Or set openclaw-image-source to release, which needs less."));
+        .classify(
+            Code::NoSpace,
+            format!("{GROW_BOOT_DISK} Or set openclaw-image-source to release, which needs less."),
+        );
     }
     Ok(())
 }
@@ -114,7 +117,7 @@ async fn pack(host: &Host, version: &str, source: &SourceCommit, directory: &Pat
         .await
         .context("waiting for the source to be checked")?
         .with_context(|| format!("reading the source from {}", source.url))
-        .blame(Code::ImageBuildFailed, "openclaw-source-url must name a tar.gz as `git archive` makes it.")?;
+        .classify(Code::ImageBuildFailed, "openclaw-source-url must name a tar.gz as `git archive` makes it.")?;
     check(&found, version, source)
 }
 
@@ -126,7 +129,7 @@ fn check(found: &archive::Found, version: &str, source: &SourceCommit) -> Result
         let Some(wanted) = wanted else { continue };
         if found != Some(wanted) {
             let found = found.map_or_else(|| format!("no {what} id"), |id| format!("the {what} id {id}"));
-            return Err(anyhow!("the source from {} has {found}, but {wanted} is wanted", source.url)).blame(
+            return Err(anyhow!("the source from {} has {found}, but {wanted} is wanted", source.url)).classify(
                 Code::DigestMismatch,
                 format!("Find out why the source is another one; only if it is the right one, correct the attribute {ATTRIBUTE}."),
             );
@@ -134,26 +137,27 @@ fn check(found: &archive::Found, version: &str, source: &SourceCommit) -> Result
     }
     match &found.version {
         Some(found) if found == version => Ok(()),
-        Some(found) => Err(anyhow!("commit {} is version {found} of the gateway, not {version}", source.commit)).blame(
-            Code::ConfigInvalid,
-            format!("Set openclaw-version={found}, or name another commit in {ATTRIBUTE}."),
-        ),
+        Some(found) => Err(anyhow!("commit {} is version {found} of the gateway, not {version}", source.commit))
+            .classify(
+                Code::ConfigInvalid,
+                format!("Set openclaw-version={found}, or name another commit in {ATTRIBUTE}."),
+            ),
         None => Err(anyhow!("the source from {} has no package.json with a version", source.url))
-            .blame(Code::ConfigInvalid, format!("Correct the attributes openclaw-source-url and {ATTRIBUTE}.")),
+            .classify(Code::ConfigInvalid, format!("Correct the attributes openclaw-source-url and {ATTRIBUTE}.")),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::{code_of, one_line};
+    use crate::error::{code_of, one_line};
 
     #[test]
     fn a_small_machine_is_refused_before_anything_is_downloaded() {
         let cases = [
             (8 * GIB, 11 * GIB, None),
             // MemTotal of a VM with 6 GiB.
-            (5_850 * memory::MIB, 10 * GIB, None),
+            (5_850 * crate::text::MIB, 10 * GIB, None),
             (4 * GIB, 11 * GIB, Some((Code::OutOfMemory, ["6.0 GiB of memory, this VM has 4.0", "e2-standard-2"]))),
             (8 * GIB, 9 * GIB, Some((Code::NoSpace, ["there are 9.0", "gcloud compute disks resize"]))),
         ];

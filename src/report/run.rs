@@ -9,15 +9,16 @@ use tokio::time::Instant;
 use super::Ready;
 use super::status::millis;
 use super::status::{Changes, Detail, Machine, State, Status, Update};
-use crate::host::Notes;
-use crate::stage::{Failure, Stage};
+use crate::error::StageError;
+use crate::host::Ledger;
+use crate::stage::Stage;
 
 /// Which stages stand behind a state, in the order in which the outside sees them. The disk and the
 /// engine are prepared at the same time; the state is the first one that is not finished.
 const PHASES: &[(State, &[Stage])] = &[
     (State::Starting, &[Stage::Metadata, Stage::Config]),
     (State::Installing, &[Stage::Swap, Stage::Docker]),
-    (State::Disk, &[Stage::Disk, Stage::Move]),
+    (State::Disk, &[Stage::Disk, Stage::State]),
     (State::Image, &[Stage::Shield, Stage::Image]),
     (State::Gateway, &[Stage::Secrets, Stage::Gateway, Stage::Ready, Stage::Update]),
 ];
@@ -58,7 +59,7 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    pub(super) fn of(outcome: &Result<Ready, Failure>, last_try: bool) -> Self {
+    pub(super) fn of(outcome: &Result<Ready, StageError>, last_try: bool) -> Self {
         match outcome {
             Ok(ready) => Self::Ready(ready.clone()),
             Err(failure) => Self::Failed {
@@ -97,7 +98,7 @@ impl Run {
     }
 
     /// The status, with no time in its detail.
-    pub(super) fn status(&self, notes: &Notes) -> Status {
+    pub(super) fn status(&self, notes: &Ledger) -> Status {
         let (state, result, version) = match &self.outcome {
             None => (self.phase(), None, None),
             Some(Outcome::Ready(ready)) => {
@@ -123,7 +124,7 @@ impl Run {
         }
     }
 
-    fn detail(&self, notes: &Notes) -> Detail {
+    fn detail(&self, notes: &Ledger) -> Detail {
         let (stage, code, message) = match &self.outcome {
             None => (self.current_stage(), None, None),
             Some(Outcome::Ready(ready)) => {
@@ -153,7 +154,7 @@ impl Run {
     }
 }
 
-fn changes(notes: &Notes) -> Changes {
+fn changes(notes: &Ledger) -> Changes {
     let list = notes.changes.iter().map(|(stage, what)| match stage {
         Some(stage) => format!("{stage}: {what}"),
         None => what.clone(),
@@ -165,7 +166,7 @@ fn changes(notes: &Notes) -> Changes {
 #[derive(Debug, Clone)]
 pub(super) struct View {
     pub(super) run: watch::Receiver<Run>,
-    notes: watch::Receiver<Notes>,
+    notes: watch::Receiver<Ledger>,
     /// What an earlier run of this boot left.
     previous: Option<Status>,
     /// Numbers of changes and warnings that were seen; progress is nobody's business here.
@@ -173,7 +174,7 @@ pub(super) struct View {
 }
 
 impl View {
-    pub(super) fn new(run: watch::Receiver<Run>, notes: watch::Receiver<Notes>, previous: Option<Status>) -> Self {
+    pub(super) fn new(run: watch::Receiver<Run>, notes: watch::Receiver<Ledger>, previous: Option<Status>) -> Self {
         Self { run, notes, previous, seen: (0, 0) }
     }
 
@@ -232,7 +233,7 @@ mod tests {
             (Stage::Swap, State::Installing),
             (Stage::Secrets, State::Installing),
             (Stage::Docker, State::Disk),
-            (Stage::Move, State::Image),
+            (Stage::State, State::Image),
             (Stage::Image, State::Image),
             (Stage::Shield, State::Gateway),
             (Stage::Gateway, State::Gateway),
@@ -265,7 +266,7 @@ mod tests {
         ];
         for (outcome, state, result) in table {
             let run = Run { outcome, ..Run::default() };
-            let status = run.status(&Notes::default());
+            let status = run.status(&Ledger::default());
             assert_eq!((status.state, status.result.as_deref()), (state, result));
         }
     }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::budget::{Budget, Urgency};
 use super::run::View;
 use super::status::{State, Status};
-use crate::failure::one_line;
+use crate::error::one_line;
 use crate::host::Host;
 use crate::metadata::{Client, Heals, Trouble, Write};
 

@@ -1,24 +1,21 @@
 //! What an operator asked for by hand, carried from the command line to the one place that does the work.
 //!
-//! The command may end with its terminal, an update must not: so the command leaves its wish in a file of this
-//! boot, starts the unit and follows it, like a carrier.
+//! The command may end with its terminal, a run must not: so the command leaves its request in a file of this
+//! boot, starts the unit and follows it, like a launcher.
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::carrier::{self, Followed};
 use crate::host::{Access, Host};
-use crate::report::RUN_DIR;
-use crate::units::BOOT_UNIT;
-use crate::{bootstrap, systemd};
+use crate::lock::RunLock;
+use crate::paths::{LOCK, REQUEST};
 
-/// The file in [`RUN_DIR`].
-const FILE: &str = "request.json";
-
-/// What `openclaw-init update` and `openclaw-init rollback` ask for.
+/// What `sudo openclaw-init boot`, `update` and `rollback` ask for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
+    /// Another run, as at every boot.
+    Boot,
     /// Another version, with a way back.
     Update {
         /// The version; `None`: what the attributes ask for, else the program's default.
@@ -34,28 +31,23 @@ pub enum Request {
 impl Request {
     /// Takes the request that waits for this run, if there is one. It is carried out once, whatever becomes of it.
     pub(crate) async fn take(host: &Host) -> Result<Option<Self>> {
-        let path = format!("{RUN_DIR}/{FILE}");
-        let Some(bytes) = host.read(&path).await? else { return Ok(None) };
-        tokio::fs::remove_file(host.path(&path)).await.with_context(|| format!("taking the request {path}"))?;
-        serde_json::from_slice(&bytes).map(Some).with_context(|| format!("reading the request {path}"))
+        let Some(bytes) = host.read(REQUEST).await? else { return Ok(None) };
+        tokio::fs::remove_file(host.path(REQUEST)).await.with_context(|| format!("taking the request {REQUEST}"))?;
+        serde_json::from_slice(&bytes).map(Some).with_context(|| format!("reading the request {REQUEST}"))
     }
 
-    /// Has the unit carry it out, once the run in progress has ended, and follows it to the result.
-    pub async fn carry_out(&self, host: &Host) -> Result<Followed> {
-        {
-            let _no_run = bootstrap::only_run(host).await?;
-            let path = format!("{RUN_DIR}/{FILE}");
-            let bytes = serde_json::to_vec(self).context("writing the request as JSON")?;
-            host.ensure_file(path, bytes, Access::root(0o600)).await?;
-        }
-        systemd::restart_without_waiting(host, BOOT_UNIT).await?;
-        carrier::follow(host).await
+    /// Leaves it for the next run, once the run in progress has ended.
+    pub(crate) async fn leave(&self, host: &Host) -> Result<()> {
+        let _lock = RunLock::acquire(&host.path(LOCK)).await?;
+        let bytes = serde_json::to_vec(self).context("writing the request as JSON")?;
+        host.ensure_file(REQUEST, bytes, Access::root(0o600)).await.map(drop)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::paths::RUN_DIR;
 
     #[tokio::test]
     async fn a_request_is_taken_once() -> Result<()> {
@@ -63,10 +55,11 @@ mod tests {
         let host = Host::new(root.path());
         assert_eq!(Request::take(&host).await?, None);
         std::fs::create_dir_all(host.path(RUN_DIR))?;
-        let request = Request::Update { to: Some("2026.9.6".into()) };
-        std::fs::write(host.path(RUN_DIR).join(FILE), serde_json::to_vec(&request)?)?;
-        assert_eq!(Request::take(&host).await?, Some(request));
-        assert_eq!(Request::take(&host).await?, None);
+        for request in [Request::Boot, Request::Update { to: Some("2026.9.6".into()) }] {
+            std::fs::write(host.path(REQUEST), serde_json::to_vec(&request)?)?;
+            assert_eq!(Request::take(&host).await?, Some(request));
+            assert_eq!(Request::take(&host).await?, None);
+        }
         Ok(())
     }
 }

@@ -9,14 +9,14 @@ use std::sync::Mutex;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use openclaw_init::cut;
+use openclaw_init::failpoint;
 
 /// Machines at the same time: they mostly wait.
 const SIDE_BY_SIDE: usize = 6;
 /// The points that a process passed, in the directory that is its machine.
 pub(crate) const POINTS: &str = "points";
-const CUT: &str = "OPENCLAW_INIT_CUT";
-pub(crate) const LOG: &str = "OPENCLAW_INIT_CUT_LOG";
+const CUT: &str = "OPENCLAW_INIT_FAILPOINT";
+pub(crate) const LOG: &str = "OPENCLAW_INIT_FAILPOINT_LOG";
 /// Set in a test's second process: the directory that is its machine.
 const MACHINE: &str = "OPENCLAW_CUT_TEST_MACHINE";
 
@@ -128,7 +128,7 @@ pub(crate) fn second_process(work: impl AsyncFnOnce(&Path) -> Result<()>) -> Res
     #[expect(clippy::disallowed_methods, reason = "how a test's second process knows itself")]
     let variable = |name| std::env::var(name).ok();
     let Some(machine) = variable(MACHINE) else { return Ok(false) };
-    cut::arm(variable(CUT), variable(LOG).map(Into::into));
+    failpoint::arm(variable(CUT), variable(LOG).map(Into::into));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(work(Path::new(&machine)))?;
     Ok(true)

@@ -9,9 +9,11 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use nix::unistd::{Whence, lseek};
 use openclaw_init::config::DiskChoice;
-use openclaw_init::disk::{self, DataDir};
+use openclaw_init::disk;
 use openclaw_init::host::Host;
+use openclaw_init::lock::RunLock;
 use openclaw_init::metadata::{Disk, Instance};
+use openclaw_init::state::{self, DataDir};
 use openclaw_lab::{disks, program};
 use sha2::{Digest as _, Sha256};
 
@@ -114,12 +116,16 @@ impl Bench {
         Ok(Attached { node, _held: held })
     }
 
-    /// One run of the stage: its answer, and what it noted.
-    pub(crate) fn run(&self) -> (Result<DataDir>, openclaw_init::host::Notes) {
+    /// One run of the disk stage and of the state's: their answer, and what they noted.
+    pub(crate) fn run(&self) -> (Result<DataDir>, openclaw_init::host::Ledger) {
         let host = Host::new(self.root.path());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let outcome = runtime.block_on(disk::ensure(&host, &DiskChoice::Default, &self.instance));
-        let notes = host.notes().borrow().clone();
+        let outcome = runtime.block_on(async {
+            let lock = RunLock::acquire(&host.path(openclaw_init::paths::LOCK)).await?;
+            let volume = disk::ensure(&host, &DiskChoice::Default, &self.instance).await?;
+            state::open(&host, &volume, &self.instance, &lock, async || Ok(())).await
+        });
+        let notes = host.ledger().borrow().clone();
         (outcome, notes)
     }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use openclaw_init::failure::{Code, code_of, one_line};
+use openclaw_init::error::{Code, code_of, one_line};
 use openclaw_lab::program;
 
 use crate::bench::{Attached, Bench, NAME, alone, command, is_mounted, sha256, tool};

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use openclaw_init::failure::{Code, code_of, one_line};
+use openclaw_init::error::{Code, code_of, one_line};
 use openclaw_lab::program;
 
 use crate::bench::{Bench, NAME, alone, command, sha256, tool};

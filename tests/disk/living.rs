@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 
 use anyhow::{Result, ensure};
-use openclaw_init::failure::one_line;
+use openclaw_init::error::one_line;
 use openclaw_lab::program;
 
 use crate::bench::{Bench, NAME, alone, command, tool};

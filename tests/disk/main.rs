@@ -7,8 +7,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where its world does")]
 
 mod bench;
+mod copy;
 mod corpus;
 mod formatting;
 mod images;
 mod living;
-mod replica;

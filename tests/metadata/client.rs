@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use openclaw_init::failure::{Code, code_of, one_line};
+use openclaw_init::error::{Code, code_of, one_line};
 use openclaw_init::metadata::{Client, Write};
 use openclaw_lab::metadata_server::{Disk, Instance, Level, Server};
 

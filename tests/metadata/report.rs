@@ -3,18 +3,18 @@
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
-use openclaw_init::failure::{Blame as _, Code};
+use openclaw_init::error::{Classify as _, Code, StageError};
 use openclaw_init::host::Host;
 use openclaw_init::metadata::Client;
 use openclaw_init::report::{Ready, Report, State, Status, stopping};
-use openclaw_init::stage::{Failure, Stage, stage};
+use openclaw_init::stage::Stage;
 use openclaw_lab::metadata_server::{Instance, Level, Server};
 
 const BEFORE_THE_ENGINE: [Stage; 2] = [Stage::Metadata, Stage::Config];
 const THE_REST: [Stage; 8] = [
     Stage::Docker,
     Stage::Disk,
-    Stage::Move,
+    Stage::State,
     Stage::Shield,
     Stage::Image,
     Stage::Secrets,
@@ -88,7 +88,7 @@ impl Machine {
     }
 
     /// A run that changes so many things.
-    async fn run(&self, changes: usize, outcome: &Result<Ready, Failure>) -> Host {
+    async fn run(&self, changes: usize, outcome: &Result<Ready, StageError>) -> Host {
         let host = self.host();
         let report = Report::start(&host, self.client.clone()).await.unwrap();
         pass(&report, &BEFORE_THE_ENGINE, &host, 0).await;
@@ -108,17 +108,17 @@ async fn pass(report: &Report, stages: &[Stage], host: &Host, changes: usize) {
             }
             Ok(())
         };
-        stage(report, *name, work).await.unwrap();
+        report.stage(*name, work).await.unwrap();
     }
 }
 
 /// A run that ended well, or with this code.
-fn outcome(code: Option<Code>) -> Result<Ready, Failure> {
+fn outcome(code: Option<Code>) -> Result<Ready, StageError> {
     match code {
         None => Ok(Ready { version: "2026.9.6".into(), degraded: Vec::new() }),
         Some(code) => {
-            let error = Err::<(), _>(anyhow!("it broke")).blame(code, "Mend it.").unwrap_err();
-            Err(Failure { stage: Stage::Docker, error })
+            let error = Err::<(), _>(anyhow!("it broke")).classify(code, "Mend it.").unwrap_err();
+            Err(StageError { stage: Stage::Docker, error })
         }
     }
 }
@@ -266,7 +266,7 @@ async fn disabled_guest_attributes_are_one_warning() {
     machine.server.unset_attribute(Level::Instance, "enable-guest-attributes");
     let host = machine.run(1, &outcome(None)).await;
     assert_eq!(machine.writes(), ["DELETE result", "PUT result=pending"]);
-    let warnings = host.notes().borrow().warnings.clone();
+    let warnings = host.ledger().borrow().warnings.clone();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(warnings[0].contains("enable-guest-attributes=TRUE"), "{warnings:?}");
     let status = machine.status().await;
@@ -285,7 +285,7 @@ async fn a_server_in_trouble_is_asked_again_in_order() {
     assert_eq!(machine.writes(), ["DELETE result"; 3]);
     report.finish(&outcome(None), false).await;
     assert_eq!(machine.writes().last().unwrap(), "PUT result=ready");
-    assert!(host.notes().borrow().warnings.is_empty(), "trouble that healed is no warning");
+    assert!(host.ledger().borrow().warnings.is_empty(), "trouble that healed is no warning");
 }
 
 #[tokio::test]
@@ -295,7 +295,7 @@ async fn a_server_that_stays_silent_costs_one_warning_and_little_time() {
     let started = Instant::now();
     let host = machine.run(1, &outcome(None)).await;
     assert!(started.elapsed() < Duration::from_secs(26), "{:?}", started.elapsed());
-    let warnings = host.notes().borrow().warnings.clone();
+    let warnings = host.ledger().borrow().warnings.clone();
     assert!(warnings.len() == 1 && warnings[0].contains("could not be written"), "{warnings:?}");
     let status = machine.status().await;
     assert_eq!((status.result.as_deref(), status.reported), (Some("ready"), false));

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::failure::code_of;
+use crate::error::code_of;
 
 fn disk(device_name: &str, index: u32) -> Disk {
     let (kind, interface) = ("PERSISTENT-BALANCED".into(), "SCSI".into());
@@ -26,7 +26,7 @@ fn named(name: &str) -> DiskChoice {
 
 #[test]
 fn the_place_is_chosen_by_device_name() {
-    let last = Last { device_name: "work".into(), uuid: "u".into(), instance_id: 7 };
+    let last = LastDisk { device_name: "work".into(), uuid: "u".into(), instance_id: 7 };
     let boot_only = || vec![disk("persistent-disk-0", 0)];
     let both = || vec![disk("persistent-disk-0", 0), disk("openclaw-data", 1), disk("work", 2)];
     let read_only = || vec![Disk { read_only: true, ..disk("work", 1) }];
@@ -56,7 +56,7 @@ fn the_place_is_chosen_by_device_name() {
 #[test]
 fn a_missing_disk_is_named_with_the_attached_ones_and_the_command() {
     let error = select(&named("work"), &instance(vec![disk("boot", 0), disk("other", 1)]), None).unwrap_err();
-    let sentence = crate::failure::one_line(&error);
+    let sentence = crate::error::one_line(&error);
     let command = "gcloud compute instances attach-disk vm --zone=europe-west1-b --disk=DISK --device-name=work";
     for part in ["the data disk work is not attached", "attached are: boot, other", command] {
         assert!(sentence.contains(part), "{part} is missing in: {sentence}");

@@ -1,0 +1,202 @@
+//! The archive of the running gateway's own `backup create`, put into ours.
+//!
+//! It holds consistent copies of the databases, `openclaw.json`, `.env`, credentials and workspaces. It leaves
+//! out (gateway 2026.9.6): installed plugins (`npm`, `tools`), logs, transcripts in files, and all of
+//! `/home/node/.config/openclaw`; owners, and times of directories. All of that is added from the files.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use flate2::read::GzDecoder;
+use serde::Deserialize;
+use tar::EntryType;
+
+use super::archive::{Kind, Member, Writer};
+use crate::host::Access;
+
+/// Where the archive has what was below `/`, below the directory that is named for its time.
+const PAYLOAD: &str = "payload/posix";
+
+/// The archive's description of itself, of the version that this program knows.
+const MANIFEST: &str = "manifest.json";
+const SCHEMA: u32 = 1;
+const MAX_MANIFEST: u64 = 64 << 20;
+
+/// The container's paths and what they are in our archive.
+const PLACES: [(&str, &str); 2] = [("home/node/.openclaw", "state"), ("home/node/.config/openclaw", "config")];
+
+/// What is made anew, or of use only to the processes of its time.
+const EPHEMERAL: [&str; 2] = ["state/tmp", "state/cache"];
+
+/// What the gateway's archive held.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Included {
+    /// Paths in our archive.
+    pub(super) paths: HashSet<PathBuf>,
+    /// Paths in the container that are on no data disk, and so in no backup.
+    pub(super) elsewhere: Vec<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Manifest {
+    schema_version: u32,
+}
+
+/// Copies the files and links of the gateway's archive into ours; its directories are included from the files.
+pub(super) fn copy<W: Write>(
+    file: impl Read,
+    writer: &mut Writer<W>,
+    progress: &dyn Fn(u64) -> Result<()>,
+) -> Result<Included> {
+    let mut archive = tar::Archive::new(GzDecoder::new(file));
+    let (mut included, mut described) = (Included::default(), false);
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let path = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
+        match place(&path).with_context(|| format!("at {}", path.display()))? {
+            Place::Manifest => {
+                let manifest: Manifest = serde_json::from_reader((&mut entry).take(MAX_MANIFEST))
+                    .context("reading the manifest of the gateway's archive")?;
+                let found = manifest.schema_version;
+                ensure!(found == SCHEMA, "the gateway's archive has schema {found}, known is {SCHEMA}");
+                described = true;
+            }
+            Place::Elsewhere(_) if entry.header().entry_type().is_dir() => {}
+            Place::Elsewhere(path) => included.elsewhere.push(path),
+            Place::Ours(path) => {
+                let kind = kind(&entry).with_context(|| format!("at {}", path.display()))?;
+                if let Some(kind) = kind.filter(|_| included.paths.insert(path.clone())) {
+                    let header = entry.header();
+                    let (mode, modified) = (header.mode()? & 0o7777, header.mtime()?);
+                    let owner = Access::gateway(0);
+                    let member = Member { path, kind, mode, owner: (owner.uid, owner.gid), modified };
+                    progress(entry.size())?;
+                    writer.add(&member, &mut entry).with_context(|| format!("at {}", member.path.display()))?;
+                }
+            }
+        }
+    }
+    ensure!(described, "the gateway's archive has no manifest");
+    Ok(included)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    Manifest,
+    Ours(PathBuf),
+    Elsewhere(PathBuf),
+}
+
+fn place(path: &Path) -> Result<Place> {
+    let plain = path.components().all(|component| matches!(component, Component::Normal(_)));
+    ensure!(plain, "the path leads out of the gateway's archive");
+    let mut below = path.components();
+    below.next();
+    let below = below.as_path();
+    if below == Path::new(MANIFEST) {
+        return Ok(Place::Manifest);
+    }
+    let Ok(inside) = below.strip_prefix(PAYLOAD) else { bail!("nothing is known about this place") };
+    let ours = PLACES.iter().find_map(|(from, to)| Some(Path::new(to).join(inside.strip_prefix(from).ok()?)));
+    Ok(ours.map_or_else(|| Place::Elsewhere(Path::new("/").join(inside)), Place::Ours))
+}
+
+/// `None` for a directory.
+fn kind(entry: &tar::Entry<'_, impl Read>) -> Result<Option<Kind>> {
+    let target = || {
+        let bytes = entry.link_name_bytes().context("the link has no target")?;
+        Ok::<_, anyhow::Error>(PathBuf::from(OsStr::from_bytes(&bytes)))
+    };
+    Ok(Some(match entry.header().entry_type() {
+        EntryType::Directory => return Ok(None),
+        EntryType::Regular | EntryType::Continuous => Kind::File(entry.size()),
+        EntryType::Symlink => Kind::Symlink(target()?),
+        EntryType::Link => match place(&target()?)? {
+            Place::Ours(first) => Kind::HardLink(first),
+            other => bail!("it is a hard link to {other:?}"),
+        },
+        other => bail!("it is of an unknown kind ({other:?})"),
+    }))
+}
+
+/// What to do with what is in the files and not in the gateway's archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Remainder {
+    Wanted,
+    /// Of use only to the processes of its time.
+    Passing,
+    /// A database in use can only be copied by the gateway, which left it out.
+    Database,
+}
+
+/// Whether the directory `path` holds nothing that anybody misses.
+pub(super) fn is_ephemeral(path: &Path) -> bool {
+    EPHEMERAL.iter().any(|passing| path.starts_with(passing))
+}
+
+/// What to do with the file `path`.
+pub(super) fn remainder(path: &Path) -> Remainder {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let Some((_, after)) = name.split_once(".sqlite") else { return Remainder::Wanted };
+    match after {
+        "" => Remainder::Database,
+        // Its log, its lock and copies in the making; but `.bak` is a copy that was finished.
+        _ if after.starts_with(['-', '.']) && Path::new(after).extension() != Some("bak".as_ref()) => {
+            Remainder::Passing
+        }
+        _ => Remainder::Wanted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_of_the_gateways_archive_has_its_place() -> Result<()> {
+        let root = "2026-11-23T15-21-37.324+00-00-openclaw-backup";
+        let ours = |path: &str| Place::Ours(path.into());
+        let cases = [
+            ("manifest.json", Place::Manifest),
+            ("payload/posix/home/node/.openclaw/openclaw.json", ours("state/openclaw.json")),
+            ("payload/posix/home/node/.openclaw/", ours("state/")),
+            ("payload/posix/home/node/.config/openclaw/key", ours("config/key")),
+            ("payload/posix/home/node/elsewhere/a", Place::Elsewhere("/home/node/elsewhere/a".into())),
+        ];
+        for (path, expected) in cases {
+            assert_eq!(place(&Path::new(root).join(path))?, expected, "{path}");
+        }
+        for path in ["payload/windows/c/x", "other.json", "payload/posix/../../etc/passwd"] {
+            assert!(place(&Path::new(root).join(path)).is_err(), "{path}");
+        }
+        assert!(place(Path::new("/etc/passwd")).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn databases_are_never_copied_as_files() {
+        let cases = [
+            ("state/npm/node_modules/p/i.js", Remainder::Wanted),
+            ("state/agents/main/sessions/a.jsonl", Remainder::Wanted),
+            ("config/key", Remainder::Wanted),
+            ("state/workspace/notes.sqlite3", Remainder::Wanted),
+            ("state/tools/x/Cache.SQLITE", Remainder::Database),
+            ("state/state/openclaw.sqlite-wal", Remainder::Passing),
+            ("state/state/openclaw.sqlite.pre-startup-migration-1.bak", Remainder::Wanted),
+            ("state/state/openclaw.sqlite.tmp-0000", Remainder::Passing),
+        ];
+        for (path, expected) in cases {
+            assert_eq!(remainder(Path::new(path)), expected, "{path}");
+        }
+        for (path, expected) in
+            [("state/tmp/x", true), ("state/cache", true), ("state/tmpfile", false), ("state", false)]
+        {
+            assert_eq!(is_ephemeral(Path::new(path)), expected, "{path}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Restoring: a backup takes the place of the present state, which is put aside and stays.
+//!
+//! The backup is read as a whole before anything is touched, unpacked beside the present state while the
+//! gateway goes on running, and switched to by renames ([`crate::state::switch`]); then the machine is booted into it
+//! as at every boot. A cut leaves the old state or the new one.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use clap::Args;
+use jiff::Timestamp;
+
+use super::{Header, Size, Unpacked};
+use crate::config;
+use crate::docker::Engine;
+use crate::error::RUN_AGAIN;
+use crate::failpoint;
+use crate::gateway::{self, RunState};
+use crate::host::Host;
+use crate::lock::RunLock;
+use crate::metadata::Client;
+use crate::paths::{BOOT_UNIT, LOCK};
+use crate::stage::{Stage, within};
+use crate::state::DataDir;
+use crate::state::Record;
+use crate::state::switch;
+use crate::state::{self, Owner, Prepared, Purpose, room};
+use crate::text;
+use crate::version::GatewayVersion;
+use crate::{disk, docker, systemd};
+
+/// How long the metadata server may keep an operator waiting.
+const METADATA_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A file takes a block at least.
+const BLOCK: u64 = 4096;
+
+/// What `openclaw-init restore` can be progress.
+#[derive(Debug, Clone, Args)]
+pub struct Options {
+    /// A file that `openclaw-init backup` made
+    file: PathBuf,
+    /// Also when the present state was used after the backup was made, or belongs to a newer gateway
+    #[arg(long)]
+    replace_newer: bool,
+}
+
+/// Puts the state of a backup in the place of the current one; the next run boots into it.
+///
+/// An error before the switch leaves the gateway running on the current state.
+pub async fn run(host: &Host, metadata: &Client, options: &Options) -> Result<()> {
+    let lock = RunLock::acquire(&host.path(LOCK)).await?;
+    let doing = || format!("restoring {}", options.file.display());
+    within(Stage::Disk, replace(host, metadata, options, &lock)).await.with_context(doing)
+}
+
+async fn replace(host: &Host, metadata: &Client, options: &Options, lock: &RunLock) -> Result<()> {
+    let file = std::path::absolute(&options.file).context("finding the file")?;
+    let (header, size) = super::verify(host, &file).await.context("reading it, nothing was changed")?;
+    let instance = metadata.instance(METADATA_DEADLINE).await.context("asking for the data disk")?;
+    let (config, _) = config::read(host, &instance.attributes).await?;
+    let engine = docker::find(host).await?;
+    let stop = async || match &engine {
+        Some(engine) => gateway::remove(host, engine).await,
+        None => Ok(()),
+    };
+    let volume = disk::ensure(host, &config.disk, &instance).await?;
+    let data = state::open(host, &volume, &instance, lock, stop).await?;
+    let record = Record::read(host, &data).await?;
+    if record.owner != Owner::Nobody && !options.replace_newer {
+        is_not_newer(&record, last_used(host, &data, engine.as_ref()).await?, &header)?;
+    }
+
+    let beside = Unpacked::beside(&data)?;
+    beside.discard(host).await?;
+    require_room(host, &data, size).await?;
+    let unpacked = super::unpack(host, &file, &beside).await.context("unpacking it");
+    let unpacked = unpacked.and_then(|read| {
+        if read == (header.clone(), size) { Ok(()) } else { Err(anyhow!("it was changed while it was read")) }
+    });
+    if let Err(error) = unpacked {
+        beside.discard(host).await?;
+        return Err(error);
+    }
+    host.changed(format!("unpacked the backup of {}", text::seconds(header.created)));
+    failpoint::hit("restore.unpacked");
+    if let Some(engine) = &engine {
+        gateway::stop_for_maintenance(host, engine).await?;
+    }
+    let Unpacked { state, config } = beside;
+    let prepared = Prepared { state, config: Some(config), record: belongs_to(&header, record) };
+    let switched = switch::replace(host, &data, Purpose::Restore, &prepared, lock).await;
+    if switched.is_err() {
+        // Nobody else would start the gateway again, on whichever state there is.
+        systemd::restart_without_waiting(host, BOOT_UNIT).await?;
+    }
+    for aside in switched? {
+        host.changed(format!("kept what was there before as {}", aside.display()));
+    }
+    Ok(())
+}
+
+/// The record of the restored state: the version and image of the backup, and what this machine last chose, so
+/// that the next boot does not take an old choice for a new one.
+fn belongs_to(header: &Header, present: Record) -> Record {
+    let Record { owner, choice, image, digest, .. } = header.record.clone();
+    if present.owner.version().is_some() {
+        Record { owner, image, digest, ..present }
+    } else {
+        Record { owner, choice, image, digest, ..Record::default() }
+    }
+}
+
+/// Refuses to put a state aside that is newer than the backup.
+fn is_not_newer(present: &Record, last_used: Timestamp, backup: &Header) -> Result<()> {
+    let (present, backed_up) = (&present.owner, &backup.record.owner);
+    // An unknown version is older than any other.
+    let numbers = |owner: &Owner| owner.version().and_then(GatewayVersion::numbers);
+    let why = if numbers(backed_up) < numbers(present) {
+        "belongs to a newer gateway"
+    } else if last_used > backup.created {
+        "was used after the backup was made"
+    } else {
+        return Ok(());
+    };
+    Err(anyhow!(
+        "the present state {why}: it was last used at {} by OpenClaw {present}, the backup was made at {} of OpenClaw \
+         {backed_up}. Nothing was changed; if the backup is wanted all the same, run it again with --replace-newer: \
+         the present state is then put aside, not deleted",
+        text::seconds(last_used),
+        text::seconds(backup.created),
+    ))
+}
+
+/// When the state was last used: now, if its gateway is alive; else when it was last written to.
+async fn last_used(host: &Host, data: &DataDir, engine: Option<&Engine>) -> Result<Timestamp> {
+    if let Some(engine) = engine
+        && gateway::run_state(engine).await? != RunState::Stopped
+    {
+        return Ok(Timestamp::now());
+    }
+    Ok(data.last_used(host).await?.unwrap_or(Timestamp::UNIX_EPOCH))
+}
+
+async fn require_room(host: &Host, data: &DataDir, size: Size) -> Result<()> {
+    let root = data.root()?;
+    let needed = room::Size { bytes: size.bytes + size.members * BLOCK, inodes: size.members, content: size.bytes };
+    let remedy = format!("Enlarge the disk with `gcloud compute disks resize`, run `{RUN_AGAIN}`, then restore again.");
+    room::require(needed, room::free(host, root).await?, "the backup", &root.display().to_string(), remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(version: Option<&str>) -> Owner {
+        version.map_or(Owner::Nobody, |version| Owner::Version(version.into()))
+    }
+
+    fn record(version: Option<&str>, choice: Option<&str>) -> Record {
+        Record { owner: owner(version), choice: choice.map(str::to_owned), ..Record::default() }
+    }
+
+    fn backup(version: Option<&str>, created: &str) -> Result<Header> {
+        let record = record(version, Some("2026.9.5"));
+        let header = serde_json::json!({"format": 1, "created": created, "machine": "m", "how": "stopped", "program": "0", "record": record});
+        Ok(serde_json::from_value(header)?)
+    }
+
+    #[test]
+    fn a_newer_state_is_not_replaced_unasked() -> Result<()> {
+        let (early, late) = ("2026-11-23T15:00:00Z", "2026-11-23T16:00:00Z");
+        let cases = [
+            (Some("2026.9.6"), early, Some("2026.9.6"), late, None),
+            (Some("2026.9.6"), late, Some("2026.9.6"), early, Some("was used after")),
+            (Some("2026.9.6"), late, Some("2026.9.6"), late, None),
+            (Some("2026.9.6"), early, Some("2026.9.5"), late, Some("newer gateway")),
+            (Some("2026.10.1"), early, Some("2026.9.5-slim"), late, Some("newer gateway")),
+            (Some("2026.9.5"), early, Some("2026.9.6"), late, None),
+            (Some("2026.9.6"), early, None, late, Some("newer gateway")),
+            (None, early, Some("2026.9.6"), late, None),
+        ];
+        for (present, used, backed_up, created, why) in cases {
+            let judged = is_not_newer(&record(present, None), used.parse()?, &backup(backed_up, created)?);
+            let said = judged.as_ref().err().map(crate::error::one_line).unwrap_or_default();
+            assert_eq!(judged.is_err(), why.is_some(), "{present:?} {used} {backed_up:?} {created}: {said}");
+            assert!(said.contains(why.unwrap_or_default()), "{said}");
+            if why.is_some() {
+                assert!(said.contains(used) && said.contains(created) && said.contains("--replace-newer"), "{said}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_restored_record_keeps_what_this_machine_last_chose() -> Result<()> {
+        let header = backup(Some("2026.9.5"), "2026-11-23T15:00:00Z")?;
+        let cases = [
+            (record(Some("2026.9.6"), Some("2026.9.6")), Some("2026.9.6")),
+            (record(Some("2026.9.6"), None), None),
+            (record(None, None), Some("2026.9.5")),
+        ];
+        for (present, choice) in cases {
+            let restored = belongs_to(&header, present);
+            assert_eq!((&restored.owner, restored.choice.as_deref()), (&owner(Some("2026.9.5")), choice));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! The command line: its definitions. What the commands do is in the library.
+
+pub(crate) mod help;
+
+use clap::{Parser, Subcommand};
+use openclaw_init::{backup, bake};
+
+/// Turns a bare Compute Engine VM into a ready OpenClaw gateway, and keeps it that way over every reboot.
+///
+/// Without a command it is the launcher: it installs itself and its units, starts openclaw-init.service and
+/// follows it to the result. That is what a startup script, cloud-init or an operator runs.
+#[derive(Debug, Parser)]
+#[command(version, after_help = help::PROGRAM)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    /// Shows what is done in detail.
+    #[arg(long, short, global = true)]
+    pub(crate) verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Brings the gateway up, as at every boot: has openclaw-init.service run again and follows it to the result.
+    /// Safe at any time, and never refused.
+    #[command(after_help = help::BOOT)]
+    Boot {
+        /// Set by openclaw-init.service: does the work, and asks for another try after a failure that may heal.
+        #[arg(long, hide = true)]
+        unit: bool,
+        /// Does the work in this process, once.
+        #[arg(long, hide = true, conflicts_with = "unit")]
+        foreground: bool,
+    },
+    /// Installs this program and its units, and enables them for the next boot, without starting anything.
+    #[command(after_help = help::INSTALL)]
+    Install,
+    /// Shows how the last run of this boot went.
+    #[command(after_help = help::STATUS)]
+    Status {
+        /// Prints the report as JSON (/run/openclaw-init/status.json).
+        #[arg(long)]
+        json: bool,
+        /// Waits for the result of the run in progress first.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Prepares the boot disk of an image: Docker, the gateway's image, this program and its units. No
+    /// secrets, no state. `seal` comes next.
+    #[command(after_help = help::BAKE)]
+    Bake(Box<bake::Options>),
+    /// Removes from the boot disk what must not be in an image: identities, secrets, caches, logs. The last
+    /// command before the machine is switched off.
+    #[command(after_help = help::SEAL)]
+    Seal {
+        /// Also on a machine that has a gateway: its container goes, and its data if that is on the boot disk.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Writes everything that makes this gateway itself into one file, and verifies it. The gateway goes on
+    /// running. The file is a credential.
+    #[command(after_help = help::BACKUP)]
+    Backup(backup::Options),
+    /// Puts the state of a backup in the place of the present one, which is put aside, and boots into it.
+    #[command(after_help = help::RESTORE)]
+    Restore(backup::restore::Options),
+    /// Removes the container, the units and this program. Data, Docker and images stay.
+    #[command(after_help = help::UNINSTALL)]
+    Uninstall,
+    /// Brings the gateway to another version. The present state is copied first; if the new version does not
+    /// become ready, image and state go back together. A newer version of the gateway migrates the state: going
+    /// back later is `rollback`.
+    #[command(after_help = help::UPDATE)]
+    Update {
+        /// An exact version or `latest` [default: what the attributes ask for, else the one this program was made for]
+        #[arg(long, value_name = "VERSION", value_parser = openclaw_init::config::parse_version)]
+        to: Option<String>,
+    },
+    /// Goes back to the version before the last update, with the state that it had.
+    #[command(after_help = help::ROLLBACK)]
+    Rollback {
+        /// What was written since the update goes out of use: the newer state is renamed, not deleted.
+        #[arg(long)]
+        set_newer_state_aside: bool,
+    },
+    /// Stops the gateway with the grace that this kind of machine allows. The next boot starts it again.
+    #[command(after_help = help::STOP)]
+    Stop,
+    /// Writes shell completions and manual pages, for packages.
+    #[command(hide = true)]
+    Generate { directory: std::path::PathBuf },
+}

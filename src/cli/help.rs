@@ -1,0 +1,126 @@
+//! The second half of each command's help: how it is called, and where its outcome is; and what a package ships beside
+//! the program, made from the same definitions.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use clap_complete::Shell;
+
+/// Writes completions for bash, fish and zsh and one manual page for each command into a directory.
+pub(crate) fn generate(command: clap::Command, directory: &Path) -> Result<()> {
+    let mut command = command.disable_help_subcommand(true);
+    let name = command.get_name().to_owned();
+    for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
+        clap_complete::generate_to(shell, &mut command, &name, directory)
+            .with_context(|| format!("writing completions for {shell} into {}", directory.display()))?;
+    }
+    clap_mangen::generate_to(command, directory)
+        .with_context(|| format!("writing manual pages into {}", directory.display()))
+}
+
+/// Without a command.
+pub(crate) const PROGRAM: &str = "\
+Examples:
+  sudo openclaw-init                   installs itself, starts the service, follows it to the result
+  sudo openclaw-init boot              brings the gateway up again; safe at any time
+  sudo openclaw-init status            how the last run went, and what to do
+
+Settings are instance attributes (openclaw-*), listed in README.md:
+  gcloud compute instances add-metadata VM --zone=ZONE --metadata=openclaw-port=18790
+
+Exit codes: 0 ready; otherwise one per class of failure, see the table in README.md.
+The same outcome is in the guest attribute openclaw/result, in /run/openclaw-init/status.json
+and on the serial console (lines that start with \"openclaw:\").";
+
+/// `boot`.
+pub(crate) const BOOT: &str = "\
+Examples:
+  sudo openclaw-init boot              one more run of the service, after the one in progress
+  sudo openclaw-init boot && echo up   the exit code tells
+
+The service does the work, so it goes on when this terminal is closed. Every step: journalctl --unit openclaw-init.
+Outcome: one line per stage here, then result=ready or result=failed:CODE; the exit code is CODE's.
+Also in the guest attributes openclaw/*, and in /run/openclaw-init/status.json.";
+
+/// `status`.
+pub(crate) const STATUS: &str = "\
+Examples:
+  sudo openclaw-init status            the last run of this boot, in sentences
+  sudo openclaw-init status --wait     the run in progress, to its result
+  sudo openclaw-init status --json | jq .detail.elapsed
+
+The exit code is that of the run.";
+
+/// `bake`.
+pub(crate) const BAKE: &str = "\
+Examples:
+  sudo openclaw-init bake
+  sudo openclaw-init bake --version 2026.9.6 --docker distro
+  sudo openclaw-init bake --image registry.example/openclaw@sha256:DIGEST
+
+What was baked is in /etc/openclaw-init/baked.json; the attributes of a VM made from the image win over it.
+Every change is printed. Next: openclaw-init seal, then switch the machine off and make the image.";
+
+/// `seal`.
+pub(crate) const SEAL: &str = "\
+Examples:
+  sudo openclaw-init seal              refuses on a machine that has a gateway
+  sudo openclaw-init seal --force      also there: the data on the boot disk is lost
+
+Everything that is removed is printed.";
+
+/// `uninstall`.
+pub(crate) const UNINSTALL: &str = "\
+Example:
+  sudo openclaw-init uninstall
+
+The data stays on its disk; an attribute startup-script or user-data would install it again at the next boot:
+  gcloud compute instances remove-metadata VM --zone=ZONE --keys=startup-script";
+
+/// `update`.
+pub(crate) const UPDATE: &str = "\
+Examples:
+  sudo openclaw-init update --to 2026.9.6
+  sudo openclaw-init update            to what the attributes ask for, also when that failed before
+
+The service does the work, so it goes on when this terminal is closed: openclaw-init status --wait follows it again.
+Exit code 0 when the new version is ready; update-failed when it was undone, and then the version before is ready.";
+
+/// `rollback`.
+pub(crate) const ROLLBACK: &str = "\
+Examples:
+  sudo openclaw-init rollback          says what it would restore, and how old that is
+  sudo openclaw-init rollback --set-newer-state-aside
+
+The newer state is then beside the state directory, as openclaw.before-rollback-TIME.";
+
+/// `backup`.
+pub(crate) const BACKUP: &str = "\
+Examples:
+  sudo openclaw-init backup            a new file in backups/ on the data disk; the gateway goes on running
+  sudo openclaw-init backup --to /root/openclaw.tar.gz
+  sudo openclaw-init backup --json | jq -r .file
+
+The file is read back before it gets its name. It holds every credential of the gateway.";
+
+/// `restore`.
+pub(crate) const RESTORE: &str = "\
+Examples:
+  sudo openclaw-init restore /root/openclaw.tar.gz
+  sudo openclaw-init restore --replace-newer FILE    also when the present state was used since
+
+Nothing is deleted: the present state is kept as openclaw.before-restore-TIME on the data disk.
+The exit code is that of the boot into the restored state.";
+
+/// `stop`.
+pub(crate) const STOP: &str = "\
+Examples:
+  sudo openclaw-init stop
+  sudo openclaw-init boot              starts it again
+
+Outcome: the gateway's exit code here, and the guest attribute openclaw/state is stopping.";
+
+/// `install`.
+pub(crate) const INSTALL: &str = "\
+Example:
+  sudo ./openclaw-init install         in a chroot or an image; the next boot brings the gateway up";

@@ -1,0 +1,101 @@
+//! The attributes as they were attributes, and the complaints about them.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, anyhow};
+
+use super::check::{self, Checked};
+use super::keys;
+use crate::error::{Classify, Code};
+
+/// How much of a wrong value is repeated in the message.
+const SHOWN_CHARS: usize = 60;
+
+/// The attributes and what is wrong with them so far.
+pub(super) struct Attributes<'a> {
+    attributes: &'a BTreeMap<String, String>,
+    /// Key and complaint.
+    errors: Vec<(String, String)>,
+}
+
+impl<'a> Attributes<'a> {
+    /// Looks at the attributes; those that this version cannot honour are wrong from the start.
+    pub(super) fn new(attributes: &'a BTreeMap<String, String>) -> Self {
+        let mut given = Self { attributes, errors: Vec::new() };
+        for key in attributes.keys().filter(|key| keys::is_not_implemented(key)) {
+            given.reject(key, format!("{key} is not implemented in this version of openclaw-init: remove it"));
+        }
+        given
+    }
+
+    /// The checked variables of `openclaw-env-NAME`.
+    pub(super) fn env(&mut self) -> BTreeMap<String, String> {
+        let mut env = BTreeMap::new();
+        for (key, value) in self.attributes {
+            let Some(name) = key.strip_prefix(keys::ENV_PREFIX) else { continue };
+            match check::variable(name) {
+                Ok(()) if value.contains('\0') => self.reject(key, format!("{key} must not hold a NUL character")),
+                Ok(()) => env.extend(self.present(key).map(|value| (name.to_owned(), value.to_owned()))),
+                Err(complaint) => self.reject(key, format!("{key}: {complaint}")),
+            }
+        }
+        env
+    }
+
+    /// The checked value of `key`, `None` when it is not set or wrong.
+    pub(super) fn get<T>(&mut self, key: &str, check: impl FnOnce(&str) -> Checked<T>) -> Option<T> {
+        let value = self.present(key)?;
+        check(value).map_err(|complaint| self.reject(key, format!("{key}={}: {complaint}", shown(value)))).ok()
+    }
+
+    /// Like [`Attributes::get`], for a value that must not appear in a message.
+    pub(super) fn get_secret<T>(&mut self, key: &str, check: impl FnOnce(&str) -> Checked<T>) -> Option<T> {
+        let value = self.present(key)?;
+        check(value).map_err(|complaint| self.reject(key, format!("{key} (value not shown): {complaint}"))).ok()
+    }
+
+    /// The trimmed value of `key`; one that is set to nothing is a slip.
+    fn present(&mut self, key: &str) -> Option<&'a str> {
+        match self.attributes.get(key)?.trim() {
+            "" => {
+                self.reject(key, format!("{key} is empty: give it a value or remove it"));
+                None
+            }
+            value => Some(value),
+        }
+    }
+
+    /// Ledger a complaint, a whole clause, about `key`.
+    pub(super) fn reject(&mut self, key: &str, complaint: impl Into<String>) {
+        self.errors.push((key.to_owned(), complaint.into()));
+    }
+
+    /// The one error for everything that is wrong.
+    pub(super) fn outcome(self) -> Result<()> {
+        if self.errors.is_empty() {
+            return Ok(());
+        }
+        let (names, complaints): (Vec<_>, Vec<_>) = self.errors.into_iter().unzip();
+        Err(anyhow!(complaints.join("; "))).classify(
+            Code::ConfigInvalid,
+            format!(
+                "Correct it with `gcloud compute instances add-metadata VM --zone=ZONE --metadata=KEY=VALUE` or remove \
+                 it with `gcloud compute instances remove-metadata VM --zone=ZONE --keys={}` (or in the project's \
+                 metadata, if it was set there), then run `sudo openclaw-init boot`.",
+                names.join(",")
+            ),
+        )
+    }
+}
+
+/// The value as it may stand in a message: quoted, control characters escaped, not too long, and not at
+/// all when it is a URL that may hold a password.
+fn shown(value: &str) -> String {
+    if value.contains("://") && value.contains('@') {
+        return "(a URL with credentials, not shown)".to_owned();
+    }
+    match value.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{:?}...", &value[..end]),
+        None => format!("{value:?}"),
+    }
+}

@@ -1,0 +1,135 @@
+//! What the boot disk was baked with: defaults below the operator's own attributes.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::Config;
+use crate::error::{Classify as _, Code};
+use crate::host::{Access, Host};
+use crate::paths::BAKED;
+
+const IMAGE: &str = "openclaw-image";
+const SOURCE: &str = "openclaw-image-source";
+const VERSION: &str = "openclaw-version";
+
+/// What the boot disk was baked with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Baked {
+    /// The gateway version.
+    pub version: String,
+    /// The image, where it is not the official one of that version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The other options.
+    pub attributes: BTreeMap<String, String>,
+}
+
+impl Baked {
+    /// Notes it on the boot disk.
+    pub async fn write(&self, host: &Host) -> Result<()> {
+        host.ensure_file(BAKED, serde_json::to_vec_pretty(self)?, Access::root(0o644)).await.map(drop)
+    }
+
+    /// The machine's configuration: the operator's attributes, and below them what was baked.
+    fn configure(self, given: &BTreeMap<String, String>) -> Result<(Config, Vec<String>)> {
+        let mut attributes = given.clone();
+        for (key, value) in self.attributes {
+            // An explicit image is a choice of its own, beside which no other source may stand.
+            if key != SOURCE || !given.contains_key(IMAGE) {
+                attributes.entry(key).or_insert(value);
+            }
+        }
+        let (mut config, warnings) = Config::from_attributes(&attributes)?;
+        config.image.default_version = self.version;
+        config.image.default_reference =
+            self.image.filter(|_| ![IMAGE, SOURCE, VERSION].iter().any(|choice| given.contains_key(*choice)));
+        Ok((config, warnings))
+    }
+}
+
+/// The configuration of this machine, baked or not, with warnings; see [`Config::from_attributes`].
+pub async fn read(host: &Host, given: &BTreeMap<String, String>) -> Result<(Config, Vec<String>)> {
+    let Some(bytes) = host.read(BAKED).await? else { return Config::from_attributes(given) };
+    let baked: Baked = serde_json::from_slice(&bytes).with_context(|| format!("reading {BAKED}")).classify(
+        Code::ConfigInvalid,
+        format!("Bake the image again, or remove {BAKED} to go without its defaults."),
+    )?;
+    baked.configure(given)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DEFAULT_VERSION, ImageSource};
+
+    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn what_was_baked_counts_where_the_operator_chose_nothing() -> Result<()> {
+        use ImageSource::{Npm, Release};
+        let baked = Baked {
+            version: "2026.9.4".to_owned(),
+            image: None,
+            attributes: map(&[
+                ("openclaw-image-source", "npm"),
+                ("openclaw-npm-registry", "http://10.0.0.2"),
+                ("openclaw-apt-packages", "jq"),
+            ]),
+        };
+        let registry = Some("http://10.0.0.2");
+        let cases: [(&[(&str, &str)], _, _, _); 5] = [
+            (&[], None, Npm, registry),
+            (&[("openclaw-version", "2026.9.6")], Some("2026.9.6"), Npm, registry),
+            (&[("openclaw-image-source", "release")], None, Release, registry),
+            (&[("openclaw-npm-registry", "http://10.0.0.3")], None, Npm, Some("http://10.0.0.3")),
+            (&[("openclaw-image", "x/y:1")], None, Release, registry),
+        ];
+        for (given, version, source, registry) in cases {
+            let (config, warnings) = baked.clone().configure(&map(given))?;
+            let image = &config.image;
+            assert_eq!((image.version.as_deref(), &image.source), (version, &source), "{given:?}");
+            assert_eq!(image.npm_registry.as_deref(), registry, "{given:?}");
+            assert_eq!(image.default_version, "2026.9.4", "{given:?}");
+            assert_eq!(image.extras.packages, ["jq"], "{given:?}");
+            assert_eq!(warnings, Vec::<String>::new(), "{given:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_baked_image_counts_until_the_operator_chooses_one_in_any_way() -> Result<()> {
+        let image = Some("registry.example/claw:9".to_owned());
+        let baked = Baked { version: "9".to_owned(), image: image.clone(), attributes: BTreeMap::new() };
+        let cases: [(&[(&str, &str)], _); 5] = [
+            (&[], image),
+            (&[(VERSION, "2026.9.6")], None),
+            (&[(SOURCE, "npm")], None),
+            (&[(IMAGE, "x/y:1")], None),
+            (&[("openclaw-port", "80")], Some("registry.example/claw:9".to_owned())),
+        ];
+        let text = serde_json::to_string(&baked)?;
+        for (given, default) in cases {
+            let baked: Baked = serde_json::from_str(&text)?;
+            let (config, _) = baked.configure(&map(given))?;
+            assert_eq!(config.image.default_reference, default, "{given:?}");
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_was_not_baked_has_the_programs_own_default() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let host = Host::new(root.path());
+        let (config, _) = read(&host, &BTreeMap::new()).await?;
+        assert_eq!(config.image.default_version, DEFAULT_VERSION);
+        std::fs::create_dir_all(host.path(crate::paths::ETC_DIR))?;
+        std::fs::write(host.path(BAKED), "{")?;
+        let error = read(&host, &BTreeMap::new()).await.err();
+        assert_eq!(error.as_ref().map(crate::error::code_of), Some(Code::ConfigInvalid));
+        Ok(())
+    }
+}

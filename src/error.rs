@@ -1,0 +1,230 @@
+//! The closed list of ways a run can fail, shared by exit codes, guest attributes and documentation.
+//!
+//! An error is an [`anyhow`] chain whose every level says what was being done to which object. Where the
+//! cause is understood, [`Classify::blame`] adds the one [`Code`] and the sentence that tells the operator
+//! what to do. Both are found again at the top, however much context was added above them.
+
+use std::fmt;
+
+use anyhow::Error;
+
+use crate::stage::Stage;
+
+/// The one command that every remedy names: has the unit run again and follows it. Never refused.
+pub const RUN_AGAIN: &str = "sudo openclaw-init boot";
+
+/// The exit status with which a run of the unit asks for another one (`EX_TEMPFAIL` of sysexits.h).
+pub const TRY_AGAIN: u8 = 75;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $exit:literal, $name:literal, $kind:ident;)*) => {
+        /// Why a run failed. Names and numbers are an interface: they never change their meaning.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Code { $($(#[$doc])* $variant,)* }
+
+        impl Code {
+            /// Every code, in the order of the table in the documentation.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The kebab-case name in the guest attribute `result` (`failed:<name>`).
+            pub fn name(self) -> &'static str { match self { $(Self::$variant => $name,)* } }
+
+            /// The process's exit code.
+            pub fn exit_code(self) -> u8 { match self { $(Self::$variant => $exit,)* } }
+
+            /// True when running again without an operator's help cannot succeed.
+            pub fn is_permanent(self) -> bool { match self { $(Self::$variant => codes!(@$kind),)* } }
+        }
+    };
+    (@permanent) => { true };
+    (@transient) => { false };
+}
+
+codes! {
+    /// A defect of this program, or an error nobody classified.
+    Internal = 1, "internal", transient;
+    /// An attribute has a value that cannot be used.
+    ConfigInvalid = 10, "config-invalid", permanent;
+    /// The metadata server did not answer within the deadline.
+    MetadataUnreachable = 11, "metadata-unreachable", transient;
+    /// The named data disk is not attached.
+    DiskMissing = 12, "disk-missing", permanent;
+    /// The disk holds something that is not ours.
+    DiskForeign = 13, "disk-foreign", permanent;
+    /// The file system needs a repair that could lose data.
+    DiskDamaged = 14, "disk-damaged", permanent;
+    /// The disk is attached read-only.
+    DiskReadonly = 15, "disk-readonly", permanent;
+    /// Both the boot disk and the data disk hold a gateway's state.
+    TwoStates = 16, "two-states", permanent;
+    /// apt could not install what is needed.
+    AptFailed = 17, "apt-failed", transient;
+    /// Another program kept apt's lock for the whole deadline.
+    AptLocked = 18, "apt-locked", transient;
+    /// The Docker Engine cannot be installed, started or trusted.
+    DockerUnusable = 19, "docker-unusable", permanent;
+    /// No registry has the wanted image.
+    ImageNotFound = 20, "image-not-found", permanent;
+    /// No registry could be reached.
+    ImagePullFailed = 21, "image-pull-failed", transient;
+    /// The image could not be built.
+    ImageBuildFailed = 22, "image-build-failed", transient;
+    /// The kernel killed the gateway or the build for lack of memory.
+    OutOfMemory = 23, "out-of-memory", permanent;
+    /// A disk is full.
+    NoSpace = 24, "no-space", permanent;
+    /// `openclaw.json` and the configured token differ.
+    TokenConflict = 25, "token-conflict", permanent;
+    /// A secret could not be read.
+    SecretDenied = 26, "secret-denied", permanent;
+    /// Another program listens on the published port.
+    PortTaken = 27, "port-taken", permanent;
+    /// The gateway refused to start (its exit code 78).
+    GatewayRefused = 28, "gateway-refused", permanent;
+    /// The gateway did not become ready within its deadline.
+    GatewayNotReady = 29, "gateway-not-ready", transient;
+    /// Not a supported distribution, or not run as root.
+    UnsupportedSystem = 30, "unsupported-system", permanent;
+    /// The loader could not fetch this program, and none was installed.
+    LoaderFailed = 31, "loader-failed", permanent;
+    /// A download is not the file whose digest is pinned.
+    DigestMismatch = 32, "digest-mismatch", permanent;
+    /// An update or a rollback was refused or undone; the gateway is as it was before.
+    UpdateFailed = 33, "update-failed", permanent;
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.name())
+    }
+}
+
+/// The understood part of an error: its class, and what the operator should do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnosis {
+    /// The class of the failure.
+    pub code: Code,
+    /// One sentence: what to do next.
+    pub remedy: String,
+}
+
+impl fmt::Display for Diagnosis {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.remedy)
+    }
+}
+
+/// Attaches a [`Diagnosis`] to an error.
+pub trait Classify<T> {
+    /// Classifies the error as `code` and says what the operator should do (a full sentence).
+    fn classify(self, code: Code, remedy: impl Into<String>) -> anyhow::Result<T>;
+}
+
+impl<T, E: Into<Error>> Classify<T> for Result<T, E> {
+    fn classify(self, code: Code, remedy: impl Into<String>) -> anyhow::Result<T> {
+        self.map_err(|error| error.into().context(Diagnosis { code, remedy: remedy.into() }))
+    }
+}
+
+/// A stage's failure: where, and the error with its chain.
+#[derive(Debug)]
+pub struct StageError {
+    /// The stage that failed.
+    pub stage: Stage,
+    /// What was being done, why it failed, and (see [`code_of`]) its class.
+    pub error: Error,
+}
+
+impl StageError {
+    /// The class of the failure.
+    pub fn code(&self) -> Code {
+        code_of(&self.error)
+    }
+
+    /// The sentence for the operator, on one line.
+    pub fn sentence(&self) -> String {
+        one_line(&self.error)
+    }
+}
+
+/// The code of an error: the outermost diagnosis, else [`Code::Internal`].
+pub fn code_of(error: &Error) -> Code {
+    error.downcast_ref::<Diagnosis>().map_or(Code::Internal, |diagnosis| diagnosis.code)
+}
+
+/// The whole error on one line: what was being done, level by level, then what to do about it.
+pub fn one_line(error: &Error) -> String {
+    let what = what(error);
+    match error.downcast_ref::<Diagnosis>() {
+        Some(Diagnosis { remedy, .. }) if what.is_empty() => remedy.clone(),
+        Some(Diagnosis { remedy, .. }) => format!("{}. {remedy}", what.trim_end_matches('.')),
+        None => what,
+    }
+}
+
+/// What was being done and why it failed, on one line, without what to do about it.
+pub fn what(error: &Error) -> String {
+    let remedy = error.downcast_ref::<Diagnosis>().map(ToString::to_string);
+    let mut levels: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        let repeats = levels.last().is_some_and(|last| last.ends_with(&text));
+        if !text.is_empty() && !repeats && remedy.as_ref() != Some(&text) {
+            levels.push(text);
+        }
+    }
+    levels.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn names_and_exit_codes_are_unique() {
+        for (index, code) in Code::ALL.iter().enumerate() {
+            for other in &Code::ALL[index + 1..] {
+                assert_ne!(code.name(), other.name());
+                assert_ne!(code.exit_code(), other.exit_code());
+            }
+        }
+    }
+
+    #[test]
+    fn the_readme_has_the_same_table() {
+        let rows: Vec<String> = include_str!("../README.md")
+            .lines()
+            .filter(|line| line.starts_with("| `") && (line.ends_with("| no |") || line.ends_with("| yes |")))
+            .map(|line| line.split('|').enumerate().filter(|(at, _)| *at != 3).map(|(_, cell)| cell.trim()).collect())
+            .collect();
+        let codes: Vec<String> = Code::ALL
+            .iter()
+            .map(|code| {
+                let again = if code.is_permanent() { "no" } else { "yes" };
+                format!("`{}`{}{again}", code.name(), code.exit_code())
+            })
+            .collect();
+        assert_eq!(rows, codes);
+    }
+
+    #[test]
+    fn a_verdict_is_found_below_added_context() {
+        let error = Err::<(), _>(anyhow!("signature xfs found"))
+            .classify(Code::DiskForeign, "Attach an empty disk.")
+            .context("preparing /dev/sdb")
+            .map_err(|error| (code_of(&error), one_line(&error)));
+        assert_eq!(
+            error,
+            Err((Code::DiskForeign, "preparing /dev/sdb: signature xfs found. Attach an empty disk.".into()))
+        );
+    }
+
+    #[test]
+    fn an_unclassified_error_is_internal_and_keeps_its_chain() {
+        let error = anyhow!("no such file").context("reading /etc/os-release");
+        assert_eq!(code_of(&error), Code::Internal);
+        assert_eq!(one_line(&error), "reading /etc/os-release: no such file");
+    }
+}

@@ -1,0 +1,221 @@
+//! `openclaw.json`: JSON5, the user's own. This program reads it; only the gateway's own tools write it.
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::config::GatewayConfig;
+use crate::error::{Classify, Code};
+use crate::host::{Access, Host, set_access, untrusted};
+use crate::state::DataDir;
+
+/// The port inside the container; the published one may differ.
+pub(crate) const INNER_PORT: u16 = 18789;
+
+/// The file's name in the state directory.
+pub(crate) const FILE: &str = "openclaw.json";
+
+/// What is required of the file: the gateway's user must be able to read and replace it, nobody else.
+const ACCESS: Access = Access::gateway(0o600);
+
+/// Where the gateway takes its token from, as far as `openclaw.json` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ConfiguredToken {
+    /// It says nothing, or refers to our variable.
+    Unset,
+    /// The token itself. It wins over `.env` (measured, gateway 2026.9.6).
+    Literal(crate::secret::Secret),
+    /// A reference that this program does not follow; the source's name.
+    Elsewhere(String),
+}
+
+/// The parsed file, `None` when there is none.
+///
+/// A file that cannot be parsed stops the gateway (exit code 78) and is left as it is:
+/// [`Code::GatewayRefused`]. So is anything but a regular file, a symbolic link for example.
+pub(crate) async fn read(host: &Host, data: &DataDir) -> Result<Option<Value>> {
+    let path = host.path(data.state.join(FILE));
+    let shown = data.state.join(FILE).display().to_string();
+    let Some(text) = untrusted::read(path).await? else { return Ok(None) };
+    json5::from_str(&text)
+        .with_context(|| format!("parsing {shown}"))
+        .classify(
+            Code::GatewayRefused,
+            format!(
+                "The file was left as it is: correct {shown} (or move it aside), then run `sudo openclaw-init boot`."
+            ),
+        )
+        .map(Some)
+}
+
+/// Gives the file back to the gateway's user if somebody edited it as root; true when that was needed.
+pub(crate) async fn ensure_access(host: &Host, data: &DataDir) -> Result<bool> {
+    let path = host.path(data.state.join(FILE));
+    let shown = path.display().to_string();
+    let changed = tokio::task::spawn_blocking(move || {
+        let Some(file) = untrusted::open(&path)? else { return Ok(false) };
+        set_access(&file, ACCESS)
+    })
+    .await
+    .context("waiting for a file's owner to be set")?
+    .with_context(|| format!("giving {shown} to the gateway's user"))?;
+    if changed {
+        host.changed(format!("gave {shown} to the gateway's user"));
+    }
+    Ok(changed)
+}
+
+/// What has to be added so that the gateway starts and its Control UI can be used: the entries of a
+/// `config set --batch-json`. Empty when nothing is missing; a value that the user chose is never touched.
+pub(crate) fn missing(document: Option<&Value>, config: &GatewayConfig) -> Vec<Value> {
+    let empty = json!({});
+    let document = document.unwrap_or(&empty);
+    let includes = |value: &Value| value.get("$include").is_some();
+    let gateway = document.get("gateway").unwrap_or(&empty);
+    if includes(document) || includes(gateway) {
+        // The rest is in other files, which only the gateway knows how to merge.
+        return Vec::new();
+    }
+    let mut edits = Vec::new();
+    // Only the mode is needed: the command line says the rest, and an edit costs the user's comments.
+    if gateway.get("mode").is_none() {
+        edits.push(json!({"path": "gateway.mode", "value": "local"}));
+        if gateway.get("bind").is_none() {
+            edits.push(json!({"path": "gateway.bind", "value": "lan"}));
+        }
+    }
+    // The gateway adds the origins of its inner port by itself, and only those (measured, 2026.9.6).
+    let wanted = match gateway.pointer("/controlUi/allowedOrigins") {
+        None => config.port != INNER_PORT,
+        Some(present) => port_of_our(present).is_some_and(|port| port != config.port),
+    };
+    if wanted {
+        edits.push(json!({"path": "gateway.controlUi.allowedOrigins", "value": origins(config.port)}));
+    }
+    edits
+}
+
+/// The Control UI's addresses at the end of a tunnel to the published `port`.
+fn origins(port: u16) -> Value {
+    json!(["localhost", "127.0.0.1"].map(|name| format!("http://{name}:{port}")))
+}
+
+/// The port of origins that are exactly what this program once wrote; `None` for the user's own.
+fn port_of_our(present: &Value) -> Option<u16> {
+    let port = present.get(0)?.as_str()?.rsplit(':').next()?.parse().ok()?;
+    (*present == origins(port)).then_some(port)
+}
+
+/// Where the gateway takes its token from.
+pub(crate) fn token(document: Option<&Value>) -> ConfiguredToken {
+    match document.and_then(|document| document.pointer("/gateway/auth/token")) {
+        None | Some(Value::Null) => ConfiguredToken::Unset,
+        Some(Value::String(text)) if text.trim().is_empty() => ConfiguredToken::Unset,
+        Some(Value::String(text)) if text.starts_with("${") && text.ends_with('}') => {
+            reference("the environment", text.trim_start_matches("${").trim_end_matches('}'))
+        }
+        Some(Value::String(text)) => ConfiguredToken::Literal(crate::secret::Secret::new(text)),
+        Some(value) => {
+            let field = |name| value.get(name).and_then(Value::as_str);
+            match field("source") {
+                Some("env") => reference("the environment", field("id").unwrap_or_default()),
+                source => ConfiguredToken::Elsewhere(format!("a secret of source {}", source.unwrap_or("unknown"))),
+            }
+        }
+    }
+}
+
+fn reference(source: &str, variable: &str) -> ConfiguredToken {
+    if variable == crate::gateway::secrets::TOKEN_VARIABLE {
+        ConfiguredToken::Unset
+    } else {
+        ConfiguredToken::Elsewhere(format!("{source} ({variable})"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::secret::Secret;
+
+    fn gateway(port: u16) -> GatewayConfig {
+        GatewayConfig { port, bind: [127, 0, 0, 1].into(), token: None, env: std::collections::BTreeMap::new() }
+    }
+
+    fn data() -> DataDir {
+        DataDir::at("/data", false)
+    }
+
+    #[test]
+    fn only_what_is_missing_is_added() {
+        let paths = |text: Option<&str>, port| {
+            let document = text.map(|text| json5::from_str::<Value>(text).unwrap());
+            let edits = missing(document.as_ref(), &gateway(port));
+            edits.iter().map(|edit| edit["path"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ")
+        };
+        #[rustfmt::skip]
+        let cases = [
+            (None, 18789, "gateway.mode gateway.bind"),
+            (None, 8080, "gateway.mode gateway.bind gateway.controlUi.allowedOrigins"),
+            (Some("{ /* mine */ gateway: {mode: 'local', bind: 'lan',}, }"), 18789, ""),
+            (Some("{gateway: {mode: 'remote', bind: 'loopback'}}"), 18789, ""),
+            (Some("{gateway: {mode: 'local', bind: 'lan', controlUi: {allowedOrigins: []}}}"), 8080, ""),
+            (Some("{gateway: {mode: 'local', bind: 'lan', controlUi: {allowedOrigins: ['https://claw.example']}}}"), 8080, ""),
+            (Some("{gateway: {mode: 'local', bind: 'lan', controlUi: {allowedOrigins: ['http://localhost:1', 'http://127.0.0.1:1']}}}"), 18789, "gateway.controlUi.allowedOrigins"),
+            (Some("{gateway: {mode: 'local', bind: 'lan', controlUi: {allowedOrigins: ['http://localhost:8080', 'http://127.0.0.1:8080']}}}"), 8080, ""),
+            (Some("{gateway: {mode: 'local'}}"), 18789, ""),
+            (Some("{gateway: {bind: 'loopback'}}"), 18789, "gateway.mode"),
+            (Some("{$include: './base.json5'}"), 8080, ""),
+            (Some("{gateway: {$include: './gateway.json5'}}"), 8080, ""),
+            (Some("{agents: {}}"), 18789, "gateway.mode gateway.bind"),
+        ];
+        for (text, port, expected) in cases {
+            assert_eq!(paths(text, port), expected, "{text:?} {port}");
+        }
+    }
+
+    #[test]
+    fn the_token_is_found_in_every_form() {
+        let literal = ConfiguredToken::Literal(Secret::new("abc"));
+        let elsewhere = |text: &str| ConfiguredToken::Elsewhere(text.to_owned());
+        #[rustfmt::skip]
+        let cases = [
+            ("{}", ConfiguredToken::Unset),
+            ("{gateway: {auth: {token: ''}}}", ConfiguredToken::Unset),
+            ("{gateway: {auth: {token: 'abc'}}}", literal),
+            ("{gateway: {auth: {token: '${OPENCLAW_GATEWAY_TOKEN}'}}}", ConfiguredToken::Unset),
+            ("{gateway: {auth: {token: {source: 'env', provider: 'default', id: 'OPENCLAW_GATEWAY_TOKEN'}}}}", ConfiguredToken::Unset),
+            ("{gateway: {auth: {token: {source: 'env', id: 'MINE'}}}}", elsewhere("the environment (MINE)")),
+            ("{gateway: {auth: {token: {source: 'file', id: 'x'}}}}", elsewhere("a secret of source file")),
+        ];
+        for (text, expected) in cases {
+            let document: Value = json5::from_str(text).unwrap();
+            assert_eq!(token(Some(&document)), expected, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_broken_file_a_link_and_a_pipe_are_refused_untouched() {
+        let root = tempfile::tempdir().unwrap();
+        let host = Host::new(root.path());
+        let directory = root.path().join("data/openclaw");
+        std::fs::create_dir_all(&directory).unwrap();
+        let file = directory.join(FILE);
+        assert_eq!(read(&host, &data()).await.unwrap(), None);
+
+        std::fs::write(&file, "{gateway: ").unwrap();
+        let error = read(&host, &data()).await.unwrap_err();
+        assert_eq!(crate::error::code_of(&error), Code::GatewayRefused, "{error:#}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "{gateway: ");
+
+        std::fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", &file).unwrap();
+        let error = read(&host, &data()).await.unwrap_err();
+        assert!(format!("{error:#}").contains("symbolic link"), "{error:#}");
+
+        std::fs::remove_file(&file).unwrap();
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = read(&host, &data()).await.unwrap_err();
+        assert!(format!("{error:#}").contains("not a regular file"), "{error:#}");
+    }
+}

@@ -1,0 +1,201 @@
+//! Programs: an empty environment, a time limit, an error that names the program and the end of what it said.
+
+use std::ffi::{OsStr, OsString};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, Command as Process};
+
+use super::Host;
+use crate::failpoint;
+use crate::text::tail;
+
+/// Where programs are looked for; the environment's own PATH is not trusted.
+const PROGRAM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How long a program may run when the caller sets no limit.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How much of a failed program's error output goes into the message: its end, where the reason is.
+const ERROR_TAIL_BYTES: usize = 1024;
+
+impl Host {
+    /// A program to run on this host.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        Command {
+            program: program.as_ref().to_owned(),
+            args: Vec::new(),
+            envs: self.proxy.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            stdin: None,
+            timeout: DEFAULT_TIMEOUT,
+            answers: vec![0],
+        }
+    }
+}
+
+/// A program to run: empty environment but for a fixed PATH and locale, no standard input, a time limit.
+#[derive(Debug, Clone)]
+pub struct Command {
+    program: OsString,
+    args: Vec<OsString>,
+    envs: Vec<(OsString, OsString)>,
+    stdin: Option<Vec<u8>>,
+    timeout: Duration,
+    answers: Vec<i32>,
+}
+
+/// What a program said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Its exit code, one of the accepted ones.
+    pub code: i32,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Command {
+    /// Adds one argument. Never a secret: arguments are visible to every process.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.envs.push((key.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Gives the program this standard input.
+    #[must_use]
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = Some(bytes.into());
+        self
+    }
+
+    /// Sets the time limit (60 s unless set); the program is killed at its end.
+    #[must_use]
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = limit;
+        self
+    }
+
+    /// Accepts these exit codes as answers besides 0.
+    #[must_use]
+    pub fn answers(mut self, codes: &[i32]) -> Self {
+        self.answers.extend_from_slice(codes);
+        self
+    }
+
+    /// Runs the program to its end. An exit code that is not accepted, a signal and the time limit are
+    /// errors that name the program, its arguments and the end of its error output.
+    pub async fn run(self) -> Result<Output> {
+        self.run_lines(|_| {}).await
+    }
+
+    /// Like [`Command::run`], and shows each line of standard output while the program runs.
+    pub async fn run_lines(self, on_line: impl FnMut(&str)) -> Result<Output> {
+        let (shown, step) = (self.shown(), failpoint::counted(&self.program.to_string_lossy()));
+        tracing::debug!("running {shown}");
+        step.hit_at("before");
+        let child = self.spawn().with_context(|| format!("starting {shown}"))?;
+        let output = tokio::time::timeout(self.timeout, collect(child, self.stdin, on_line))
+            .await
+            .map_err(|_| anyhow!("{shown} did not end within {} s", self.timeout.as_secs()))?
+            .with_context(|| format!("running {shown}"))?;
+        step.hit_at("after");
+        match output {
+            (Some(code), stdout, stderr) if self.answers.contains(&code) => Ok(Output { code, stdout, stderr }),
+            (code, stdout, stderr) => {
+                let ended = code.map_or("was killed".to_owned(), |code| format!("ended with exit code {code}"));
+                let said = if stderr.trim().is_empty() { stdout } else { stderr };
+                bail!("{shown} {ended}: {}", tail(said.trim(), ERROR_TAIL_BYTES))
+            }
+        }
+    }
+
+    fn shown(&self) -> String {
+        let words = std::iter::once(&self.program).chain(&self.args);
+        words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the one place that starts programs")]
+    fn spawn(&self) -> Result<Child> {
+        let mut process = Process::new(&self.program);
+        process
+            .args(&self.args)
+            .env_clear()
+            .env("PATH", PROGRAM_PATH)
+            .env("LC_ALL", "C.UTF-8")
+            .envs(self.envs.iter().map(|(key, value)| (key, value)))
+            .stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        Ok(process.spawn()?)
+    }
+}
+
+async fn collect(
+    mut child: Child,
+    stdin: Option<Vec<u8>>,
+    mut on_line: impl FnMut(&str),
+) -> Result<(Option<i32>, String, String)> {
+    let mut pipe = child.stdin.take();
+    let out = child.stdout.take().ok_or_else(|| anyhow!("no standard output"))?;
+    let mut err = child.stderr.take().ok_or_else(|| anyhow!("no standard error"))?;
+    let feed = async {
+        if let (Some(pipe), Some(bytes)) = (&mut pipe, stdin) {
+            // A program that ends without reading its input is judged by its exit code.
+            drop(pipe.write_all(&bytes).await);
+        }
+        drop(pipe.take());
+    };
+    let read_out = async {
+        let (mut lines, mut all) = (BufReader::new(out), Vec::new());
+        loop {
+            let start = all.len();
+            if lines.read_until(b'\n', &mut all).await? == 0 {
+                return Ok::<_, std::io::Error>(String::from_utf8_lossy(&all).into_owned());
+            }
+            on_line(String::from_utf8_lossy(&all[start..]).trim_end());
+        }
+    };
+    let read_err = async {
+        let mut all = Vec::new();
+        err.read_to_end(&mut all).await?;
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&all).into_owned())
+    };
+    let ((), stdout, stderr) = tokio::join!(feed, read_out, read_err);
+    let status = child.wait().await.context("waiting for its end")?;
+    Ok((status.code(), stdout?, stderr?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_program_gets_the_proxy_and_nothing_else_of_the_environment() -> Result<()> {
+        let proxy = vec![("https_proxy".to_owned(), "http://proxy.example:3128".to_owned())];
+        let said = Host::new("/").with_proxy(proxy).command("env").run().await?.stdout;
+        let mut names: Vec<_> = said.lines().filter_map(|line| line.split('=').next()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["LC_ALL", "PATH", "https_proxy"]);
+        assert!(said.contains("https_proxy=http://proxy.example:3128"), "{said}");
+        Ok(())
+    }
+}

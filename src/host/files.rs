@@ -1,0 +1,167 @@
+//! Files of root's own: read, written durably, given exactly one owner and mode.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::fcntl::OFlag;
+
+use super::Host;
+use crate::failpoint::{self, Failpoint};
+
+/// Opens a directory and nothing that stands in its place.
+const DIRECTORY_ONLY: i32 = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).bits();
+
+/// Mode and owner of a file or directory that must be exactly so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    /// Permission bits, for example `0o600`.
+    pub mode: u32,
+    /// Numeric owner.
+    pub uid: u32,
+    /// Numeric group.
+    pub gid: u32,
+}
+
+impl Access {
+    /// Owned by root with `mode`.
+    pub const fn root(mode: u32) -> Self {
+        Self { mode, uid: 0, gid: 0 }
+    }
+
+    /// Owned by the gateway's user (uid and gid 1000 in the image) with `mode`.
+    pub const fn gateway(mode: u32) -> Self {
+        Self { mode, uid: 1000, gid: 1000 }
+    }
+}
+
+impl Host {
+    /// The file's content, `None` when there is no such file.
+    pub async fn read(&self, path: impl AsRef<Path>) -> Result<Option<Vec<u8>>> {
+        let path = self.path(path);
+        match tokio::fs::read(&path).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    /// Makes the file hold exactly `content` with exactly `access`; true when something was changed.
+    ///
+    /// Written to a temporary name in the same directory, synced, renamed, and the directory synced:
+    /// after a power cut there is the old file or the new one. Parent directories must exist.
+    pub async fn ensure_file(
+        &self,
+        path: impl AsRef<Path>,
+        content: impl Into<Vec<u8>>,
+        access: Access,
+    ) -> Result<bool> {
+        let (path, content) = (self.path(path), content.into());
+        let (shown, step) = (path.display().to_string(), failpoint::counted("write"));
+        let changed = tokio::task::spawn_blocking(move || {
+            if holds(&path, &content, access)? {
+                return Ok(false);
+            }
+            write_durably(&path, &content, access, &step).map(|()| true)
+        })
+        .await
+        .context("waiting for a file to be written")?
+        .with_context(|| format!("writing {shown}"))?;
+        if changed {
+            self.changed(format!("wrote {shown}"));
+        }
+        Ok(changed)
+    }
+
+    /// Makes `path` a directory with exactly `access`; true when something was changed. Parents are
+    /// made as needed with mode 0755, owned by root.
+    pub async fn ensure_dir(&self, path: impl AsRef<Path>, access: Access) -> Result<bool> {
+        let path = self.path(path);
+        let shown = path.display().to_string();
+        let changed = tokio::task::spawn_blocking(move || make_dir(&path, access))
+            .await
+            .context("waiting for a directory to be made")?
+            .with_context(|| format!("making the directory {shown}"))?;
+        if changed {
+            self.changed(format!("made the directory {shown}"));
+        }
+        Ok(changed)
+    }
+
+    /// Removes the file if it is there; true when it was.
+    pub async fn remove_file(&self, path: impl AsRef<Path>) -> Result<bool> {
+        let path = self.path(path);
+        match tokio::fs::remove_file(&path).await {
+            Ok(()) => {
+                self.changed(format!("removed {}", path.display()));
+                Ok(true)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
+        }
+    }
+}
+
+fn holds(path: &Path, content: &[u8], access: Access) -> Result<bool> {
+    match std::fs::metadata(path) {
+        Ok(found) => Ok(has_access(&found, access)
+            && found.len() == content.len() as u64
+            && std::fs::read(path).context("comparing with the present file")? == content),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn has_access(found: &std::fs::Metadata, access: Access) -> bool {
+    found.permissions().mode() & 0o7777 == access.mode && found.uid() == access.uid && found.gid() == access.gid
+}
+
+/// Gives the file exactly `access`; true when it had another.
+///
+/// Through the open file: its path may lie where the gateway can put a link to something else.
+pub(crate) fn set_access(file: &File, access: Access) -> Result<bool> {
+    if has_access(&file.metadata()?, access) {
+        return Ok(false);
+    }
+    nix::unistd::fchown(file, Some(access.uid.into()), Some(access.gid.into()))
+        .with_context(|| format!("giving it to {}:{}", access.uid, access.gid))?;
+    file.set_permissions(std::fs::Permissions::from_mode(access.mode))
+        .with_context(|| format!("setting mode {:04o}", access.mode))?;
+    Ok(true)
+}
+
+fn write_durably(path: &Path, content: &[u8], access: Access, step: &Failpoint) -> Result<()> {
+    let directory = path.parent().ok_or_else(|| anyhow!("the path has no directory"))?;
+    step.hit_at("before");
+    let mut file = tempfile::NamedTempFile::new_in(directory).context("creating a temporary file beside it")?;
+    file.write_all(content).context("writing the temporary file")?;
+    set_access(file.as_file(), access)?;
+    file.as_file().sync_all().context("syncing the temporary file")?;
+    step.hit_at("written");
+    file.persist(path).map_err(|error| error.error).context("renaming the temporary file")?;
+    sync_dir(directory)?;
+    step.hit_at("after");
+    Ok(())
+}
+
+/// Syncs a directory, so that a rename in it survives a power cut.
+pub fn sync_dir(directory: &Path) -> Result<()> {
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .with_context(|| format!("syncing the directory {}", directory.display()))
+}
+
+fn make_dir(path: &Path, access: Access) -> Result<bool> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.is_dir() => bail!("something that is not a directory is in its place"),
+        Ok(found) if has_access(&found, access) => return Ok(false),
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => std::fs::create_dir_all(path)?,
+        Err(error) => return Err(error.into()),
+    }
+    let directory = File::options().read(true).custom_flags(DIRECTORY_ONLY).open(path)?;
+    set_access(&directory, access)?;
+    Ok(true)
+}

@@ -1,0 +1,58 @@
+//! What a run did to the machine, what an operator should know of it, and how far long work is.
+
+use tokio::sync::watch;
+
+use super::Host;
+use crate::failpoint;
+use crate::stage::{self, Stage};
+
+/// What the stages record beside their results.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// Every change made to the machine, in order, with the stage that made it.
+    pub changes: Vec<(Option<Stage>, String)>,
+    /// What an operator should know although the run goes on. Each text once.
+    pub warnings: Vec<String>,
+    /// The latest progress of the long work of each stage; overwritten, never a history.
+    pub progress: Option<(Stage, String)>,
+}
+
+impl Host {
+    /// Ledger a change that was made to the machine (past tense: `formatted /dev/sdb`).
+    pub fn changed(&self, what: impl Into<String>) {
+        let what = what.into();
+        tracing::debug!("changed: {what}");
+        self.ledger.send_modify(|ledger| ledger.changes.push((stage::current(), what)));
+        failpoint::counted("changed").hit();
+    }
+
+    /// Whether anything was changed in this stage of the run.
+    pub fn changed_in(&self, stage: Stage) -> bool {
+        self.ledger.borrow().changes.iter().any(|(of, _)| *of == Some(stage))
+    }
+
+    /// Warns the operator: printed once, kept in the report.
+    pub fn warn(&self, what: impl Into<String>) {
+        let what = what.into();
+        self.ledger.send_if_modified(|ledger| {
+            let new = !ledger.warnings.contains(&what);
+            if new {
+                tracing::warn!("{what}");
+                ledger.warnings.push(what);
+            }
+            new
+        });
+    }
+
+    /// Tells how far long work is; called as often as one likes, printed at a reader's pace.
+    pub fn progress(&self, what: impl Into<String>) {
+        if let Some(stage) = stage::current() {
+            self.ledger.send_modify(|ledger| ledger.progress = Some((stage, what.into())));
+        }
+    }
+
+    /// A view of the ledger that wakes its reader at every new entry.
+    pub fn ledger(&self) -> watch::Receiver<Ledger> {
+        self.ledger.subscribe()
+    }
+}

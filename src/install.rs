@@ -1,0 +1,141 @@
+//! The program's own place on the machine: the binary and its two units.
+
+pub mod launcher;
+pub mod uninstall;
+
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::error::{Classify, Code};
+use crate::host::{Access, Host, sync_dir};
+use crate::paths::{BOOT_UNIT, PROGRAM, STOP_UNIT};
+use crate::systemd;
+
+/// The units and their texts.
+const UNITS: [(&str, &str); 2] = [
+    (BOOT_UNIT, include_str!("install/openclaw-init.service")),
+    (STOP_UNIT, include_str!("install/openclaw-gateway-stop.service")),
+];
+
+/// Puts the running binary and the units in place and enables them; true when anything changed.
+///
+/// The launcher's version wins, also downwards. A path that a package owns is refused.
+pub async fn install(host: &Host) -> Result<bool> {
+    let program = install_program(host).await?;
+    let units = if host.path("/run/systemd/system").exists() {
+        install_units(host).await?
+    } else {
+        install_units_offline(host).await?
+    };
+    Ok(program || units)
+}
+
+async fn install_units(host: &Host) -> Result<bool> {
+    let mut changed = false;
+    for (name, text) in UNITS {
+        changed |= systemd::ensure_unit(host, name, text).await?;
+        changed |= systemd::ensure_enabled(host, name).await?;
+    }
+    systemd::start_without_waiting(host, STOP_UNIT).await?;
+    Ok(changed)
+}
+
+/// In the tree of a machine that does not run: an image under construction.
+async fn install_units_offline(host: &Host) -> Result<bool> {
+    let mut changed = false;
+    for (name, text) in UNITS {
+        changed |= host.ensure_file(Path::new("/etc/systemd/system").join(name), text, Access::root(0o644)).await?;
+    }
+    let enable = host.command("systemctl").args(["enable", BOOT_UNIT, STOP_UNIT]);
+    enable.env("SYSTEMD_OFFLINE", "1").run().await.context("enabling the units")?;
+    Ok(changed)
+}
+
+async fn install_program(host: &Host) -> Result<bool> {
+    let running = std::fs::canonicalize("/proc/self/exe").context("finding the running program's file")?;
+    let installed = host.path(PROGRAM);
+    let (left, right) = (running.clone(), installed.clone());
+    if tokio::task::spawn_blocking(move || same_content(&left, &right)).await?? {
+        return Ok(false);
+    }
+    if let Some(package) = package(host).await? {
+        return Err(anyhow!("{PROGRAM} belongs to the package {package}")).classify(
+            Code::UnsupportedSystem,
+            format!("Update it with apt, or remove the package: apt-get remove {package}."),
+        );
+    }
+    tokio::task::spawn_blocking(move || replace_program(&running, &installed))
+        .await?
+        .with_context(|| format!("installing {PROGRAM}"))?;
+    host.changed(format!("installed {PROGRAM}"));
+    Ok(true)
+}
+
+/// The package that owns the program's path, if any.
+async fn package(host: &Host) -> Result<Option<String>> {
+    let owner = host.command("dpkg-query").args(["--search", PROGRAM]).answers(&[1]).run().await?;
+    Ok((owner.code == 0).then(|| owner.stdout.split(':').next().unwrap_or_default().to_owned()))
+}
+
+/// Stops and removes the units, then the program, unless a package owns that.
+pub async fn remove(host: &Host) -> Result<()> {
+    for unit in [BOOT_UNIT, STOP_UNIT] {
+        systemd::remove_unit(host, unit).await?;
+    }
+    match package(host).await? {
+        Some(package) => host.warn(format!("{PROGRAM} stays: remove its package (apt-get remove {package})")),
+        None => drop(host.remove_file(PROGRAM).await?),
+    }
+    Ok(())
+}
+
+/// Compares without holding either file in memory.
+fn same_content(left: &Path, right: &Path) -> Result<bool> {
+    let open = |path: &Path| std::fs::File::open(path).with_context(|| format!("opening {}", path.display()));
+    if !right.is_file() || std::fs::metadata(left)?.len() != std::fs::metadata(right)?.len() {
+        return Ok(false);
+    }
+    let (mut left, mut right) = (BufReader::new(open(left)?), BufReader::new(open(right)?));
+    loop {
+        let (ours, theirs) = (left.fill_buf()?, right.fill_buf()?);
+        let length = ours.len().min(theirs.len());
+        if length == 0 || ours[..length] != theirs[..length] {
+            return Ok(ours.is_empty() && theirs.is_empty());
+        }
+        left.consume(length);
+        right.consume(length);
+    }
+}
+
+/// After a power cut there is the old program or the new one. A running program keeps its old file.
+fn replace_program(running: &Path, installed: &Path) -> Result<()> {
+    let directory = installed.parent().context("the program has no directory")?;
+    std::fs::create_dir_all(directory)?;
+    let temporary = tempfile::Builder::new()
+        .permissions(std::fs::Permissions::from_mode(0o755))
+        .tempfile_in(directory)
+        .context("creating a temporary file beside it")?;
+    let options = fs_extra::file::CopyOptions::new().overwrite(true);
+    fs_extra::file::copy(running, temporary.path(), &options).context("copying the program")?;
+    std::fs::set_permissions(temporary.path(), std::fs::Permissions::from_mode(0o755))?;
+    temporary.as_file().sync_all().context("syncing the copy")?;
+    temporary.persist(installed).map_err(|error| error.error).context("renaming the copy")?;
+    sync_dir(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::TRY_AGAIN;
+
+    #[test]
+    fn the_boot_unit_asks_for_another_run_by_the_status_of_this_program() {
+        let [(_, boot), _] = UNITS;
+        assert!(boot.lines().any(|line| line == format!("RestartForceExitStatus={TRY_AGAIN}")), "{boot}");
+        assert!(boot.lines().any(|line| line == "StartLimitIntervalSec=0"), "{boot}");
+        assert!(Code::ALL.iter().all(|code| code.exit_code() != TRY_AGAIN));
+    }
+}

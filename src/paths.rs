@@ -1,0 +1,68 @@
+//! Every path that this program owns on a machine. `seal` and `uninstall` walk these lists.
+
+/// Everything about the current boot; gone after it.
+pub const RUN_DIR: &str = "/run/openclaw-init";
+/// Held by the one run that is at work.
+pub const LOCK: &str = "/run/openclaw-init/lock";
+/// The report of the latest run.
+pub const STATUS: &str = "/run/openclaw-init/status.json";
+/// What an operator asks the next run of the unit to do.
+pub const REQUEST: &str = "/run/openclaw-init/request.json";
+/// How many runs of this boot systemd has started.
+pub const TRIES: &str = "/run/openclaw-init/tries";
+/// The times of the latest requests to the metadata server.
+pub const REQUEST_TIMES: &str = "/run/openclaw-init/requests";
+/// How long the gateway may take to stop at shutdown, in seconds.
+pub const STOP_GRACE: &str = "/run/openclaw-init/stop-grace-seconds";
+
+/// This program's own directory on the boot disk.
+pub const BOOT_DISK_DIR: &str = "/var/lib/openclaw-init";
+/// The volume on the boot disk: where the state lives without a data disk.
+pub const BOOT_DISK_DATA: &str = "/var/lib/openclaw-init/data";
+/// The same while its state is being moved to a data disk.
+pub const STAGING: &str = "/var/lib/openclaw-init/data.moving";
+/// The operation that is under way on the state of the boot disk.
+pub const BOOT_DISK_OPERATION: &str = "/var/lib/openclaw-init/operation.json";
+/// The same as version 0.1.0 wrote it: a move to a data disk.
+pub const BOOT_DISK_OPERATION_0_1: &str = "/var/lib/openclaw-init/moving.json";
+/// Which data disk was used last.
+pub const LAST_DISK: &str = "/var/lib/openclaw-init/data-disk.json";
+/// The declared intent to format a disk.
+pub const FORMAT_INTENT: &str = "/var/lib/openclaw-init/formatting";
+/// What e2fsck overwrites, while it runs.
+pub const E2FSCK_UNDO: &str = "/var/lib/openclaw-init/e2fsck.undo";
+/// Build contexts of images.
+pub const BUILD_DIR: &str = "/var/lib/openclaw-init/build";
+/// The swap file, and its name until it is complete.
+pub const SWAP: &str = "/var/lib/openclaw-init/swap";
+/// See [`SWAP`].
+pub const UNFINISHED_SWAP: &str = "/var/lib/openclaw-init/swap.new";
+
+/// What the boot disk knows of one machine's data disks: nothing for an image.
+pub const MACHINE_RECORDS: [&str; 5] =
+    [LAST_DISK, FORMAT_INTENT, E2FSCK_UNDO, BOOT_DISK_OPERATION, BOOT_DISK_OPERATION_0_1];
+
+/// Where data disks are mounted, by device name.
+pub const MOUNT_DIR: &str = "/mnt/disks";
+/// Where people look for the state: the path that it has in the container.
+pub const STATE_ALIAS: &str = "/home/node/.openclaw";
+
+/// What root decided for this machine.
+pub const ETC_DIR: &str = "/etc/openclaw-init";
+/// What the boot disk was baked with.
+pub const BAKED: &str = "/etc/openclaw-init/baked.json";
+/// The ruleset that keeps containers from the metadata server.
+pub const SHIELD_RULESET: &str = "/etc/openclaw-init/shield.nft";
+/// The fingerprint of Docker's key where root expects another one.
+pub const DOCKER_KEY_FINGERPRINT: &str = "/etc/openclaw-init/docker-key.fingerprint";
+
+/// The program.
+pub const PROGRAM: &str = "/usr/local/bin/openclaw-init";
+/// The unit that does the work at every boot.
+pub const BOOT_UNIT: &str = "openclaw-init.service";
+/// The unit whose stop is the gateway's clean shutdown.
+pub const STOP_UNIT: &str = "openclaw-gateway-stop.service";
+/// What the loader keeps beside the program.
+pub const LOADER_DIR: &str = "/usr/local/lib/openclaw-init";
+/// What cloud-init's user data leaves.
+pub const PER_BOOT_SCRIPT: &str = "/var/lib/cloud/scripts/per-boot/openclaw-init";

@@ -1,0 +1,155 @@
+//! One pass that makes a tree equal to another one.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs::{self, File, Metadata};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+
+use super::attributes::{self, Attributes};
+use super::content;
+use super::tree::{Dir, Entry};
+use super::{DEPTH, Progress, SyncStats};
+
+#[derive(Debug)]
+pub(super) struct Copier<'a> {
+    target: &'a Dir,
+    /// How much older than its copy a file's last change must be for the copy to be trusted without reading it.
+    settled: Duration,
+    progress: &'a Progress,
+    /// Files with more than one name: by the original's inode, where the copy is, and its inode.
+    links: HashMap<u64, (PathBuf, u64)>,
+    /// Files of the copy with more than one name that already stand for an original.
+    taken: HashSet<u64>,
+    stats: SyncStats,
+}
+
+impl<'a> Copier<'a> {
+    pub(super) fn new(target: &'a Dir, settled: Duration, progress: &'a Progress) -> Self {
+        let (links, taken, stats) = (HashMap::new(), HashSet::new(), SyncStats::default());
+        Self { target, settled, progress, links, taken, stats }
+    }
+
+    /// Makes the target equal to `from`.
+    pub(super) fn run(mut self, from: &Dir) -> Result<SyncStats> {
+        self.directory(from, self.target, Path::new(""), 0)?;
+        Ok(self.stats)
+    }
+
+    fn directory(&mut self, from: &Dir, to: &Dir, path: &Path, depth: usize) -> Result<()> {
+        ensure!(depth < DEPTH, "there are more than {DEPTH} directories within each other");
+        let found = from.metadata()?;
+        let target = self.target.metadata()?;
+        ensure!((found.dev(), found.ino()) != (target.dev(), target.ino()), "the copy lies within the original");
+        let wanted = from.names().context("listing it")?;
+        for name in to.names().context("listing its copy")? {
+            if wanted.binary_search(&name).is_err() {
+                to.remove(&name).with_context(|| format!("removing {} from the copy", path.join(&name).display()))?;
+                self.stats.removed += 1;
+            }
+        }
+        for name in wanted {
+            let path = path.join(&name);
+            let shown = || path.display().to_string();
+            let entry = from.open_entry(&name).with_context(shown)?;
+            match entry {
+                Entry::Directory(child) => {
+                    let copy = to.ensure_directory(&name).with_context(shown)?;
+                    self.directory(&child, &copy, &path, depth + 1)?;
+                    continue;
+                }
+                Entry::File(file, found) => self.file(&file, &found, to, &name, &path),
+                Entry::Link(leads_to, found) => self.link(&leads_to, &found, to, &name, &path),
+                Entry::Special | Entry::Gone => {
+                    if matches!(entry, Entry::Special) {
+                        self.stats.left_out.push(path.clone());
+                    }
+                    to.remove(&name).map(drop).map_err(Into::into)
+                }
+            }
+            .with_context(shown)?;
+        }
+        // The last step: what was done in it changed its time.
+        let attributes = Attributes::read(from.file(), &found)?;
+        attributes.give_to(to.file()).with_context(|| format!("the directory {}", path.display()))
+    }
+
+    fn link(&mut self, leads_to: &Path, found: &Metadata, to: &Dir, name: &OsStr, path: &Path) -> Result<()> {
+        if self.is_linked(found, to, name)? {
+            return Ok(());
+        }
+        let present = to.look(name)?.filter(|present| present.is_symlink() && !self.taken.contains(&present.ino()));
+        if present.is_none() || fs::read_link(to.at(name))? != leads_to {
+            to.remove(name)?;
+            symlink(leads_to, to.at(name))?;
+            self.stats.copied += 1;
+        }
+        attributes::give_to_link(to, name, found)?;
+        let copied = to.look(name)?.context("the link that was just made has gone")?;
+        self.remember(found, &copied, path);
+        Ok(())
+    }
+
+    fn file(&mut self, file: &File, found: &Metadata, to: &Dir, name: &OsStr, path: &Path) -> Result<()> {
+        if self.is_linked(found, to, name)? {
+            return Ok(());
+        }
+        let may_keep = to.look(name)?.is_some_and(|present| self.is_settled(found, &present));
+        let copy = if may_keep && !content::is_sqlite(name.as_bytes(), file)? {
+            self.progress.add(found.len())?;
+            to.regular(name)?
+        } else {
+            self.progress.add(0)?;
+            to.remove(name)?;
+            let copy = to.create(name)?;
+            content::copy(file, &copy, &mut |bytes| self.progress.send(bytes)).context("copying its content")?;
+            self.stats.copied += 1;
+            self.stats.bytes += found.len();
+            copy
+        };
+        Attributes::read(file, found)?.give_to(&copy)?;
+        self.remember(found, &copy.metadata()?, path);
+        Ok(())
+    }
+
+    /// Whether this is one more name of what was copied already; the copy has it then as well.
+    fn is_linked(&self, found: &Metadata, to: &Dir, name: &OsStr) -> Result<bool> {
+        let Some((first, inode)) = self.links.get(&found.ino()) else { return Ok(false) };
+        if to.look(name)?.is_none_or(|present| present.ino() != *inode) {
+            to.remove(name)?;
+            fs::hard_link(self.target.at(first), to.at(name)).context("making a hard link")?;
+        }
+        Ok(true)
+    }
+
+    fn remember(&mut self, found: &Metadata, copied: &Metadata, path: &Path) {
+        if found.nlink() > 1 {
+            self.links.insert(found.ino(), (path.to_owned(), copied.ino()));
+        }
+        if copied.nlink() > 1 {
+            self.taken.insert(copied.ino());
+        }
+    }
+
+    /// Whether the copy can be trusted to have the file's content.
+    ///
+    /// Size and modification time do not tell enough: a file can be written to while it is copied, within one
+    /// tick of the clock, or through a mapping, and its times can be set back. Its change time cannot, and every
+    /// write after the copy was begun moves it.
+    fn is_settled(&self, found: &Metadata, present: &Metadata) -> bool {
+        let changed = UNIX_EPOCH
+            + Duration::new(
+                u64::try_from(found.ctime()).unwrap_or_default(),
+                found.ctime_nsec().try_into().unwrap_or(0),
+            );
+        present.is_file()
+            && present.len() == found.len()
+            && attributes::modified(present) == attributes::modified(found)
+            && present.created().is_ok_and(|begun| changed + self.settled < begun)
+            && !self.taken.contains(&present.ino())
+    }
+}

@@ -1,0 +1,124 @@
+//! Is there room? Asked once, by one rule: what is needed and a tenth of it, in bytes and in files.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::iter::Sum;
+use std::ops::AddAssign;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use super::copy::DEPTH;
+use super::copy::tree::Dir;
+use crate::error::{Classify as _, Code};
+use crate::host::{Host, blocking};
+use crate::text;
+
+/// The room that a tree takes, or that a file system has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Size {
+    /// Bytes on the disk: holes take none, small files a whole block, a file with two names counts once.
+    pub bytes: u64,
+    /// Files, directories and links.
+    pub inodes: u64,
+    /// The lengths of the files, what progress is told of.
+    pub(crate) content: u64,
+}
+
+impl Size {
+    /// Whether a file system with this much left has room for a tree of size `tree`, and a tenth more of it.
+    pub(crate) fn has_room_for(&self, tree: Self) -> bool {
+        let needed = |part: u64| part.saturating_add(part / 10);
+        self.bytes >= needed(tree.bytes) && self.inodes >= needed(tree.inodes)
+    }
+}
+
+impl AddAssign for Size {
+    fn add_assign(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.inodes += other.inodes;
+        self.content += other.content;
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} in {} files", text::size(self.bytes), self.inodes)
+    }
+}
+
+impl Sum for Size {
+    fn sum<I: Iterator<Item = Self>>(sizes: I) -> Self {
+        sizes.fold(Self::default(), |mut sum, size| {
+            sum += size;
+            sum
+        })
+    }
+}
+
+/// Refuses what does not find room in `room` with [`Code::NoSpace`]. `what` needs it (`a copy of the state`), `place`
+/// has the room (`the data disk`), `remedy` is a full sentence.
+pub(crate) fn require(needed: Size, room: Size, what: &str, place: &str, remedy: impl Into<String>) -> Result<()> {
+    if room.has_room_for(needed) {
+        return Ok(());
+    }
+    Err(anyhow!("{what} needs {needed}, and {place} has room for {room}")).classify(Code::NoSpace, remedy)
+}
+
+/// The room that the tree `path` takes; nothing when it does not exist.
+pub(crate) async fn of(host: &Host, path: &Path) -> Result<Size> {
+    let tree = host.path(path);
+    let measure = move || if tree.exists() { measure(&Dir::open(&tree)?) } else { Ok(Size::default()) };
+    blocking(measure).await.with_context(|| format!("measuring {}", path.display()))
+}
+
+/// The room that is left on the file system of the directory `path`, for root.
+pub(crate) async fn free(host: &Host, path: &Path) -> Result<Size> {
+    let directory = host.path(path);
+    let found = blocking(move || Ok(nix::sys::statvfs::statvfs(&directory)?)).await;
+    let found = found.with_context(|| format!("asking for the room left in {}", path.display()))?;
+    Ok(Size { bytes: found.blocks_free() * found.fragment_size(), inodes: found.files_free(), content: 0 })
+}
+
+pub(super) fn measure(top: &Dir) -> Result<Size> {
+    let (mut size, mut seen) = (Size::default(), HashSet::new());
+    measure_into(top, &mut size, &mut seen, 0)?;
+    Ok(size)
+}
+
+fn measure_into(dir: &Dir, size: &mut Size, seen: &mut HashSet<u64>, depth: usize) -> Result<()> {
+    ensure!(depth < DEPTH, "there are more than {DEPTH} directories within each other");
+    let here = dir.metadata()?;
+    size.bytes += here.blocks() * 512;
+    size.inodes += 1;
+    for name in dir.names()? {
+        let Some(found) = dir.look(&name)?.filter(|found| found.dev() == here.dev()) else { continue };
+        if found.is_dir() {
+            // One that is gone by now, or is none any more, takes no room.
+            if let Ok(child) = Dir::open(&dir.at(&name)) {
+                measure_into(&child, size, seen, depth + 1)?;
+            }
+        } else if found.nlink() == 1 || seen.insert(found.ino()) {
+            size.bytes += found.blocks() * 512;
+            size.inodes += 1;
+            size.content += if found.is_file() { found.len() } else { 0 };
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenth_more_must_fit() {
+        let of = |bytes, inodes| Size { bytes, inodes, content: 0 };
+        let cases =
+            [(of(1100, 110), true), (of(1099, 110), false), (of(1100, 109), false), (of(u64::MAX, u64::MAX), true)];
+        for (room, expected) in cases {
+            assert_eq!(room.has_room_for(of(1000, 100)), expected, "{room:?}");
+        }
+    }
+}

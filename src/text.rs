@@ -1,0 +1,99 @@
+//! Text for people and names: sizes, times, digests, and cuts that respect characters.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+
+/// One mebibyte.
+pub const MIB: u64 = 1 << 20;
+
+/// One gibibyte.
+pub const GIB: u64 = 1 << 30;
+
+/// `bytes` in MiB or GiB with one decimal, rounded up: `1.5 GiB`.
+pub fn size(bytes: u64) -> String {
+    let (unit, name) = unit(bytes);
+    let tenths = (u128::from(bytes) * 10).div_ceil(u128::from(unit));
+    format!("{}.{} {name}", tenths / 10, tenths % 10)
+}
+
+/// The unit in which `bytes` reads well, and its name.
+pub fn unit(bytes: u64) -> (u64, &'static str) {
+    if bytes >= GIB { (GIB, "GiB") } else { (MIB, "MiB") }
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: impl AsRef<[u8]>) -> String {
+    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// For names of files and directories: `20261126T140503Z`.
+pub fn file_time(time: Timestamp) -> String {
+    time.strftime("%Y%m%dT%H%M%SZ").to_string()
+}
+
+/// RFC 3339 to the second: `2026-11-26T14:05:03Z`.
+pub fn seconds(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// For sentences: `2026-11-26 14:05 UTC`.
+pub fn minutes(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M UTC").to_string()
+}
+
+/// How long ago `then` was, in one unit: `3 days`, `2 hours`, `5 minutes`, `7 seconds`.
+pub fn age(then: Timestamp, now: Timestamp) -> String {
+    let seconds = now.duration_since(then).as_secs().max(0);
+    let (count, unit) = match seconds {
+        0..=119 => (seconds, "seconds"),
+        120..=7_199 => (seconds / 60, "minutes"),
+        7_200..=172_799 => (seconds / 3_600, "hours"),
+        _ => (seconds / 86_400, "days"),
+    };
+    format!("{count} {unit}")
+}
+
+/// For sentences: `/a and /b`.
+pub fn join_paths(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ")
+}
+
+/// The first `bytes` of `text`, cut at a character.
+pub fn head(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
+}
+
+/// The last `bytes` of `text`, cut at a character.
+pub fn tail(text: &str, bytes: usize) -> &str {
+    &text[text.ceil_char_boundary(text.len().saturating_sub(bytes))..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_rounded_up_to_a_tenth() {
+        for (bytes, text) in [(0, "0.0 MiB"), (1, "0.1 MiB"), (MIB, "1.0 MiB"), (3 << 29, "1.5 GiB")] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn an_age_has_one_unit() -> anyhow::Result<()> {
+        let cases =
+            [(0, "0 seconds"), (119, "119 seconds"), (120, "2 minutes"), (7_200, "2 hours"), (172_800, "2 days")];
+        for (seconds, expected) in cases {
+            assert_eq!(age(Timestamp::UNIX_EPOCH, Timestamp::from_second(seconds)?), expected);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_text_is_cut_at_characters() {
+        assert_eq!((head("a\u{e9}b", 2), tail("a\u{e9}b", 2)), ("a", "b"));
+        assert_eq!((head("ab", 9), tail("ab", 9)), ("ab", "ab"));
+        assert_eq!(hex([0, 255]), "00ff");
+    }
+}

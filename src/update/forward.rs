@@ -1,0 +1,174 @@
+//! To another version: image and safety copy while the gateway runs, then the switch-over, then the verdict.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, bail};
+use jiff::Timestamp;
+
+use super::{StoppedAt, Updater, refuse_older, report_of};
+use crate::config::ImageConfig;
+use crate::error::{Classify as _, Code, what};
+use crate::gateway::{self, Gateway, Secrets, secrets};
+use crate::host::Host;
+use crate::image::{self, Image};
+use crate::report::{Ready, Update as Report};
+use crate::state::{self, DataDir, Operation, Phase, Previous, Record, SafetyCopy, Update, copy, room};
+use crate::text::file_time;
+
+/// The check that fails while the gateway refuses an agent's database, with the agent's name behind it.
+const AGENT_DATABASE: &str = "agent-database";
+
+/// What the disk's lack of room means for a safety copy.
+const MAKE_ROOM: &str = "Grow the disk with `gcloud compute disks resize DISK --size=SIZE --zone=ZONE` (it is in use at the \
+    next boot), or remove a state that was renamed aside (`openclaw.before-*` beside the state directory).";
+
+impl Updater<'_> {
+    /// `choice`: the attribute's value that asks for it, when no operator did by hand.
+    pub(super) async fn forward(
+        &self,
+        record: Record,
+        wanted: &ImageConfig,
+        choice: Option<String>,
+    ) -> Result<(Ready, Report)> {
+        let Gateway { host, engine, data, .. } = self.gateway;
+        let image = self.new_image(&record, wanted).await?;
+        let secrets = secrets::ensure(host, data, self.gateway.config).await?;
+        if record.image.as_ref() == Some(&image.base) {
+            return self.stay(record, &image, &secrets).await;
+        }
+        let former = image::ensure(host, engine, self.metadata, self.image, &record).await?;
+        let mut update = begin(data, &record, &image, choice)?;
+        Operation::Update(update.clone()).write(host, data, self.lock).await?;
+        sync(host, data, &update.copy).await?;
+
+        let (stopped, of) = (StoppedAt(Instant::now()), Timestamp::now());
+        let ready = self.switch_over(&mut update, &image, &secrets).await.map_err(|error| error.context(stopped))?;
+        let down = stopped.0.elapsed();
+        let from = record.owner.clone();
+        let previous = Previous {
+            record: Record { previous: None, refused: None, interrupted: None, ..record },
+            image: former.reference,
+            copy: update.copy.clone(),
+            of,
+        };
+        self.accept(&update, previous, &image, wanted).await?;
+        let message = format!("updated OpenClaw {from} to {}", image.version);
+        host.changed(&message);
+        Ok((ready, report_of(&message, down)))
+    }
+
+    /// The image of the other version, made while the current gateway runs; what cannot be updated to is refused
+    /// before and after, since some images only tell their version when they are here.
+    async fn new_image(&self, record: &Record, wanted: &ImageConfig) -> Result<Image> {
+        let Gateway { host, engine, data, .. } = self.gateway;
+        if wanted.reference.is_none() {
+            let version = wanted.version.as_ref().unwrap_or(&wanted.default_version);
+            refuse_older(&version.as_str().into(), &record.owner)?;
+        }
+        require_room(host, data).await?;
+        let image = image::ensure(host, engine, self.metadata, wanted, &Record::default()).await?;
+        refuse_older(&image.version.as_str().into(), &record.owner)?;
+        Ok(image)
+    }
+
+    /// The version is the current one already: the choice is noted, and the gateway stays.
+    async fn stay(&self, record: Record, image: &Image, secrets: &Secrets) -> Result<(Ready, Report)> {
+        let Gateway { host, data, .. } = self.gateway;
+        let message = format!("OpenClaw {} is the present version already", image.version);
+        let choice = self.image.choice();
+        Record { choice, refused: None, interrupted: None, ..record }.write(host, data, self.lock).await?;
+        let ready = self.bring_up(image, secrets).await?;
+        Ok((ready, Report { message, code: None, downtime_ms: None }))
+    }
+
+    /// Stops the gateway, makes the safety copy exact, and starts the new version on the state.
+    async fn switch_over(&self, update: &mut Update, image: &Image, secrets: &Secrets) -> Result<Ready> {
+        let Gateway { host, engine, data, .. } = self.gateway;
+        gateway::remove(host, engine).await?;
+        sync(host, data, &update.copy).await?;
+        verify(host, data, &update.copy).await?;
+        update.phase = Phase::Starting;
+        Operation::Update(update.clone()).write(host, data, self.lock).await?;
+        self.start(image, secrets)
+            .await
+            .map_err(|error| anyhow!("OpenClaw {} did not become ready: {}", image.version, what(&error)))
+            .classify(Code::UpdateFailed, "The version before runs again; choose another one.")
+    }
+
+    /// Starts the new version; where its state needs the doctor, it gets it once.
+    async fn start(&self, image: &Image, secrets: &Secrets) -> Result<Ready> {
+        let Gateway { host, engine, .. } = self.gateway;
+        let error = match gate(self.bring_up(image, secrets).await) {
+            Ok(ready) => return Ok(ready),
+            Err(error) if gateway::asks_for_doctor(engine).await => error,
+            Err(error) => return Err(error),
+        };
+        tracing::info!("the gateway asks for its doctor: {error:#}");
+        gateway::remove(host, engine).await?;
+        self.gateway.doctor(image, secrets).await?;
+        gate(self.bring_up(image, secrets).await)
+    }
+
+    /// The new version owns the state; what an earlier update kept goes.
+    async fn accept(&self, update: &Update, previous: Previous, image: &Image, wanted: &ImageConfig) -> Result<()> {
+        let Gateway { host, engine, data, .. } = self.gateway;
+        let record = Record { previous: Some(Box::new(previous)), ..Record::default() }.owned_by(image, wanted);
+        let record = Record { choice: self.image.choice(), ..record };
+        record.write(host, data, self.lock).await?;
+        state::accept(host, data, update, self.lock).await?;
+        image::prune(host, engine, &record.images(image)).await;
+        Ok(())
+    }
+}
+
+/// A channel may be broken in any version; an agent's database that the new version refuses was not before.
+fn gate(started: Result<Ready>) -> Result<Ready> {
+    let ready = started?;
+    let refused: Vec<&str> =
+        ready.degraded.iter().map(String::as_str).filter(|check| check.starts_with(AGENT_DATABASE)).collect();
+    if !refused.is_empty() {
+        bail!("the gateway runs, but refuses {}", refused.join(", "));
+    }
+    Ok(ready)
+}
+
+/// An update to `image` with a safety copy that does not exist yet.
+fn begin(data: &DataDir, record: &Record, image: &Image, choice: Option<String>) -> Result<Update> {
+    let since = Timestamp::now();
+    let named = |directory: &std::path::Path| {
+        let name = directory.file_name().and_then(|name| name.to_str()).context("a directory without a name")?;
+        anyhow::Ok(format!("{name}.before-update-{}", file_time(since)))
+    };
+    Ok(Update {
+        phase: Phase::Copying,
+        from: record.owner.version().map(ToString::to_string),
+        to: image.version.clone(),
+        choice,
+        copy: SafetyCopy { state: named(&data.state)?, config: named(&data.config)? },
+        superseded: record.previous.as_ref().map(|previous| previous.copy.clone()),
+        since,
+    })
+}
+
+/// The disk must hold the state and what belongs to it a second time.
+async fn require_room(host: &Host, data: &DataDir) -> Result<()> {
+    let mut needed = room::of(host, &data.state).await?;
+    needed += room::of(host, &data.config).await?;
+    room::require(needed, room::free(host, &data.records).await?, "a copy of the state", "its disk", MAKE_ROOM)
+}
+
+/// Makes the safety copy equal to the current data, which may be in use.
+async fn sync(host: &Host, data: &DataDir, copy: &SafetyCopy) -> Result<()> {
+    for (original, name) in [(&data.state, &copy.state), (&data.config, &copy.config)] {
+        let stats = copy::sync(host, original, &data.beside(name)?).await?;
+        tracing::debug!("copied {} files of {}, {} bytes", stats.copied, original.display(), stats.bytes);
+    }
+    host.changed(format!("copied {} to {}", data.state.display(), copy.state));
+    Ok(())
+}
+
+/// Compares the safety copy with the current data, both at rest.
+async fn verify(host: &Host, data: &DataDir, copy: &SafetyCopy) -> Result<()> {
+    copy::verify(host, &data.state, &data.beside(&copy.state)?).await?;
+    copy::verify(host, &data.config, &data.beside(&copy.config)?).await
+}

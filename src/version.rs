@@ -1,0 +1,98 @@
+//! Versions of the gateway: `2026.9.6`, or with a suffix `2026.9.6-slim`.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A version as an image, a record or a backup names it. It may be no real version (`main`): then it has no order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GatewayVersion(String);
+
+impl GatewayVersion {
+    /// A version that an operator may ask for: three numbers and perhaps a suffix, at most 64 characters.
+    pub fn exact(text: &str) -> Option<Self> {
+        let (numbers, suffix) = text.split_once('-').unwrap_or((text, "0"));
+        let number = |part: &str| (1..=4).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
+        let suffix_is_good = !suffix.is_empty()
+            && suffix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(&byte))
+            && text.len() <= 64;
+        let good = numbers.split('.').count() == 3 && numbers.split('.').all(number) && suffix_is_good;
+        good.then(|| Self(text.to_owned()))
+    }
+
+    /// As it is written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this one is certainly older than `that`: by their numbers, since a suffix (`-slim`, `-r20261001`)
+    /// names a variant or a later build of the same version. False when either has no order.
+    pub fn is_older_than(&self, that: &Self) -> bool {
+        match (self.numbers(), that.numbers()) {
+            (Some(this), Some(that)) => this < that,
+            _ => false,
+        }
+    }
+
+    /// The numbers without the suffix; `None` when it is no version.
+    pub fn numbers(&self) -> Option<Vec<u32>> {
+        let numbers = self.0.split(['-', '+']).next()?;
+        numbers.split('.').map(|number| number.parse().ok()).collect()
+    }
+}
+
+impl From<&str> for GatewayVersion {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl From<String> for GatewayVersion {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Display for GatewayVersion {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_ordered_by_their_numbers() {
+        let cases = [
+            ("2026.8.2", "2026.9.6", true),
+            ("2026.9.6", "2026.8.2", false),
+            ("2026.9.6", "2026.9.10", true),
+            ("2026.9.6", "2026.9.6", false),
+            ("2026.9.6-slim", "2026.9.6", false),
+            ("2026.9.6", "2026.9.6-r20261001", false),
+            ("2026.9.5-r20261001", "2026.9.6-slim", true),
+            ("main", "2026.9.6", false),
+            ("2026.9.6", "main", false),
+        ];
+        for (this, that, older) in cases {
+            assert_eq!(GatewayVersion::from(this).is_older_than(&that.into()), older, "{this} {that}");
+        }
+    }
+
+    #[test]
+    fn an_exact_version_has_three_numbers() {
+        for (text, good) in [
+            ("2026.9.6", true),
+            ("2026.9.6-slim", true),
+            ("2026.9", false),
+            ("2026.9.6-", false),
+            ("main", false),
+            ("20261.9.6", false),
+        ] {
+            assert_eq!(GatewayVersion::exact(text).is_some(), good, "{text}");
+        }
+    }
+}

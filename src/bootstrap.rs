@@ -111,7 +111,9 @@ async fn stages(
 /// The checked attributes of this machine; what they mean for the shutdown is noted for [`stop`].
 async fn configure(host: &Host, instance: &Instance) -> Result<Config> {
     let (config, warnings) = config::read(host, &instance.attributes).await?;
-    warnings.into_iter().for_each(|warning| host.warn(warning));
+    for warning in warnings {
+        host.warn(warning);
+    }
     let grace = if instance.spot { SPOT_GRACE_SECONDS } else { GRACE_SECONDS };
     tokio::fs::write(host.path(STOP_GRACE), grace.to_string()).await.context("noting the grace at shutdown")?;
     Ok(config)

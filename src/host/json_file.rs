@@ -55,6 +55,11 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 mod tests {
     use super::*;
 
+    #[derive(serde::Deserialize)]
+    struct Sample {
+        a: u32,
+    }
+
     #[tokio::test]
     async fn a_record_is_whole_and_of_a_known_format_or_an_error() -> Result<()> {
         let root = tempfile::tempdir()?;
@@ -67,10 +72,6 @@ mod tests {
             (Some(r#"{"a":"#), None),
             (Some(""), None),
         ];
-        #[derive(serde::Deserialize)]
-        struct Sample {
-            a: u32,
-        }
         for (text, expected) in cases {
             if let Some(text) = text {
                 std::fs::write(host.path("/record"), text)?;

@@ -161,6 +161,7 @@ async fn remove(host: &Host, path: &Path) -> Result<()> {
 
 /// What exists on the machine, as far as an operation is judged by it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "five independent facts, by name")]
 pub(super) struct Found {
     /// The record says that the update's version became ready.
     pub(super) is_accepted: bool,

@@ -38,14 +38,14 @@ pub(crate) async fn recover(
             pending.forget(host, lock).await?;
         } else if let Operation::Update(update) = &pending.operation {
             let record = Record::read(host, data).await?;
-            match decide(Some(&pending.operation), found(host, data, update, &record).await?) {
+            match decide(Some(&pending.operation), found(host, data, update, &record)?) {
                 Action::AcceptUpdate => discard_superseded(host, data, update).await?,
                 Action::DiscardCopy => {
                     noted(record, None, refusal).write(host, data, lock).await?;
                     update.copy.discard(host, data).await?;
                 }
                 Action::UndoUpdate => {
-                    undo(host, data, update, noted(record, Some(update), refusal), lock, stop).await?
+                    undo(host, data, update, noted(record, Some(update), refusal), lock, stop).await?;
                 }
                 _ => {}
             }
@@ -61,7 +61,7 @@ pub(crate) async fn recover(
     Ok(())
 }
 
-async fn found(host: &Host, data: &DataDir, update: &Update, record: &Record) -> Result<Found> {
+fn found(host: &Host, data: &DataDir, update: &Update, record: &Record) -> Result<Found> {
     let is_accepted = record.previous.as_ref().is_some_and(|previous| previous.copy == update.copy);
     let safety_copy = host.path(data.beside(&update.copy.state)?).is_dir();
     Ok(Found { is_accepted, safety_copy, ..Found::default() })

@@ -1,7 +1,7 @@
 //! The closed list of ways a run can fail, shared by exit codes, guest attributes and documentation.
 //!
 //! An error is an [`anyhow`] chain whose every level says what was being done to which object. Where the
-//! cause is understood, [`Classify::blame`] adds the one [`Code`] and the sentence that tells the operator
+//! cause is understood, [`Classify::classify`] adds the one [`Code`] and the sentence that tells the operator
 //! what to do. Both are found again at the top, however much context was added above them.
 
 use std::fmt;

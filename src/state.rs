@@ -25,12 +25,12 @@ use crate::metadata::Instance;
 
 pub use data_dir::DataDir;
 pub use locate::{current, find, unmount};
-pub(crate) use operation::{Operation, Phase, Update};
+pub(crate) use operation::{Operation, Phase, Purpose, Update};
 pub use publish::publish;
 pub(crate) use publish::unpublish;
 pub use record::{Owner, Previous, Record, SafetyCopy};
 pub(crate) use recover::{Refusal, accept, recover};
-pub(crate) use switch::{Prepared, Purpose};
+pub(crate) use switch::Prepared;
 
 /// Makes the state on `volume` whole, in one place and visible to people, and returns its directories. `stop` leaves
 /// no gateway that could write to it; it is called only when the state itself must be touched.

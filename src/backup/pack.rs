@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::archive::{Kind, Member, Writer};
-use crate::state::copy::DEPTH;
+use crate::state::copy::tree::DEPTH;
 use crate::state::copy::tree::{Dir, Entry};
 
 /// A file up to this size is held in memory, so that one which grows or shrinks meanwhile is read as it was.

@@ -29,9 +29,6 @@ use copier::Copier;
 use tree::Dir;
 use verifier::Verifier;
 
-/// How many directories may lie within each other: two are held open for each.
-pub(crate) const DEPTH: usize = 256;
-
 /// How long before its copy was begun a file must have been changed last, to be trusted to be the same by size
 /// and times. A store through a mapping moves the times only once in every write-back, 30 s by default
 /// (kernel.org/doc/Documentation/sysctl/vm.txt, `dirty_expire_centisecs`).

@@ -10,8 +10,7 @@ use anyhow::Result;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::switch::Switch;
-use super::{DataDir, SafetyCopy};
+use super::{DataDir, Record, SafetyCopy};
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Host, blocking, json_file, sync_dir};
 use crate::lock::RunLock;
@@ -75,6 +74,51 @@ pub(crate) struct Relocation {
     /// The copy is verified: what the disk holds from here on came from here.
     #[serde(alias = "switching")]
     pub(super) verified: bool,
+}
+
+/// What a switch is made for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Purpose {
+    /// Back to the version before, asked for or because an update failed.
+    #[default]
+    Rollback,
+    /// A backup.
+    Restore,
+    /// The state of the boot disk.
+    #[serde(alias = "move")]
+    Relocate,
+}
+
+impl Purpose {
+    /// In the names of directories and in messages.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Rollback => "rollback",
+            Self::Restore => "restore",
+            Self::Relocate => "relocate",
+        }
+    }
+}
+
+/// What is being done, by the names of directories beside each other: the disk may be on another machine when
+/// it is completed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Switch {
+    #[serde(alias = "what")]
+    pub(super) purpose: Purpose,
+    pub(super) moves: Vec<Move>,
+    pub(super) record: Record,
+}
+
+/// First `current` becomes `aside`, then `prepared` becomes `current`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Move {
+    #[serde(alias = "present")]
+    pub(super) current: String,
+    pub(super) aside: String,
+    pub(super) prepared: String,
 }
 
 /// An operation that was found, and the file that it stands in.

@@ -4,8 +4,8 @@ use std::io::ErrorKind;
 
 use anyhow::{Context, Result};
 
-use super::operation::{Action, Found, Operation, Pending, Update, decide};
-use super::switch::{self, Purpose};
+use super::operation::{Action, Found, Operation, Pending, Purpose, Update, decide};
+use super::switch;
 use super::{DataDir, Record, SafetyCopy, publish};
 use crate::host::{Host, blocking};
 use crate::lock::RunLock;

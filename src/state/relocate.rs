@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 use jiff::Timestamp;
 
-use super::operation::{self, Action, Found, Operation, Relocation, decide};
-use super::switch::{self, Purpose};
+use super::operation::{self, Action, Found, Operation, Purpose, Relocation, decide};
+use super::switch;
 use super::{DataDir, Record, copy, room, unpublish};
 use crate::disk::{LastDisk, Volume};
 use crate::error::{Classify as _, Code, RUN_AGAIN};

@@ -9,8 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::copy::DEPTH;
-use super::copy::tree::Dir;
+use super::copy::tree::{DEPTH, Dir};
 use crate::error::{Classify as _, Code};
 use crate::host::{Host, blocking};
 use crate::text;

@@ -10,10 +10,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
-use super::operation::Pending;
-use super::{DataDir, Operation, Record, unpublish};
+use super::operation::{Move, Operation, Pending, Purpose, Switch};
+use super::{DataDir, Record, unpublish};
 use crate::failpoint::{self, Failpoint};
 use crate::host::{Host, blocking, sync_dir};
 use crate::lock::RunLock;
@@ -28,51 +27,6 @@ pub(crate) struct Prepared {
     pub config: Option<PathBuf>,
     /// The record that belongs to it: the next boot runs this version.
     pub record: Record,
-}
-
-/// What a switch is made for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Purpose {
-    /// Back to the version before, asked for or because an update failed.
-    #[default]
-    Rollback,
-    /// A backup.
-    Restore,
-    /// The state of the boot disk.
-    #[serde(alias = "move")]
-    Relocate,
-}
-
-impl Purpose {
-    /// In the names of directories and in messages.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Rollback => "rollback",
-            Self::Restore => "restore",
-            Self::Relocate => "relocate",
-        }
-    }
-}
-
-/// What is being done, by the names of directories beside each other: the disk may be on another machine when
-/// it is completed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) struct Switch {
-    #[serde(alias = "what")]
-    purpose: Purpose,
-    moves: Vec<Move>,
-    record: Record,
-}
-
-/// First `current` becomes `aside`, then `prepared` becomes `current`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Move {
-    #[serde(alias = "present")]
-    current: String,
-    aside: String,
-    prepared: String,
 }
 
 /// Switches to `prepared` and returns where the former directories are now. The gateway must be stopped; the

@@ -12,8 +12,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::attributes::{self, Attributes};
 use super::content;
+use super::tree::DEPTH;
 use super::tree::{Dir, Entry};
-use super::{DEPTH, Progress, SyncStats};
+use super::{Progress, SyncStats};
 
 #[derive(Debug)]
 pub(super) struct Copier<'a> {

@@ -12,6 +12,7 @@ use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
 
 use super::super::room;
+use super::tree::DEPTH;
 use super::*;
 use crate::error::one_line;
 

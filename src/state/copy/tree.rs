@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
+/// How many directories may lie within each other: two are held open for each.
+pub(crate) const DEPTH: usize = 256;
+
 /// An open directory. Its entries are reached through the descriptor and by one name only, so no link can
 /// lead anywhere else.
 #[derive(Debug)]

@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::attributes::{self, Attributes};
+use super::tree::DEPTH;
 use super::tree::{Dir, Entry};
-use super::{DEPTH, Progress, content};
+use super::{Progress, content};
 
 #[derive(Debug)]
 pub(super) struct Verifier<'a> {

@@ -1,0 +1,204 @@
+//! The rules of the house, read from the source: which room imports which, how long a function is, how wide a comment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The rooms from the ground up: a room imports only from rows above its own, or from itself. See `src/lib.rs`.
+const FLOORS: &[&[&str]] = &[
+    &["stage", "error", "secret", "version", "reference", "paths", "failpoint", "lock", "text"],
+    &["host"],
+    &["log"],
+    &["http", "config", "systemd"],
+    &["metadata", "apt", "memory"],
+    &["disk", "docker", "shield", "report"],
+    &["state"],
+    &["image"],
+    &["gateway"],
+    &["update"],
+    &["backup", "install"],
+    &["bake"],
+    &["bootstrap"],
+    &["cli"],
+    &["main"],
+];
+
+/// Lines of a function outside of tests, its signature and last brace included.
+const LONGEST_FUNCTION: usize = 60;
+
+/// Columns of a line with a comment.
+const WIDEST_COMMENT: usize = 120;
+
+fn sources(directory: &str) -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
+    let (mut found, mut open) = (Vec::new(), vec![root.clone()]);
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(directory).expect("the source is there").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("the source is text");
+                found.push((path.strip_prefix(&root).expect("it is below").to_owned(), text));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The room of a file: its first folder or its name.
+fn room(path: &Path) -> String {
+    let first = path.components().next().expect("a path has a part").as_os_str().to_string_lossy();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+/// The production half of a file: what stands before its tests.
+fn production(text: &str) -> &str {
+    text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or(text)
+}
+
+/// The modules of this crate that a file names as `crate::…` or `openclaw_init::…`.
+fn imports(text: &str) -> BTreeSet<String> {
+    let code: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+    let (code, mut found) = (code.join("\n"), BTreeSet::new());
+    for prefix in ["crate::", "openclaw_init::"] {
+        for rest in code.split(prefix).skip(1) {
+            // `use crate::{a, b::C};` names several.
+            let list = rest.strip_prefix('{').map(|rest| rest.split("};").next().unwrap_or_default());
+            let names: Vec<&str> = match list {
+                Some(list) => split_outside_of_braces(list),
+                None => vec![rest],
+            };
+            found.extend(names.iter().map(|name| leading_word(name.trim())).filter(|word| !word.is_empty()));
+        }
+    }
+    found
+}
+
+fn leading_word(text: &str) -> String {
+    text.chars().take_while(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '_').collect()
+}
+
+fn split_outside_of_braces(list: &str) -> Vec<&str> {
+    let (mut parts, mut depth, mut start) = (Vec::new(), 0, 0);
+    for (at, character) in list.char_indices() {
+        match character {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&list[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&list[start..]);
+    parts
+}
+
+#[test]
+fn a_module_imports_only_from_the_left() {
+    let floor: BTreeMap<&str, usize> =
+        FLOORS.iter().enumerate().flat_map(|(floor, rooms)| rooms.iter().map(move |room| (*room, floor))).collect();
+    let mut wrong = Vec::new();
+    for (path, text) in sources("src") {
+        let here = room(&path);
+        if here == "lib" {
+            continue;
+        }
+        let Some(&own) = floor.get(here.as_str()) else { panic!("{here} stands on no floor: add it to FLOORS") };
+        for name in imports(production(&text)) {
+            // The ground's modules are leaves that may know each other; the compiler's order is their order.
+            let allowed =
+                name == here || floor.get(name.as_str()).is_some_and(|&other| other < own || own + other == 0);
+            if floor.contains_key(name.as_str()) && !allowed {
+                wrong.push(format!("{} imports {name}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A parent re-exports and sequences; what its children share is a leaf beside them.
+#[test]
+fn no_circle_of_files_within_a_room() {
+    let mut edges: BTreeMap<PathBuf, BTreeSet<PathBuf>> = BTreeMap::new();
+    let files = sources("src");
+    let exists = |path: &Path| files.iter().any(|(file, _)| file == path);
+    for (path, text) in &files {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for rest in production(text).split("use super::").skip(1) {
+            let list = rest.strip_prefix('{').map_or(rest, |rest| rest.split("};").next().unwrap_or_default());
+            for name in if rest.starts_with('{') { split_outside_of_braces(list) } else { vec![list] } {
+                let sibling = folder.join(format!("{}.rs", leading_word(name.trim())));
+                if exists(&sibling) && sibling != *path {
+                    edges.entry(path.clone()).or_default().insert(sibling);
+                }
+            }
+        }
+    }
+    for start in edges.keys() {
+        let (mut open, mut seen) = (edges[start].iter().collect::<Vec<_>>(), BTreeSet::new());
+        while let Some(file) = open.pop() {
+            assert!(file != start, "{} is in a circle: {seen:?}", start.display());
+            if seen.insert(file) {
+                open.extend(edges.get(file).into_iter().flatten());
+            }
+        }
+    }
+}
+
+#[test]
+fn functions_are_short() {
+    let (mut lengths, mut long) = (Vec::new(), Vec::new());
+    for (path, text) in sources("src") {
+        if path.ends_with("tests.rs") {
+            continue;
+        }
+        let mut open: Option<(usize, usize, String)> = None;
+        for (number, line) in production(&text).lines().enumerate() {
+            let indent = line.len() - line.trim_start().len();
+            let head = line.trim_start();
+            let words: Vec<&str> = head.split([' ', '(', '<']).collect();
+            let starts = words
+                .iter()
+                .take_while(|word| **word != "fn")
+                .all(|word| ["pub", "async", "const", "crate)", "super)", ""].contains(word))
+                && words.contains(&"fn");
+            match &open {
+                None if starts && !head.ends_with('}') && !head.ends_with(';') => {
+                    open = Some((number, indent, head.to_owned()));
+                }
+                Some((start, depth, name)) if head.starts_with('}') && indent == *depth => {
+                    let length = number - start + 1;
+                    lengths.push(length);
+                    if length > LONGEST_FUNCTION {
+                        long.push(format!("{}:{}: {length} lines: {name}", path.display(), start + 1));
+                    }
+                    open = None;
+                }
+                _ => {}
+            }
+        }
+    }
+    lengths.sort_unstable();
+    println!("{} functions, median {} lines, longest {:?}", lengths.len(), lengths[lengths.len() / 2], lengths.last());
+    assert!(long.is_empty(), "{}", long.join("\n"));
+    assert!(lengths[lengths.len() / 2] <= 10, "the median is {}", lengths[lengths.len() / 2]);
+}
+
+#[test]
+fn comments_end_at_column_120() {
+    let mut wide = Vec::new();
+    for directory in ["src", "tests"] {
+        for (path, text) in sources(directory) {
+            for (number, line) in text.lines().enumerate() {
+                if line.trim_start().starts_with("//") && line.chars().count() > WIDEST_COMMENT {
+                    wide.push(format!("{directory}/{}:{}", path.display(), number + 1));
+                }
+            }
+        }
+    }
+    assert!(wide.is_empty(), "{}", wide.join("\n"));
+}

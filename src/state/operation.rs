@@ -353,4 +353,28 @@ mod tests {
         }
         Ok(())
     }
+
+    #[tokio::test]
+    async fn journals_of_version_0_1_0_are_understood() -> Result<()> {
+        let update = r#"{"phase":"starting","from":"2026.9.6","to":"2026.9.7","choice":null,"copy":{"state":
+            "openclaw.before-update-T","config":"config-openclaw.before-update-T"},"superseded":null,
+            "since":"2026-11-26T14:00:00Z"}"#;
+        let switch = r#"{"what":"rollback","moves":[{"present":"openclaw","aside":"openclaw.before-rollback-T",
+            "prepared":"openclaw.before-update-T"}],"record":{"version":"2026.9.6","choice":null,"image":"a/b:1"}}"#;
+        let is_update = |found: &Operation| matches!(found, Operation::Update(Update { phase: Phase::Starting, .. }));
+        let is_switch = |found: &Operation| match found {
+            Operation::Switch(Switch { purpose: Purpose::Rollback, moves, .. }) => moves[0].current == "openclaw",
+            _ => false,
+        };
+        let root = tempfile::tempdir()?;
+        let (host, data) = (Host::new(root.path()), DataDir::at("/data", false));
+        std::fs::create_dir_all(host.path(&data.records))?;
+        std::fs::write(host.path(data.records.join(UPDATE_0_1)), update)?;
+        assert!(Pending::read(&host, &data).await?.is_some_and(|found| is_update(&found.operation)));
+        std::fs::write(host.path(data.records.join(SWITCH_0_1)), switch)?;
+        let pending = Pending::read(&host, &data).await?.filter(|found| is_switch(&found.operation));
+        pending.expect("the switch comes first").forget(&host, &RunLock::of_a_test()).await?;
+        assert!(Pending::read(&host, &data).await?.is_some_and(|found| is_update(&found.operation)));
+        Ok(())
+    }
 }

@@ -14,7 +14,7 @@ use nix::unistd::geteuid;
 use openclaw_lab::metadata_server::{Instance, Level, Server};
 
 use crate::engine::{Engine, OF_VERSION, SERVERS};
-use crate::sweep::{LOG, POINTS, Work, sweep};
+use crate::sweep::{CUT, LOG, POINTS, Work, sweep};
 
 const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuts/programs.sh");
 /// The state directory.
@@ -33,7 +33,14 @@ for directory in bin sbin lib lib64; do
   elif [ -d /$directory ]; then mkdir -p $directory; mount --rbind /$directory $directory; fi
 done
 mount --bind programs usr/local/sbin
-exec chroot . /openclaw-init boot --foreground"#;
+exec chroot . /openclaw-init boot $3"#;
+
+/// How version 0.1.0 is told where to be cut, and where to note its points.
+const PREVIOUS_CUT: &str = "OPENCLAW_INIT_CUT";
+const PREVIOUS_LOG: &str = "OPENCLAW_INIT_CUT_LOG";
+
+/// A program of version 0.1.0, for the sweeps that it begins and the program under test ends.
+const PREVIOUS: &str = "OPENCLAW_INIT_PREVIOUS";
 
 /// Boots of one machine, of which the last one is cut.
 struct Boots {
@@ -41,6 +48,8 @@ struct Boots {
     requests: &'static [&'static str],
     /// What the points have in their names.
     of: &'static str,
+    /// The program that is cut, when it is not the one under test.
+    previous: Option<String>,
 }
 
 const NOTHING: &str = "";
@@ -91,10 +100,22 @@ impl Work for Boots {
     }
 
     fn process(&self, machine: &Path, beside: &Beside) -> Result<Command> {
-        let mut boot = alone();
-        boot.args(["sh", "-c", ENTER, "enter"]).arg(machine).arg(env!("CARGO_BIN_EXE_openclaw-init"));
-        boot.env("GCE_METADATA_HOST", &beside.metadata).env(LOG, format!("/{POINTS}"));
-        Ok(boot)
+        Ok(match &self.previous {
+            Some(previous) => {
+                let mut boot = boot(machine, beside, previous, "");
+                boot.env(PREVIOUS_LOG, format!("/{POINTS}"));
+                boot
+            }
+            None => self.process_after(machine, beside)?,
+        })
+    }
+
+    fn process_after(&self, machine: &Path, beside: &Beside) -> Result<Command> {
+        Ok(boot(machine, beside, env!("CARGO_BIN_EXE_openclaw-init"), "--foreground"))
+    }
+
+    fn cut_variable(&self) -> &'static str {
+        if self.previous.is_some() { PREVIOUS_CUT } else { CUT }
     }
 
     fn power_fails(&self, machine: &Path) -> Result<()> {
@@ -135,6 +156,13 @@ impl Work for Boots {
     }
 }
 
+fn boot(machine: &Path, beside: &Beside, program: &str, flag: &str) -> Command {
+    let mut boot = alone();
+    boot.args(["sh", "-c", ENTER, "enter"]).arg(machine).args([program, flag]);
+    boot.env("GCE_METADATA_HOST", &beside.metadata).env(LOG, format!("/{POINTS}"));
+    boot
+}
+
 /// Leaves what `openclaw-init update` and `rollback` leave for the next run.
 fn ask(machine: &Path, request: &str) -> Result<()> {
     let directory = machine.join("run/openclaw-init");
@@ -170,7 +198,7 @@ fn every_point(boots: &Boots, stages: &[&str]) -> Result<()> {
 #[test]
 fn every_point_of_a_first_boot() -> Result<()> {
     let stages = ["docker", "disk", "shield", "secrets", "image", "gateway", "ready", "run"];
-    every_point(&Boots { requests: &[NOTHING], of: "" }, &stages)
+    every_point(&Boots { requests: &[NOTHING], of: "", previous: None }, &stages)
 }
 
 const UPDATE: &str = r#"{"update":{"to":"2026.9.7"}}"#;
@@ -181,15 +209,31 @@ const FUTILE: &str = r#"{"update":{"to":"2026.9.66"}}"#;
 
 #[test]
 fn every_point_of_an_update_that_is_undone() -> Result<()> {
-    every_point(&Boots { requests: &[NOTHING, FUTILE], of: "update." }, &["update"])
+    every_point(&Boots { requests: &[NOTHING, FUTILE], of: "update.", previous: None }, &["update"])
 }
 
 #[test]
 fn every_point_of_an_update() -> Result<()> {
-    every_point(&Boots { requests: &[NOTHING, UPDATE], of: "update." }, &["update"])
+    every_point(&Boots { requests: &[NOTHING, UPDATE], of: "update.", previous: None }, &["update"])
 }
 
 #[test]
 fn every_point_of_a_rollback() -> Result<()> {
-    every_point(&Boots { requests: &[NOTHING, UPDATE, ROLLBACK], of: "update." }, &["update"])
+    every_point(&Boots { requests: &[NOTHING, UPDATE, ROLLBACK], of: "update.", previous: None }, &["update"])
+}
+
+/// What version 0.1.0 left half done is completed or undone. Needs a program of that version, built from its commit,
+/// in the variable `OPENCLAW_INIT_PREVIOUS`.
+#[test]
+fn every_point_of_the_previous_version() -> Result<()> {
+    #[expect(clippy::disallowed_methods, reason = "how a developer names the other program")]
+    let Ok(previous) = std::env::var(PREVIOUS) else {
+        println!("SKIPPED: {PREVIOUS} names no program of version 0.1.0");
+        return Ok(());
+    };
+    for requests in [&[NOTHING][..], &[NOTHING, FUTILE], &[NOTHING, UPDATE], &[NOTHING, UPDATE, ROLLBACK]] {
+        let of = if requests.len() == 1 { "" } else { "update." };
+        every_point(&Boots { requests, of, previous: Some(previous.clone()) }, &[])?;
+    }
+    Ok(())
 }

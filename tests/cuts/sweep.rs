@@ -15,7 +15,7 @@ use openclaw_init::failpoint;
 const SIDE_BY_SIDE: usize = 6;
 /// The points that a process passed, in the directory that is its machine.
 pub(crate) const POINTS: &str = "points";
-const CUT: &str = "OPENCLAW_INIT_FAILPOINT";
+pub(crate) const CUT: &str = "OPENCLAW_INIT_FAILPOINT";
 pub(crate) const LOG: &str = "OPENCLAW_INIT_FAILPOINT_LOG";
 /// Set in a test's second process: the directory that is its machine.
 const MACHINE: &str = "OPENCLAW_CUT_TEST_MACHINE";
@@ -28,6 +28,14 @@ pub(crate) trait Work: Sync {
     fn prepare(&self, machine: &Path) -> Result<Self::Beside>;
     /// The process that does the work; it appends its points to [`POINTS`].
     fn process(&self, machine: &Path, beside: &Self::Beside) -> Result<Command>;
+    /// The process that comes after the cut.
+    fn process_after(&self, machine: &Path, beside: &Self::Beside) -> Result<Command> {
+        self.process(machine, beside)
+    }
+    /// The variable by which the process that is cut knows where.
+    fn cut_variable(&self) -> &'static str {
+        CUT
+    }
     /// What the power failure takes away besides the process.
     fn power_fails(&self, _machine: &Path) -> Result<()> {
         Ok(())
@@ -45,7 +53,7 @@ pub(crate) trait Work: Sync {
 pub(crate) fn sweep(work: &impl Work) -> Result<Vec<String>> {
     let points = {
         let machine = Machine::new(work)?;
-        let ended = machine.run(None)?;
+        let ended = run(work.process(&machine.root(), &machine.beside)?)?;
         ensure!(ended.success(), "without a cut: {ended}");
         work.check(&machine.root(), &machine.beside).context("without a cut")?;
         machine.passed()?.into_iter().filter(|point| work.is_of_interest(point)).collect::<Vec<_>>()
@@ -72,42 +80,41 @@ pub(crate) fn sweep(work: &impl Work) -> Result<Vec<String>> {
 
 fn cut_and_again(work: &impl Work, point: &str) -> Result<()> {
     let machine = Machine::new(work)?;
-    let ended = machine.run(Some(point))?;
+    let mut process = work.process(&machine.root(), &machine.beside)?;
+    process.env(work.cut_variable(), point);
+    let ended = run(process)?;
     ensure!(ended.signal() == Some(9) || ended.code() == Some(128 + 9), "it was not killed there: {ended}");
     ensure!(machine.passed()?.last().is_some_and(|last| last == point), "it went on after the cut");
     work.power_fails(&machine.root())?;
-    let ended = machine.run(None)?;
+    let ended = run(work.process_after(&machine.root(), &machine.beside)?)?;
     ensure!(ended.success(), "the next run: {ended}");
     work.check(&machine.root(), &machine.beside)
 }
 
-struct Machine<'a, W: Work> {
-    work: &'a W,
+fn run(mut process: Command) -> Result<ExitStatus> {
+    let output = process.stdin(Stdio::null()).output().context("starting a process of the sweep")?;
+    if output.status.code().is_some_and(|code| code != 0) {
+        print!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(output.status)
+}
+
+struct Machine<W: Work> {
     beside: W::Beside,
     directory: tempfile::TempDir,
 }
 
-impl<'a, W: Work> Machine<'a, W> {
-    fn new(work: &'a W) -> Result<Self> {
+impl<W: Work> Machine<W> {
+    fn new(work: &W) -> Result<Self> {
         // A process that is killed loses nothing that it wrote: the time that real disks take shows nothing.
         let memory = Path::new("/dev/shm");
         let directory = if memory.is_dir() { tempfile::tempdir_in(memory)? } else { tempfile::tempdir()? };
         let beside = work.prepare(directory.path()).context("preparing the machine")?;
-        Ok(Self { work, beside, directory })
+        Ok(Self { beside, directory })
     }
 
     fn root(&self) -> PathBuf {
         self.directory.path().to_owned()
-    }
-
-    fn run(&self, point: Option<&str>) -> Result<ExitStatus> {
-        let mut process = self.work.process(&self.root(), &self.beside)?;
-        process.envs(point.map(|point| (CUT, point))).stdin(Stdio::null());
-        let output = process.output().context("starting the process that is cut")?;
-        if output.status.code().is_some_and(|code| code != 0) {
-            print!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        }
-        Ok(output.status)
     }
 
     fn passed(&self) -> Result<Vec<String>> {

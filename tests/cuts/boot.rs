@@ -1,7 +1,7 @@
 //! The whole first boot of the released program, with the state on the boot disk.
 //!
 //! The program runs as root of a directory that is its root, in a mount namespace of its own, which ends with it like
-//! the mounts of a machine. Programs that would change more than files, and the engine, are stand-ins.
+//! the mounts of a machine. Programs that would change more than files, and the engine, are fakes.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -23,7 +23,7 @@ const SHIELD: &str = include_str!("../fixtures/nft/shield.json");
 const NAMES: [&str; 7] = ["apt-get", "chattr", "dpkg", "dpkg-query", "nft", "systemctl", "apt-cache"];
 
 /// Makes the present directory the root: with this machine's programs, which nothing here can change, and the
-/// stand-ins before them.
+/// fakes before them.
 const ENTER: &str = r#"set -e
 cd "$1"
 mount --bind "$2" openclaw-init

@@ -29,12 +29,12 @@ use tokio_rustls::server::TlsStream;
 use crate::ca::{Ca, ServerCertificate};
 use crate::cache::Cache;
 use crate::docker_apt::{DockerApt, DockerRepository};
+use crate::fake_gateway;
 use crate::files::write;
 use crate::images;
 use crate::registry::{self, Registry};
 use crate::requests::Request;
 use crate::sources::Sources;
-use crate::stand_in;
 
 /// Where the image registries are in the pretend cloud (of the block that is reserved for benchmarks).
 pub const REGISTRY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
@@ -88,7 +88,7 @@ impl Content {
     pub fn prepare(cache: &Cache) -> Result<Self> {
         let sources = Sources::of_this_machine().context("reading this machine's package sources")?;
         let ca = Ca::load(cache)?;
-        let images = stand_in::add(cache, &images::storage(cache, &sources)?)?;
+        let images = fake_gateway::add(cache, &images::storage(cache, &sources)?)?;
         let docker_apt = Arc::new(DockerApt::prepare(cache, &sources)?);
         Ok(Self { ca, images, docker_apt })
     }

@@ -12,6 +12,7 @@ pub mod commands;
 pub mod control_group;
 pub mod disks;
 pub mod docker_apt;
+pub mod fake_gateway;
 pub mod files;
 pub mod host;
 pub mod images;
@@ -31,7 +32,7 @@ pub mod scenarios;
 pub mod signing;
 pub mod size;
 pub mod sources;
-pub mod stand_in;
+
 pub mod state;
 pub mod tiers;
 pub mod up;

@@ -6,10 +6,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::fake_gateway::FIRST;
 use crate::network::STORAGE;
 use crate::program::run;
 use crate::rootfs::put;
-use crate::stand_in::FIRST;
 use crate::up::BINARY;
 
 /// What such a root file system has beside the one with cloud-init.
@@ -76,7 +76,7 @@ ExecStart=/usr/local/sbin/lab-markers
 WantedBy=sysinit.target
 ";
 
-/// Turns a machine that was started with `Boot::Bootable` into a sealed image with the stand-in for the gateway:
+/// Turns a machine that was started with `Boot::Bootable` into a sealed image with the fake gateway:
 /// what is run in it by a shell. Services that are of no use in QEMU only cost time there.
 pub fn recipe() -> String {
     format!(

@@ -10,12 +10,12 @@ use tempfile::TempPath;
 
 use super::rig::Rig;
 use crate::docker_apt::DockerRepository;
+use crate::fake_gateway;
 use crate::metadata_server::{Level, Metadata};
 use crate::progress::NAMESPACE;
 use crate::qemu::image;
 use crate::qemu::machine::{self, Drive, Machine, Writes};
 use crate::size::Size;
-use crate::stand_in;
 use crate::state::{Disk, Lab, Os, Spec};
 use crate::{cloud, disks, network, up};
 
@@ -132,7 +132,7 @@ impl Bench {
             let result =
                 Some(text("result")).filter(|it| !it.is_empty() && *it != "pending" && is_wanted(text("boot-id")));
             if let Some(result) = result {
-                ensure!(result == "ready" && text("version") == stand_in::FIRST, "{attributes:?}");
+                ensure!(result == "ready" && text("version") == fake_gateway::FIRST, "{attributes:?}");
                 return Ok(begun.elapsed());
             }
             sleep(Duration::from_millis(500));
@@ -184,7 +184,7 @@ pub(super) fn open_cloud(lab: &Lab, repository: Option<DockerRepository>) -> Res
     cloud::start(lab, &metadata, repository)
 }
 
-/// An image with Docker, the stand-in and a unit that makes marker files.
+/// An image with Docker, the fake gateway and a unit that makes marker files.
 fn prepared(rig: &Rig) -> Result<TempPath> {
     let builder = rig.beside(&format!("{}-b", rig.machine()?.name().trim_start_matches("t-")))?;
     let binary = rig.binary();

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use super::rig::Rig;
-use crate::stand_in;
+use crate::fake_gateway;
 
 /// What no cut can make a difference to: what only looks, and the report, which is about the run.
 const LOOKS: [&str; 10] = [
@@ -162,9 +162,9 @@ fn cut_at(rig: &Rig, course: &Course, point: &str) -> Result<()> {
 fn one_version(rig: &Rig) -> Result<()> {
     let image = rig.shell("docker inspect --format '{{.Config.Image}}' openclaw-gateway")?;
     let version = image.rsplit(':').next().unwrap_or_default();
-    let schema = if version == stand_in::FIRST { 1 } else { 2 };
+    let schema = if version == fake_gateway::FIRST { 1 } else { 2 };
     let found = rig.shell(
-        "cd /mnt/disks/openclaw-data; cat openclaw/state/stand-in.json openclaw-init/record.json; \
+        "cd /mnt/disks/openclaw-data; cat openclaw/state/fake-gateway.json openclaw-init/record.json; \
          ls openclaw-init/update.json openclaw-init/switch.json 2> /dev/null || true",
     )?;
     let expected = [format!("\"schema\":{schema}"), format!("\"version\": \"{version}\"")];
@@ -195,7 +195,7 @@ fn ready(rig: &Rig) -> Result<()> {
 /// A new machine with nothing but the program.
 fn bare(rig: &Rig) -> Result<()> {
     rig.lab_ends(0, "down", &[])?;
-    let version = format!("openclaw-version={}", stand_in::FIRST);
+    let version = format!("openclaw-version={}", fake_gateway::FIRST);
     rig.up_ends(1, &["--boot", "nothing", "--attr", &version])?;
     rig.shell(FETCH).map(drop)
 }
@@ -250,7 +250,7 @@ fn with_an_update_asked_for(rig: &Rig) -> Result<()> {
     with_a_blank_disk(rig)?;
     rig.boot(0)?;
     rig.shell("date > /mnt/disks/openclaw-data/openclaw/kept")?;
-    ask(rig, &format!("{{\"update\":{{\"to\":\"{}\"}}}}", stand_in::SECOND))
+    ask(rig, &format!("{{\"update\":{{\"to\":\"{}\"}}}}", fake_gateway::SECOND))
 }
 
 /// The same of `openclaw-init rollback`, after an update.

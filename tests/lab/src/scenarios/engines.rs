@@ -65,7 +65,7 @@ pub(super) fn builds_on_old_and_new_engines(rig: &Rig) -> Result<()> {
     // BuildKit asks its session who the VM is only for a registry that wants to know.
     rig.attribute(&format!("openclaw-registry-mirror={ARTIFACT_REGISTRY_NAME}/{PRIVATE_REPOSITORY}"))?;
     rig.lab_ends(0, "exec", &["--", "systemd-run", "--unit=no-sessions", "perl", "-e", NO_SESSIONS])?;
-    rig.shell("sleep 1; docker version > /dev/null").context("reaching the engine through the stand-in")?;
+    rig.shell("sleep 1; docker version > /dev/null").context("reaching the engine through the proxy")?;
     build_again(rig)?;
     built(rig, "28.", false)
 }
@@ -98,7 +98,7 @@ pub(super) fn one_gigabyte_is_enough_or_named(rig: &Rig) -> Result<()> {
     said.has(&["memory", "set-machine-type", "e2-medium"]).map(|_| ())
 }
 
-/// Images of one's own below the official name: the stand-in with 400 MB that no other version has.
+/// Images of one's own below the official name: the fake gateway with 400 MB that no other version has.
 const VERSION: &str = "set -e
 mkdir -p /root/image && cd /root/image
 docker image inspect base:1 > /dev/null 2>&1 || docker tag ghcr.io/openclaw/openclaw:0.1.1 base:1

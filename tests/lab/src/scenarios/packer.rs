@@ -15,7 +15,7 @@ use crate::program::run;
 use crate::qemu::machine::Writes;
 use crate::size::Size;
 use crate::state::{Lab, Os};
-use crate::{host, network, stand_in, up};
+use crate::{fake_gateway, host, network, up};
 
 /// What only the packer source qemu needs.
 const TOOLS: [(&str, &str); 1] = [("xorriso", "xorriso")];
@@ -81,7 +81,7 @@ fn build(lab: &Lab, directory: &Path, disk: &Path, binary: &Path) -> Result<()> 
     let mut packer = Command::new("nsenter");
     packer.arg(network::net_of(&lab.cloud())).args(["timeout", "3600", "packer", "build", "-only=qemu.openclaw"]);
     packer.args(variable("qemu_disk", &path(disk))).args(variable("binary", &path(binary)));
-    packer.args(variable("openclaw_version", stand_in::FIRST)).args(variable("qemu_accelerator", "tcg")).arg(".");
+    packer.args(variable("openclaw_version", fake_gateway::FIRST)).args(variable("qemu_accelerator", "tcg")).arg(".");
     packer.env("CHECKPOINT_DISABLE", "1").env("PACKER_CONFIG_DIR", directory).env("HOME", directory);
     packer.env("PACKER_CACHE_DIR", directory.join("cache")).env("TMPDIR", directory);
     let output = packer.current_dir(directory).stdin(Stdio::null()).output().context("running packer")?;

@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, ensure};
 
 use super::rig::{Rig, Said};
+use crate::fake_gateway;
 use crate::images::{GATEWAY_VERSION, OLDER_GATEWAY_VERSION};
-use crate::stand_in;
 
 const CONTAINER: &str = "docker inspect -f '{{.Id}} {{.State.StartedAt}}' openclaw-gateway";
 const TOKEN: &str = "grep OPENCLAW_GATEWAY_TOKEN /home/node/.openclaw/.env";
@@ -79,41 +79,41 @@ fn refused_before_anything_is_touched(rig: &Rig, container: &str) -> Result<()> 
     Ok(())
 }
 
-/// Stand-ins: a version that migrates the state and never becomes ready is undone; one that asks for its doctor is not.
+/// Of the fake gateway: a version that migrates the state and never becomes ready is undone; one that asks for its doctor is not.
 pub(super) fn broken_versions_are_undone(rig: &Rig) -> Result<()> {
-    rig.up(&["--attr", &format!("openclaw-version={}", stand_in::FIRST)])?;
-    runs(rig, stand_in::FIRST)?;
+    rig.up(&["--attr", &format!("openclaw-version={}", fake_gateway::FIRST)])?;
+    runs(rig, fake_gateway::FIRST)?;
     rig.shell("echo kept > /home/node/.openclaw/kept")?;
     let token = rig.shell(TOKEN)?;
 
-    rig.attribute(&format!("openclaw-version={}", stand_in::NEVER_READY))?;
+    rig.attribute(&format!("openclaw-version={}", fake_gateway::NEVER_READY))?;
     rig.boot(0)?.has(&["was undone", "openclaw.before-rollback-", "did not become ready"])?;
-    runs(rig, stand_in::FIRST)?;
+    runs(rig, fake_gateway::FIRST)?;
     is_first_state(rig, &token)?;
     let detail = rig.status()?["detail"].to_string();
     ensure!(detail.contains("update-failed") && detail.contains("was undone"), "the report says {detail}");
     let downtime = rig.status()?["update"]["downtime-ms"].as_u64().context("no downtime is reported")?;
     println!("undone update: no gateway answered for {downtime} ms");
     rig.lab_ends(0, "reboot", &[])?;
-    runs(rig, stand_in::FIRST)?;
+    runs(rig, fake_gateway::FIRST)?;
     let told = rig.status()?["detail"]["warnings"].to_string();
     ensure!(told.contains("is not followed"), "the warnings are {told}");
     rig.boot(0)?.has(&["changes=0"])?;
 
     // What is asked for by hand holds, too, against the attribute. Without its doctor this version would not start.
-    init(rig, 0, &["update", "--to", stand_in::WANTS_DOCTOR])?.has(&["updated OpenClaw"])?;
+    init(rig, 0, &["update", "--to", fake_gateway::WANTS_DOCTOR])?.has(&["updated OpenClaw"])?;
     rig.lab_ends(0, "reboot", &[])?;
-    runs(rig, stand_in::WANTS_DOCTOR)?;
+    runs(rig, fake_gateway::WANTS_DOCTOR)?;
     init(rig, 0, &["rollback", "--set-newer-state-aside"])?;
     rig.lab_ends(0, "reboot", &[])?;
-    runs(rig, stand_in::FIRST)?;
+    runs(rig, fake_gateway::FIRST)?;
     is_first_state(rig, &token)
 }
 
 fn is_first_state(rig: &Rig, token: &str) -> Result<()> {
     ensure!(rig.shell("cat /home/node/.openclaw/kept")? == "kept", "a file is gone");
     ensure!(rig.shell(TOKEN)? == token, "the token changed");
-    let state = rig.shell("cat /home/node/.openclaw/state/stand-in.json")?;
+    let state = rig.shell("cat /home/node/.openclaw/state/fake-gateway.json")?;
     ensure!(state.contains("\"schema\":1"), "the state is {state}");
     Ok(())
 }

@@ -21,7 +21,7 @@ use packer::Packer;
 pub use session::Session;
 use session::Used;
 
-/// A program that is stood in for.
+/// A program that has a fake here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
     /// The gcloud CLI.

@@ -1,4 +1,4 @@
-//! The stand-in as the outside sees it, against what was measured of gateway 2026.9.6.
+//! The fake gateway as the outside sees it, against what was measured of gateway 2026.9.6.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -16,8 +16,8 @@ const TOKEN: &str = "5eed5eed0123456789abcdef01234567";
 const MODE: &str = r#"[{"path":"gateway.mode","value":"local"},{"path":"gateway.bind","value":"lan"}]"#;
 
 fn command(version: &str, state: &Path, words: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_stand-in"));
-    command.env_clear().env("STAND_IN_VERSION", version).env("OPENCLAW_STATE_DIR", state);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fake-gateway"));
+    command.env_clear().env("FAKE_GATEWAY_VERSION", version).env("OPENCLAW_STATE_DIR", state);
     command.args(["-s", "--", "node", "openclaw.mjs"]).args(words);
     command
 }
@@ -72,7 +72,7 @@ fn it_refuses_what_the_gateway_refuses_and_no_older_version_touches_newer_state(
 
     for (version, kept) in [("0.1.1", r#"{"schema":1,"starts":1}"#), ("0.1.66", r#"{"schema":2,"starts":2}"#)] {
         assert_eq!(stop(start(version, state.path(), free_port())), Some(0));
-        assert_eq!(fs::read_to_string(state.path().join("state/stand-in.json")).unwrap(), kept);
+        assert_eq!(fs::read_to_string(state.path().join("state/fake-gateway.json")).unwrap(), kept);
     }
     refuses("0.1.1", "newer schema version 2; this build supports 1");
 }

@@ -1,4 +1,4 @@
-//! Images of a small program that behaves like the gateway from outside (`tests/stand-in`), beside the real ones in
+//! Images of a small program that behaves like the gateway from outside (`tests/fake-gateway`), beside the real ones in
 //! the lab's registry: for machines on which the real gateway would be too heavy.
 
 use std::fs::{self, File};
@@ -28,10 +28,10 @@ pub const NEVER_READY: &str = "0.1.66";
 
 /// All that determines the program.
 const SOURCES: [&str; 4] = [
-    include_str!("../../stand-in/Cargo.toml"),
-    include_str!("../../stand-in/src/main.rs"),
-    include_str!("../../stand-in/src/http.rs"),
-    include_str!("../../stand-in/src/state.rs"),
+    include_str!("../../fake-gateway/Cargo.toml"),
+    include_str!("../../fake-gateway/src/main.rs"),
+    include_str!("../../fake-gateway/src/http.rs"),
+    include_str!("../../fake-gateway/src/state.rs"),
 ];
 /// Part of the cache key: to be raised when the steps below change.
 const RECIPE: &str = "1";
@@ -48,7 +48,7 @@ const OWN: [(&str, u32); 6] = [
     ("home/node/.config/openclaw", 0o700),
 ];
 
-/// A registry's storage that has the images of `storage` and those of the stand-in, built when the cache does not
+/// A registry's storage that has the images of `storage` and those of the fake gateway, built when the cache does not
 /// have it (20 s).
 pub fn add(cache: &Cache, storage: &Path) -> Result<PathBuf> {
     let others = storage.to_str().context("the cache's path is not text")?;
@@ -62,7 +62,7 @@ fn build(directory: &Path, storage: &Path) -> Result<()> {
     let mut copy = Command::new("cp");
     run(copy.args(["--archive", "--link"]).arg(storage).arg(directory)).context("taking over the other images")?;
     let (root, mark) = (directory.join("root"), directory.join("mark"));
-    fill(&root).context("making the stand-in's files")?;
+    fill(&root).context("making the fake gateway's files")?;
     File::create(&mark).and_then(|it| it.set_modified(SystemTime::UNIX_EPOCH)).context("making a mark")?;
     let layout = Layout::create(&directory.join("oci"))?;
     let layer = [layout.layer(&root, &mark)?];
@@ -74,7 +74,7 @@ fn build(directory: &Path, storage: &Path) -> Result<()> {
 }
 
 fn fill(root: &Path) -> Result<()> {
-    let program = host::stand_in()?;
+    let program = host::fake_gateway()?;
     for (path, mode) in OWN {
         let path = root.join(path);
         fs::create_dir_all(&path)?;
@@ -98,6 +98,6 @@ fn fill(root: &Path) -> Result<()> {
 fn config(version: &str) -> Value {
     let mut config = images::gateway_config(version);
     config["Healthcheck"]["Test"] = json!(["CMD", "openclaw", "health"]);
-    config["Env"] = json!([format!("PATH={}", images::SYSTEM_PATH), format!("STAND_IN_VERSION={version}")]);
+    config["Env"] = json!([format!("PATH={}", images::SYSTEM_PATH), format!("FAKE_GATEWAY_VERSION={version}")]);
     config
 }

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use crate::state::State;
 
 /// The environment variable by which an image says which version it is.
-const VERSION: &str = "STAND_IN_VERSION";
+const VERSION: &str = "FAKE_GATEWAY_VERSION";
 /// "Starting me again will not help".
 const REFUSED: u8 = 78;
 
@@ -66,7 +66,7 @@ fn run(words: &[&str]) -> Result<()> {
     let release = release()?;
     match words {
         ["--version"] => {
-            println!("OpenClaw {} (stand-in)", release.version);
+            println!("OpenClaw {} (fake-gateway)", release.version);
             Ok(())
         }
         ["gateway", options @ ..] => gateway(release, options),

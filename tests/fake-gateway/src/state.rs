@@ -54,7 +54,7 @@ impl State {
 }
 
 fn path() -> PathBuf {
-    directory().join("state/stand-in.json")
+    directory().join("state/fake-gateway.json")
 }
 
 /// `doctor --fix`: brings a state to `schema`.

@@ -1,13 +1,20 @@
-//! The command line of `cargo lab`.
+//! The command line of `cargo lab`: the definitions here, what makes a lab and follows its boot below.
+//!
+//! The definitions import nothing of what is below.
+
+pub mod progress;
+pub mod up;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::docker_apt::DockerRepository;
-use crate::metadata_server::FaultChange;
+use crate::cloud::docker_apt::DockerRepository;
+use crate::cloud::metadata_server::FaultChange;
+use crate::machine::boot_disk::Boot;
+use crate::machine::disks::DataDisk;
 use crate::size::Size;
 use crate::state::Os;
 
@@ -184,26 +191,6 @@ pub struct Up {
     pub faults: Vec<FaultChange>,
 }
 
-/// How the binary gets to run in the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Boot {
-    /// `startup-script-url` names the binary itself
-    ScriptUrl,
-    /// `startup-script` is the loader, which fetches it from Cloud Storage
-    Script,
-    /// `user-data` has the loader, for an image with cloud-init
-    CloudInit,
-    /// It is installed on the boot disk, nothing in the metadata
-    Unit,
-    /// It is part of a baked and sealed image, made first; the machine has no way to the internet
-    Baked,
-    /// It does not
-    Nothing,
-    /// It does not, and the boot disk has a kernel, a boot loader and an SSH server: for machines in QEMU
-    #[value(hide = true)]
-    Bootable,
-}
-
 /// A change of the attached disks.
 #[derive(Debug, Subcommand)]
 pub enum DiskChange {
@@ -266,32 +253,6 @@ pub enum Tier {
     Hermetic,
     /// Whole machines
     Machine,
-}
-
-/// The data disk of a new machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DataDisk {
-    /// None is attached.
-    None,
-    /// A new, blank one.
-    Blank(Size),
-    /// The content of a file, used in place.
-    File(PathBuf),
-}
-
-impl std::str::FromStr for DataDisk {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text.parse::<Size>() {
-            _ if text == "none" => Ok(Self::None),
-            Ok(size) => Ok(Self::Blank(size)),
-            Err(_) if std::path::Path::new(text).is_file() => {
-                Ok(Self::File(std::fs::canonicalize(text).with_context(|| format!("finding {text}"))?))
-            }
-            Err(_) => bail!("`{text}` is neither a size like 10G nor a file nor `none`"),
-        }
-    }
 }
 
 fn parse_pair(text: &str) -> Result<(String, String)> {

@@ -2,6 +2,20 @@
 //!
 //! That process lives in the cloud's network namespace; its helpers are its children and end with it.
 
+pub mod ca;
+pub mod content;
+pub mod docker_apt;
+pub mod fake_gateway;
+pub mod images;
+pub mod metadata_server;
+pub mod network;
+pub mod oci;
+pub mod real_clients;
+pub mod registry;
+pub mod requests;
+pub mod signing;
+pub mod tls;
+
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -15,14 +29,15 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::background;
 use crate::cache::Cache;
-use crate::cloud_content::{Content, HTTPS, TlsListener};
-use crate::docker_apt::DockerRepository;
-use crate::machine::detached;
-use crate::metadata_server::{Metadata, Server, control};
-use crate::network::{self, FORGE, METADATA, STORAGE, UPSTREAM_NAMES};
 use crate::process::Process;
 use crate::state::Lab;
+use content::Content;
+use docker_apt::DockerRepository;
+use metadata_server::{Metadata, Server, control};
+use network::{FORGE, METADATA, STORAGE, UPSTREAM_NAMES};
+use tls::{HTTPS, TlsListener};
 
 /// What the cloud runs beside its own process.
 const HELPERS: [&str; 2] = ["slirp4netns", "dnsmasq"];
@@ -42,7 +57,7 @@ pub fn start(lab: &Lab, metadata: &Metadata, repository: Option<DockerRepository
     let answers = repository.unwrap_or(DockerRepository::Unreachable).to_possible_value();
     let answers = answers.context("a hidden kind of repository")?;
     let closed = if repository.is_none() { &["--closed"][..] } else { &[] };
-    let mut child = detached(lab, "serve", &[&["--docker-repository", answers.get_name()], closed].concat())?;
+    let mut child = background::start(lab, "serve", &[&["--docker-repository", answers.get_name()], closed].concat())?;
     let deadline = Instant::now() + START_LIMIT;
     while !lab.control_socket().exists() {
         let ended = child.try_wait().context("looking at the cloud's process")?;

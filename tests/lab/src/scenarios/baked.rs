@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::first_boot::{is_ready, units_are_valid};
+use super::checks::{is_ready, units_are_valid};
 use super::readme::{Block, Reader};
 use super::rig::Rig;
 use crate::host;

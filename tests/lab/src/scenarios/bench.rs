@@ -9,17 +9,19 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempPath;
 
 use super::rig::Rig;
-use crate::docker_apt::DockerRepository;
-use crate::fake_gateway;
-use crate::metadata_server::{Level, Metadata};
-use crate::progress::NAMESPACE;
-use crate::qemu::image;
-use crate::qemu::machine::{self, Drive, Machine, Writes};
+use crate::cloud;
+use crate::cloud::docker_apt::DockerRepository;
+use crate::cloud::fake_gateway;
+use crate::cloud::metadata_server::{Level, Metadata};
+use crate::cloud::network;
+use crate::machine::attach::metadata_disks;
+use crate::machine::disks;
+use crate::machine::qemu::image;
+use crate::machine::qemu::vm::{self, Drive, Vm, Writes};
+use crate::product::{DATA_DISK, NAMESPACE};
 use crate::size::Size;
 use crate::state::{Disk, Lab, Os, Spec};
-use crate::{cloud, disks, network, up};
 
-pub(super) const DATA_DISK: &str = "openclaw-data";
 pub(super) const GIB: u64 = 1 << 30;
 /// An emulated processor on a busy machine.
 pub(super) const BOOT_LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -43,18 +45,18 @@ pub(super) struct Bench {
 impl Bench {
     /// A bench for machines from the prepared image, which is made first.
     pub(super) fn new(rig: &Rig, writes: Writes) -> Result<Self> {
-        machine::install_tools()?;
+        vm::install_tools()?;
         let image = prepared(rig)?;
         Self::of(rig, image, writes)
     }
 
     /// A bench for machines from `image`, the raw content of a boot disk.
     pub(super) fn of(rig: &Rig, image: TempPath, writes: Writes) -> Result<Self> {
-        machine::install_tools()?;
+        vm::install_tools()?;
         let lab = rig.machine()?;
         lab.create()?;
         open_cloud(&lab, None)?;
-        fs::write(machine::second_port(&lab), "").context("making the log of the second serial port")?;
+        fs::write(vm::second_port(&lab), "").context("making the log of the second serial port")?;
         Ok(Self { lab, image, writes, known: BTreeSet::new(), passed: 0 })
     }
 
@@ -65,7 +67,7 @@ impl Bench {
             fs::remove_file(&boot).context("removing the former boot disk")?;
         }
         disks::copy(&self.image, &boot)?;
-        self.passed = fs::read_to_string(machine::second_port(&self.lab))?.len();
+        self.passed = fs::read_to_string(vm::second_port(&self.lab))?.len();
         self.set_disks(Vec::new())?;
         if data_disk { self.attach() } else { Ok(()) }
     }
@@ -88,23 +90,23 @@ impl Bench {
     fn set_disks(&self, disks: Vec<Disk>) -> Result<()> {
         let spec = Spec { disks, ..self.lab.load()? };
         self.lab.save(&spec)?;
-        let listed = up::metadata_disks(&self.lab, &spec);
+        let listed = metadata_disks(&self.lab, &spec);
         cloud::runtime()?.block_on(cloud::client(&self.lab)?.set_disks(listed))
     }
 
-    pub(super) fn start(&self) -> Result<Machine> {
+    pub(super) fn start(&self) -> Result<Vm> {
         let drive = |device_name: &str, file| Drive { device_name: device_name.to_owned(), file, writes: self.writes };
         let spec = self.lab.load()?;
         let data = spec.disks.into_iter().map(|disk| drive(&disk.device_name, disk.file));
         let drives: Vec<Drive> = [drive(self.lab.name(), self.lab.boot_disk())].into_iter().chain(data).collect();
-        Machine::start(&self.lab, &drives)
+        Vm::start(&self.lab, &drives)
     }
 
     /// Waits until the machine's init has begun a boot whose result is not known yet.
     pub(super) fn until_init(&self) -> Result<String> {
         let deadline = Instant::now() + BOOT_LIMIT;
         loop {
-            let told = fs::read_to_string(machine::second_port(&self.lab))?;
+            let told = fs::read_to_string(vm::second_port(&self.lab))?;
             let mut boots = told.lines().filter_map(|line| line.trim().strip_prefix("boot "));
             if let Some(boot) = boots.next_back().filter(|boot| !self.known.contains(*boot)) {
                 return Ok(boot.to_owned());
@@ -142,10 +144,10 @@ impl Bench {
 
     /// Cuts the power after a while and switches the machine on again: it must become ready, and every file that
     /// was on the disk before must be there.
-    pub(super) fn cut(&mut self, machine: Machine, after: Duration) -> Result<Machine> {
+    pub(super) fn cut(&mut self, machine: Vm, after: Duration) -> Result<Vm> {
         sleep(after);
         machine.cut()?;
-        let cut = fs::read_to_string(machine::second_port(&self.lab))?;
+        let cut = fs::read_to_string(vm::second_port(&self.lab))?;
         self.known.extend(cut.lines().filter_map(|line| Some(line.trim().strip_prefix("boot ")?.to_owned())));
         let state = cloud::runtime()?.block_on(cloud::client(&self.lab)?.guest_attributes(NAMESPACE))?;
         let kept: BTreeSet<&str> =

@@ -7,10 +7,11 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::first_boot::is_ready;
+use super::checks::is_ready;
 use super::rig::Rig;
-use crate::images::GATEWAY_VERSION;
-use crate::network;
+use crate::cloud::images::GATEWAY_VERSION;
+use crate::cloud::network;
+use crate::files::sha256;
 use crate::program::run;
 
 /// A program of our own in the place of one that unlocks a keyring: it shows what it was given.
@@ -100,11 +101,6 @@ fn second_list_replaces_the_first(rig: &Rig) -> Result<()> {
     let left = rig.shell("ls -d /var/lib/openclaw-init/build 2> /dev/null || echo none")?;
     ensure!(left == "none", "the build left {left}");
     Ok(())
-}
-
-fn sha256(path: &Path) -> Result<String> {
-    let said = run(Command::new("sha256sum").arg(path))?;
-    Ok(said.split(' ').next().unwrap_or_default().to_owned())
 }
 
 /// Of upstream's shape: arguments before the first stage, several stages, cache mounts; the gateway itself comes

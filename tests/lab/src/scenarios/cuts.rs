@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use super::rig::Rig;
-use crate::fake_gateway;
+use crate::cloud::fake_gateway;
 
 /// What no cut can make a difference to: what only looks, and the report, which is about the run.
 const LOOKS: [&str; 10] = [

@@ -6,10 +6,11 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-use super::first_boot::is_ready;
+use super::checks::is_ready;
 use super::rig::Rig;
-use crate::images::GATEWAY_VERSION;
-use crate::{cloud_content, host};
+use crate::cloud::content;
+use crate::cloud::images::GATEWAY_VERSION;
+use crate::host;
 
 pub(super) const TOKEN: &str = "grep ^OPENCLAW_GATEWAY_TOKEN= /home/node/.openclaw/.env";
 /// Who the gateway is, and which devices it knows.
@@ -53,7 +54,7 @@ pub(super) fn data_disk_outlives_its_machine(rig: &Rig) -> Result<()> {
 
 /// The tag may have been moved since: what the record names is what is asked for.
 fn pulled_by_digest(rig: &Rig) -> Result<()> {
-    let requests = cloud_content::requests(&rig.machine()?.content())?;
+    let requests = content::requests(&rig.machine()?.content())?;
     let asked =
         |what: &str| requests.iter().any(|request| request.path.contains(&format!("openclaw/manifests/{what}")));
     ensure!(asked("sha256:") && !asked(GATEWAY_VERSION), "the registry was asked for {requests:?}");

@@ -3,9 +3,9 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::first_boot::is_ready;
+use super::checks::is_ready;
 use super::rig::Rig;
-use crate::cloud_content::{ARTIFACT_REGISTRY_NAME, PRIVATE_REPOSITORY};
+use crate::cloud::content::{ARTIFACT_REGISTRY_NAME, PRIVATE_REPOSITORY};
 
 /// The image of the gateway, which is built here.
 const IMAGE: &str = "$(docker image ls --quiet localhost/openclaw-init)";

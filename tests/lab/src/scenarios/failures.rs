@@ -1,12 +1,12 @@
 //! Every failure ends with its code, a sentence and nothing damaged; every fault that heals ends ready.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::first_boot::is_ready;
+use super::checks::is_ready;
 use super::rig::{Rig, Said};
+use crate::files::sha256;
 
 /// `lab up` ended as a failure with `code`, and its report says the sentence with all `parts`.
 fn up_fails(rig: &Rig, code: &str, parts: &[&str], arguments: &[&str]) -> Result<Said> {
@@ -130,15 +130,10 @@ pub(super) fn foreign_disk_is_left_untouched(rig: &Rig) -> Result<()> {
     disk.as_file().set_len(1 << 30)?;
     let made = Command::new("/usr/sbin/mkswap").arg(disk.path()).output().context("running mkswap")?;
     ensure!(made.status.success(), "mkswap: {}", String::from_utf8_lossy(&made.stderr));
-    let before = sha256(disk.path().into())?;
+    let before = sha256(disk.path())?;
     let path = disk.path().to_string_lossy().into_owned();
     up_fails(rig, "disk-foreign", &["swap"], &["--disk", &path, "--attr", "openclaw-docker=distro"])?;
     rig.lab_ends(0, "down", &[])?;
-    ensure!(sha256(disk.path().into())? == before, "the disk was changed");
+    ensure!(sha256(disk.path())? == before, "the disk was changed");
     Ok(())
-}
-
-fn sha256(path: PathBuf) -> Result<String> {
-    let output = Command::new("sha256sum").arg(path).output().context("running sha256sum")?;
-    Ok(String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap_or_default().to_owned())
 }

@@ -2,9 +2,10 @@
 
 use anyhow::{Result, ensure};
 
-use super::bench::{Bench, COMMAND_LIMIT, DATA_DISK, GIB};
+use super::bench::{Bench, COMMAND_LIMIT, GIB};
 use super::rig::Rig;
-use crate::qemu::machine::{Machine, Writes};
+use crate::machine::qemu::vm::{Vm, Writes};
+use crate::product::DATA_DISK;
 use crate::size::Size;
 
 pub(super) fn data_disk_grows_while_it_is_used(rig: &Rig) -> Result<()> {
@@ -30,7 +31,7 @@ pub(super) fn data_disk_grows_while_it_is_used(rig: &Rig) -> Result<()> {
 }
 
 /// A machine with less than 4 GiB of memory has made its swap at the first boot.
-fn swap_comes_and_goes(bench: &Bench, machine: &Machine) -> Result<()> {
+fn swap_comes_and_goes(bench: &Bench, machine: &Vm) -> Result<()> {
     const AREAS: &str = "swapon --noheadings --bytes --show=NAME,SIZE; stat --format=%a%u /var/lib/openclaw-init/swap";
     let areas = || machine.shell(AREAS, COMMAND_LIMIT);
     let run = || machine.shell("openclaw-init boot 2>&1", COMMAND_LIMIT);

@@ -5,12 +5,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::first_boot::is_ready;
+use super::checks::is_ready;
 use super::rig::Rig;
+use crate::cloud::metadata_server::ACCESS_TOKEN;
+use crate::files::sha256;
 use crate::host;
-use crate::metadata_server::ACCESS_TOKEN;
 use crate::program::run;
-use crate::up::sha256;
 
 const RUN: &str = "google_metadata_script_runner startup 2>&1";
 const WEB: &str = "http://198.18.0.4";

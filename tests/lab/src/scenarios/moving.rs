@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 
+use super::checks::is_ready;
 use super::disks::{IDENTITY, TOKEN};
-use super::first_boot::is_ready;
 use super::rig::Rig;
 
 /// Files that a plain copy would not bring along.

@@ -9,13 +9,14 @@ use anyhow::{Context, Result, ensure};
 
 use super::bench::{Bench, COMMAND_LIMIT, open_cloud};
 use super::rig::Rig;
-use crate::cli::Boot;
-use crate::docker_apt::DockerRepository;
+use crate::cloud::docker_apt::DockerRepository;
+use crate::cloud::{fake_gateway, network};
+use crate::host;
+use crate::machine::boot_disk::{self, Boot};
+use crate::machine::qemu::vm::Writes;
 use crate::program::run;
-use crate::qemu::machine::Writes;
 use crate::size::Size;
 use crate::state::{Lab, Os};
-use crate::{fake_gateway, host, network, up};
 
 /// What only the packer source qemu needs.
 const TOOLS: [(&str, &str); 1] = [("xorriso", "xorriso")];
@@ -64,7 +65,7 @@ fn labs(rig: &Rig) -> Result<std::path::PathBuf> {
 
 /// A Debian as its makers publish it: never booted, smaller than the image that is made from it.
 fn cloud_image(lab: &Lab, disk: &Path) -> Result<()> {
-    up::new_boot_disk(lab, Os::Debian12, Boot::Bootable, Size(8 << 30))?;
+    boot_disk::make_unbooted(lab, Os::Debian12, Boot::Bootable, Size(8 << 30))?;
     let mut convert = Command::new("qemu-img");
     run(convert.args(["convert", "-O", "qcow2"]).arg(lab.boot_disk()).arg(disk)).context("packing the disk").map(drop)
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::bench::{Bench, COMMAND_LIMIT};
 use super::rig::Rig;
-use crate::qemu::machine::Writes;
+use crate::machine::qemu::vm::Writes;
 
 /// How long after the usual time of a boot the power may still be cut.
 const AFTER: Duration = Duration::from_secs(10);

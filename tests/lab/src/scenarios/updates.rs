@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, ensure};
 
 use super::rig::{Rig, Said};
-use crate::fake_gateway;
-use crate::images::{GATEWAY_VERSION, OLDER_GATEWAY_VERSION};
+use crate::cloud::fake_gateway;
+use crate::cloud::images::{GATEWAY_VERSION, OLDER_GATEWAY_VERSION};
 
 const CONTAINER: &str = "docker inspect -f '{{.Id}} {{.State.StartedAt}}' openclaw-gateway";
 const TOKEN: &str = "grep OPENCLAW_GATEWAY_TOKEN /home/node/.openclaw/.env";

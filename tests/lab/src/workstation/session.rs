@@ -10,7 +10,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-use super::PROGRAMS;
+/// The names by which the fakes are called.
+pub(super) const NAMES: [&str; 3] = ["gcloud", "packer", "cargo"];
 
 const DIRECTORY: &str = "OPENCLAW_LAB_SESSION";
 const MACHINE: &str = "OPENCLAW_LAB_SESSION_MACHINE";
@@ -32,7 +33,7 @@ impl Session {
         for name in ["bin", "work"] {
             fs::create_dir(directory.path().join(name)).with_context(|| format!("making the directory {name}"))?;
         }
-        for (name, _) in PROGRAMS {
+        for name in NAMES {
             symlink(lab, directory.path().join("bin").join(name)).with_context(|| format!("linking {name}"))?;
         }
         for name in ["cloud-init", "packer"] {

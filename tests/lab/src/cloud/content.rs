@@ -16,47 +16,33 @@ use axum::extract::{Path as UrlPath, State};
 use axum::http::{Request as HttpRequest, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use axum::serve::Listener;
-use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
-use tokio::time::{Instant, sleep, timeout};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
+use tokio::time::{Instant, sleep};
 
-use crate::ca::{Ca, ServerCertificate};
 use crate::cache::Cache;
-use crate::docker_apt::{DockerApt, DockerRepository};
-use crate::fake_gateway;
+use crate::cloud::ca::Ca;
+use crate::cloud::docker_apt::{DockerApt, DockerRepository};
+use crate::cloud::fake_gateway;
+use crate::cloud::images;
+use crate::cloud::network::{ARTIFACT_REGISTRY, DOCKER_REPOSITORY, REGISTRY};
+use crate::cloud::registry::{self, Registry};
+use crate::cloud::requests::Request;
+use crate::cloud::tls::{HTTPS, TlsListener};
 use crate::files::write;
-use crate::images;
-use crate::registry::{self, Registry};
-use crate::requests::Request;
 use crate::sources::Sources;
 
-/// Where the image registries are in the pretend cloud (of the block that is reserved for benchmarks).
-pub const REGISTRY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
-/// Where Docker's package repository is.
-pub const DOCKER_REPOSITORY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 3);
-
-/// Where Artifact Registry is (Cloud Storage has the address before it).
-pub const ARTIFACT_REGISTRY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 5);
 /// The name of Artifact Registry in the lab's region.
 pub const ARTIFACT_REGISTRY_NAME: &str = "europe-docker.pkg.dev";
 /// A private repository there that has what Docker Hub has: project and repository.
 pub const PRIVATE_REPOSITORY: &str = "openclaw-lab/hub";
 /// Who may read it: the user that stands for a token, and the bcrypt hash of [`ACCESS_TOKEN`].
 ///
-/// [`ACCESS_TOKEN`]: crate::metadata_server::ACCESS_TOKEN
+/// [`ACCESS_TOKEN`]: crate::cloud::metadata_server::ACCESS_TOKEN
 const READER: &str = "oauth2accesstoken:$2b$05$abcdefghijklmnopqrstuuUXN49nkphBU0aoz9bkhx0198ZTlX716\n";
 
 const REGISTRY_NAMES: [&str; 4] = ["ghcr.io", "registry-1.docker.io", "index.docker.io", "auth.docker.io"];
 const DOCKER_REPOSITORY_NAME: &str = "download.docker.com";
-pub(crate) const HTTPS: u16 = 443;
-/// How long a client may take for its TLS handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long the registry may take until it listens.
 const REGISTRY_START: Duration = Duration::from_secs(60);
 
@@ -243,46 +229,6 @@ impl Serving {
             status = self.registry.wait() => bail!("docker-registry ended: {}", status.context("waiting for it")?),
             status = self.artifact_registry.wait() => bail!("the private registry ended: {}", status.context("waiting for it")?),
         }
-    }
-}
-
-/// Accepts TLS connections; a client that fails its handshake is dropped without a word.
-pub(crate) struct TlsListener {
-    tcp: TcpListener,
-    acceptor: TlsAcceptor,
-}
-
-impl TlsListener {
-    pub(crate) async fn bind(address: SocketAddr, certificate: &ServerCertificate) -> Result<Self> {
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate.chain_pem.as_bytes())
-            .collect::<Result<_, _>>()
-            .context("reading a server's certificate")?;
-        let key = PrivateKeyDer::from_pem_slice(certificate.key_pem.as_bytes()).context("reading a server's key")?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .and_then(|config| config.with_no_client_auth().with_single_cert(chain, key))
-            .context("configuring TLS")?;
-        let tcp = TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
-        Ok(Self { tcp, acceptor: TlsAcceptor::from(Arc::new(config)) })
-    }
-}
-
-impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        loop {
-            let (stream, peer) = Listener::accept(&mut self.tcp).await;
-            if let Ok(Ok(stream)) = timeout(HANDSHAKE, self.acceptor.accept(stream)).await {
-                return (stream, peer);
-            }
-        }
-    }
-
-    fn local_addr(&self) -> std::io::Result<Self::Addr> {
-        self.tcp.local_addr()
     }
 }
 

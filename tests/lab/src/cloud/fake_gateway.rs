@@ -11,10 +11,10 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::cache::Cache;
+use crate::cloud::images::{self, GATEWAY_REPOSITORY};
+use crate::cloud::oci::Layout;
 use crate::files::write;
 use crate::host;
-use crate::images::{self, GATEWAY_REPOSITORY};
-use crate::oci::Layout;
 use crate::program::run;
 
 /// A good version; its state has schema 1.
@@ -28,10 +28,10 @@ pub const NEVER_READY: &str = "0.1.66";
 
 /// All that determines the program.
 const SOURCES: [&str; 4] = [
-    include_str!("../../fake-gateway/Cargo.toml"),
-    include_str!("../../fake-gateway/src/main.rs"),
-    include_str!("../../fake-gateway/src/http.rs"),
-    include_str!("../../fake-gateway/src/state.rs"),
+    include_str!("../../../fake-gateway/Cargo.toml"),
+    include_str!("../../../fake-gateway/src/main.rs"),
+    include_str!("../../../fake-gateway/src/http.rs"),
+    include_str!("../../../fake-gateway/src/state.rs"),
 ];
 /// Part of the cache key: to be raised when the steps below change.
 const RECIPE: &str = "1";

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use crate::files::sha256;
 use crate::program::run;
 
 /// One layer: a compressed archive in the layout.
@@ -134,11 +135,9 @@ impl Layout {
     }
 }
 
-/// SHA-256 of a file, as the registry writes it. By the program, which is fast in every build profile.
+/// The digest of a file as a registry writes it.
 fn digest(file: &Path) -> Result<String> {
-    let said = run(Command::new("sha256sum").arg(file))?;
-    let hex = said.split_whitespace().next().filter(|it| it.len() == 64);
-    Ok(format!("sha256:{}", hex.with_context(|| format!("sha256sum said {said:?}"))?))
+    Ok(format!("sha256:{}", sha256(file)?))
 }
 
 #[cfg(test)]

@@ -2,37 +2,24 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::ValueEnum;
-use sha2::{Digest, Sha256};
 
+use super::Up;
 use crate::cache::Cache;
-use crate::cli::{Boot, DataDisk, Up};
-use crate::cloud_content::Content;
-use crate::metadata_server::{self, BUCKET, FaultChange, Metadata, check_attribute};
-use crate::network::STORAGE;
+use crate::cloud::content::Content;
+use crate::cloud::metadata_server::{BUCKET, FaultChange, Metadata, check_attribute};
+use crate::cloud::network::{self, STORAGE};
+use crate::files::sha256;
+use crate::machine::attach::metadata_disks;
+use crate::machine::boot_disk::{self, Boot};
+use crate::machine::disks::{self, DataDisk};
+use crate::machine::{boot_image, control_group};
 use crate::process::Process;
-use crate::program::run;
-use crate::qemu::image;
-use crate::rootfs::Flavour;
-use crate::size::Size;
-use crate::sources::Sources;
-use crate::state::{Disk, Lab, Os, Spec};
-use crate::{boot_image, cloud, cloud_init, control_group, disks, host, machine, network, rootfs};
-
-/// The data disk that the product looks for when nothing is configured.
-const DATA_DISK: &str = "openclaw-data";
-/// Where the product reads which key Docker's repository must have instead of Docker's own.
-const DOCKER_KEY: &str = "etc/openclaw-init/docker-key.fingerprint";
-/// The loader as operators copy it.
-pub const LOADER: &str = include_str!("../../../cloud-init/startup-script.sh");
-const USER_DATA: &str = include_str!("../../../cloud-init/user-data.yaml");
-/// Where the product lives on a machine, and where the cloud's web server has it.
-const INSTALLED: &str = "usr/local/bin/openclaw-init";
-pub const BINARY: &str = "openclaw-init";
+use crate::product::{BINARY, DATA_DISK, LOADER, USER_DATA};
+use crate::state::{Disk, Lab, Spec};
+use crate::{cloud, host, machine};
 
 /// Makes the lab and switches the machine on. What was begun is removed again when it fails.
 pub fn up(options: &Up) -> Result<Lab> {
@@ -60,8 +47,8 @@ fn build(lab: &Lab, options: &Up) -> Result<()> {
     lab.save(&Spec { os: options.os, memory: options.memory, disks })?;
     step("making the boot disk", || match (&options.image, options.boot) {
         (Some(image), _) => disks::copy(image, &lab.boot_disk()),
-        (None, Boot::Baked) => boot_image::make(lab, options, &binary),
-        (None, boot) => fill_boot_disk(lab, options.os, boot, options.boot_disk),
+        (None, Boot::Baked) => baked(lab, options, &binary),
+        (None, boot) => boot_disk::make(lab, options.os, boot, options.boot_disk),
     })?;
     step("starting the cloud", || {
         network::create(lab)?;
@@ -77,22 +64,36 @@ fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     work().context(what.to_owned())
 }
 
-fn data_disks(lab: &Lab, disk: &DataDisk) -> Result<Vec<Disk>> {
-    let file = disk_file(lab, DATA_DISK, disk)?;
-    let disk = file.map(|file| Disk { device_name: DATA_DISK.to_owned(), file, read_only: false });
-    Ok(disk.into_iter().collect())
+/// The boot disk of `lab` as a builder leaves it that is baked and sealed: a machine with the same system and binary.
+fn baked(lab: &Lab, options: &Up, binary: &Path) -> Result<()> {
+    let builder = Lab::named(&format!("{}-image", lab.name()))?;
+    up(&builder_options(&builder, options, binary))?;
+    let baked = boot_image::bake_and_seal(&builder);
+    let keep = Keep { data_disk: None, boot_disk: baked.is_ok().then(|| lab.boot_disk()) };
+    down(&builder, &keep).context("removing the machine that made the image")?;
+    baked
 }
 
-/// The file behind a disk that is to be attached; a blank one is made.
-pub fn disk_file(lab: &Lab, device_name: &str, disk: &DataDisk) -> Result<Option<PathBuf>> {
-    let size = match disk {
-        DataDisk::None => return Ok(None),
-        DataDisk::File(file) => return Ok(Some(file.clone())),
-        DataDisk::Blank(size) => *size,
+/// A machine that nothing starts the product on, and without a data disk.
+fn builder_options(builder: &Lab, options: &Up, binary: &Path) -> Up {
+    let mut up = Up {
+        boot: if options.cloud_init { Boot::CloudInit } else { Boot::Nothing },
+        attributes: Vec::new(),
+        only_attr: true,
+        project_attributes: Vec::new(),
+        disk: DataDisk::None,
+        binary: Some(binary.to_owned()),
+        faults: Vec::new(),
+        ..options.clone()
     };
-    let file = lab.path(&format!("{device_name}.img"));
-    disks::create(&file, size)?;
-    Ok(Some(file))
+    builder.name().clone_into(&mut up.lab.name);
+    up
+}
+
+fn data_disks(lab: &Lab, disk: &DataDisk) -> Result<Vec<Disk>> {
+    let file = disks::file_of(lab, DATA_DISK, disk)?;
+    let disk = file.map(|file| Disk { device_name: DATA_DISK.to_owned(), file, read_only: false });
+    Ok(disk.into_iter().collect())
 }
 
 /// What the metadata server tells about the new VM.
@@ -121,72 +122,9 @@ fn metadata(lab: &Lab, options: &Up) -> Result<Metadata> {
     Ok(metadata)
 }
 
-/// The disks as the metadata server lists them, the boot disk first.
-pub fn metadata_disks(lab: &Lab, spec: &Spec) -> Vec<metadata_server::Disk> {
-    let mut disks = vec![metadata_server::Disk::new(0, lab.name())];
-    for (disk, index) in spec.disks.iter().zip(1..) {
-        let mut listed = metadata_server::Disk::new(index, disk.device_name.as_str());
-        if disk.read_only {
-            "READ_ONLY".clone_into(&mut listed.mode);
-        }
-        disks.push(listed);
-    }
-    disks
-}
-
 fn faults(lab: &Lab, faults: &[FaultChange]) -> Result<()> {
     let client = cloud::client(lab)?;
     faults.iter().try_for_each(|fault| cloud::runtime()?.block_on(client.fault(fault.clone())))
-}
-
-/// Makes a boot disk that was never booted, in the directory of a new lab.
-pub fn new_boot_disk(lab: &Lab, os: Os, boot: Boot, size: Size) -> Result<()> {
-    lab.create()?;
-    lab.save(&Spec { os, memory: None, disks: Vec::new() })?;
-    fill_boot_disk(lab, os, boot, size)
-}
-
-fn fill_boot_disk(lab: &Lab, os: Os, boot: Boot, size: Size) -> Result<()> {
-    let flavour = match boot {
-        Boot::CloudInit => Flavour::CloudInit,
-        Boot::Bootable => Flavour::Bootable,
-        _ => Flavour::Bare,
-    };
-    let archive = rootfs::archive(&Cache::from_env()?, &Sources::of_this_machine()?, os.suite(), flavour)?;
-    rootfs::format(&lab.boot_disk(), size)?;
-    prepare(lab, &archive, boot)
-}
-
-/// Fills the boot disk, in a process with mounts of its own.
-fn prepare(lab: &Lab, archive: &Path, boot: Boot) -> Result<()> {
-    let mut command = Command::new(host::own_program());
-    command.args(["prepare", "--name", lab.name()]).arg("--archive").arg(archive);
-    let boot = boot.to_possible_value().context("a hidden way in")?;
-    run(command.args(["--boot", boot.get_name()])).map(drop)
-}
-
-/// The hidden command behind it: mounts the boot disk and fills it with what the way in expects there.
-pub fn fill(lab: &Lab, archive: &Path, boot: Boot) -> Result<()> {
-    machine::leave_mounts()?;
-    control_group::enter(lab, None)?;
-    machine::mount_root(lab)?;
-    let sources = Sources::of_this_machine()?;
-    let content = Content::prepare(&Cache::from_env()?)?;
-    let authority = ("openclaw-lab.crt".to_owned(), content.ca_pem().to_owned());
-    let certificates: Vec<_> = sources.certificates().iter().cloned().chain([authority]).collect();
-    rootfs::populate(lab, archive, &sources, &certificates)?;
-    rootfs::put(&lab.root(), DOCKER_KEY, &format!("{}\n", content.docker_key_fingerprint()))?;
-    let root = lab.root();
-    match boot {
-        Boot::ScriptUrl | Boot::Script | Boot::Baked | Boot::Nothing => Ok(()),
-        Boot::CloudInit => cloud_init::configure(&root),
-        Boot::Bootable => image::configure(&root),
-        Boot::Unit => {
-            fs::copy(lab.files().join(BINARY), root.join(INSTALLED)).context("copying the binary to the boot disk")?;
-            let install = [&format!("/{INSTALLED}"), "install"];
-            rootfs::run_inside(&root, &install).context("installing the product's units").map(drop)
-        }
-    }
 }
 
 /// The attributes that the way in needs, as a Compute Engine user would set them.
@@ -203,12 +141,6 @@ fn way_in(lab: &Lab, boot: Boot) -> Result<Vec<(String, String)>> {
         attributes.push(("openclaw-init-sha256", sha256(&lab.files().join(BINARY))?));
     }
     Ok(attributes.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
-}
-
-/// The SHA-256 of a file as `sha256sum` prints it.
-pub fn sha256(file: &Path) -> Result<String> {
-    let bytes = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
-    Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// What is left of a lab that is removed: files to which its disks are copied.

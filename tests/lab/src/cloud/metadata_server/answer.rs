@@ -15,8 +15,8 @@ use tokio_util::io::ReaderStream;
 
 use super::fault::{Effect, Fault};
 use super::guest::{self, MAX_VALUE};
+use super::server::{Server, State};
 use super::tree::{Format, Node};
-use super::{Server, State};
 
 /// The access token of every service account: obviously not a real one.
 pub const ACCESS_TOKEN: &str = "openclaw-lab-access-token";

@@ -6,7 +6,8 @@ mod backups;
 mod baked;
 mod bench;
 mod binary;
-mod closed;
+mod checks;
+
 mod cloud_init;
 mod contents;
 mod cuts;
@@ -20,6 +21,7 @@ mod loader;
 mod moving;
 mod packer;
 mod power;
+mod private_registry;
 mod readme;
 mod rig;
 mod sources;
@@ -32,7 +34,7 @@ use std::thread;
 use anyhow::{Result, ensure};
 
 use crate::host;
-use crate::tiers::Part;
+use crate::runner::Part;
 use rig::{Binaries, Rig};
 
 /// Machines that boot at the same time; more would only wait for the two cores that a gate has.
@@ -53,7 +55,7 @@ const ALL: &[Scenario] = &[
     ("loader", loader::script_with_every_turn_of_the_loader),
     ("cloud-init", cloud_init::boots_and_other_carriers),
     ("baked-image", baked::sealed_image_boots_without_internet),
-    ("private-registry", closed::private_registry_with_the_vms_account),
+    ("private-registry", private_registry::private_registry_with_the_vms_account),
     ("binaries", contents::binaries_and_packages_are_part_of_the_image),
     ("source", contents::source_of_a_commit_is_built),
     ("readme", readme::loader_way_from_top_to_bottom),

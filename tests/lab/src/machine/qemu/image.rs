@@ -6,11 +6,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::fake_gateway::FIRST;
-use crate::network::STORAGE;
+use crate::cloud::fake_gateway::FIRST;
+use crate::cloud::network::STORAGE;
+use crate::files::put;
+use crate::product::BINARY;
 use crate::program::run;
-use crate::rootfs::put;
-use crate::up::BINARY;
 
 /// What such a root file system has beside the one with cloud-init.
 pub const PACKAGES: [&str; 5] =
@@ -49,7 +49,7 @@ pub fn configure(root: &Path) -> Result<()> {
     run(Command::new("extlinux").arg("--install").arg(&loader)).context("installing the boot loader").map(drop)
 }
 
-/// Runs at every boot; see [`machine::second_port`](super::machine::second_port).
+/// Runs at every boot; see [`second_port`](super::vm::second_port).
 const MARKERS: &str = "\
 #!/bin/sh
 # Brings a file to the disk of the gateway's state every second, and then tells its name on the second serial port.

@@ -14,7 +14,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 
-use super::{Disk, FaultChange, GuestAttribute, Level, Request, Server};
+use super::fault::FaultChange;
+use super::guest::GuestAttribute;
+use super::instance::{Disk, Level};
+use super::log::Request;
+use super::server::Server;
 
 /// How long [`Client::wait_guest_attribute`] lets the server wait in one request.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);

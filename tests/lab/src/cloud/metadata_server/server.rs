@@ -1,61 +1,39 @@
-//! A Compute Engine metadata server for tests: the documented behaviour, plus scripted faults and a request log.
-//!
-//! Sources: Google's pages on querying metadata, guest attributes and troubleshooting the metadata server;
-//! `server.go` of `salrashid123/gce_metadata_server` for headers, status codes and spelling. What no source tells
-//! (limits of guest attributes, the effect of DELETE on a missing key) is chosen here and says so.
-
-mod answer;
-pub mod control;
-mod fault;
-mod files;
-mod guest;
-mod instance;
-mod log;
-mod storage;
-mod tree;
+//! What the server tells, and how a test or the control socket changes it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use axum::Router;
-use tokio::net::TcpListener;
+use anyhow::Result;
 use tokio::sync::watch;
 
-pub use answer::{ACCESS_TOKEN, MAX_BODY};
-pub use fault::{Effect, Fault, FaultChange, Limit, Rate};
-pub use guest::{GuestAttribute, MAX_KEY, MAX_VALUE};
-pub use instance::{
-    AccessConfig, Disk, Instance, Level, Metadata, NetworkInterface, OsLogin, Project, Scheduling, ServiceAccount,
-    Universe, VirtualClock, check_attribute,
-};
-pub use log::Request;
-pub use storage::BUCKET;
+use super::fault::{self, FaultChange};
+use super::guest::{self, GuestAttribute};
+use super::instance::{Disk, Level, Metadata, check_attribute};
+use super::log::{self, Request};
 
 /// A metadata server; a clone is the same server. Every setter wakes the requests that wait for a change.
 #[derive(Debug, Clone)]
 pub struct Server {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: watch::Sender<State>,
+pub(super) struct Shared {
+    pub(super) state: watch::Sender<State>,
     faults: Mutex<fault::Faults>,
-    log: log::Log,
+    pub(super) log: log::Log,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    metadata: Metadata,
-    guest: guest::GuestAttributes,
+pub(super) struct State {
+    pub(super) metadata: Metadata,
+    pub(super) guest: guest::GuestAttributes,
 }
 
 impl Server {
-    /// A server that tells about an [`Instance`], or about a whole [`Metadata`] tree.
+    /// A server that tells about an [`Instance`](super::Instance), or about a whole [`Metadata`] tree.
     pub fn new(metadata: impl Into<Metadata>) -> Self {
         let state = State { metadata: metadata.into(), ..State::default() };
         Self {
@@ -65,38 +43,6 @@ impl Server {
                 log: log::Log::default(),
             }),
         }
-    }
-
-    /// Serves on a free port of 127.0.0.1, in a task of the current runtime, until that ends.
-    pub async fn spawn(metadata: impl Into<Metadata>) -> Result<(Self, SocketAddr)> {
-        let server = Self::new(metadata);
-        let listener = TcpListener::bind("127.0.0.1:0").await.context("binding the metadata server to 127.0.0.1")?;
-        let address = listener.local_addr().context("reading the metadata server's address")?;
-        tokio::spawn(server.clone().serve(listener));
-        Ok((server, address))
-    }
-
-    /// Serves on `listener`; ends only with an error.
-    pub async fn serve(self, listener: TcpListener) -> Result<()> {
-        let service = self.router().into_make_service_with_connect_info::<SocketAddr>();
-        axum::serve(listener, service).await.context("serving metadata")
-    }
-
-    /// The metadata server as a router; serve it with connect info to have the clients' addresses in the log.
-    pub fn router(&self) -> Router {
-        Router::new().fallback(answer::handle).with_state(self.clone())
-    }
-
-    /// A web server for the files below `dir`, for `startup-script-url`: no metadata rules, no faults, requests in
-    /// the same log with `files` as their host.
-    pub fn files_router(&self, dir: impl Into<PathBuf>) -> Router {
-        files::router(dir.into(), self.shared.log.clone())
-    }
-
-    /// Cloud Storage with the files below `dir` as the objects of [`BUCKET`], private: an access token is needed.
-    /// Requests are in the same log with `storage` as their host.
-    pub fn storage_router(&self, dir: impl Into<PathBuf>) -> Router {
-        storage::router(dir.into(), self.shared.log.clone())
     }
 
     /// Also appends every request from now on to `path`, as one line of JSON when it is answered or given up.
@@ -178,7 +124,7 @@ impl Server {
         self.shared.state.borrow().guest.attribute(namespace, key)
     }
 
-    fn faults(&self) -> std::sync::MutexGuard<'_, fault::Faults> {
+    pub(super) fn faults(&self) -> MutexGuard<'_, fault::Faults> {
         self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

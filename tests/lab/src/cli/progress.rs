@@ -11,11 +11,10 @@ use tokio::time::sleep;
 
 use crate::cloud;
 use crate::machine;
+use crate::product::NAMESPACE;
 use crate::program::run;
 use crate::state::Lab;
 
-/// The product's namespace among the guest attributes.
-pub const NAMESPACE: &str = "openclaw";
 const UNIT: &str = "openclaw-init.service";
 /// What may start it: Google's script runner and, where it is installed, cloud-init.
 const CARRIERS: [&str; 2] = ["google-startup-scripts.service", "cloud-final.service"];

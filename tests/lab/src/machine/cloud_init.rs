@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::rootfs;
+use crate::files::put;
 
 /// What such a root file system has beside the bare one. Without recommendations mmdebstrap leaves out `sudo`,
 /// which the default user's settings are for.
@@ -30,14 +30,14 @@ const DHCP_CLIENTS: [&str; 4] = ["sbin/dhclient", "usr/sbin/dhclient", "sbin/dhc
 
 /// Makes the cloud-init of a mounted boot disk take the lab for Compute Engine.
 pub fn configure(root: &Path) -> Result<()> {
-    rootfs::put(root, "etc/cloud/cloud.cfg.d/95-lab.cfg", SETTINGS)?;
+    put(root, "etc/cloud/cloud.cfg.d/95-lab.cfg", SETTINGS)?;
     // The platform check runs before the data source is asked, and looks at the firmware, too.
-    rootfs::put(root, "etc/cloud/ds-identify.cfg", "policy: enabled\n")?;
+    put(root, "etc/cloud/ds-identify.cfg", "policy: enabled\n")?;
     for client in DHCP_CLIENTS.map(|client| root.join(client)).iter().filter(|client| client.exists()) {
         std::fs::remove_file(client).with_context(|| format!("removing {}", client.display()))?;
     }
     let file = root.join(DATA_SOURCE);
     let source = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
     ensure!(source.contains(QUESTION), "cloud-init asks in another way whether it is on Compute Engine");
-    rootfs::put(root, DATA_SOURCE, &source.replace(QUESTION, ANSWER))
+    put(root, DATA_SOURCE, &source.replace(QUESTION, ANSWER))
 }

@@ -7,11 +7,49 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 
 use crate::program::run;
 use crate::size::Size;
 use crate::state::{Disk, Lab};
+
+/// The data disk of a new machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DataDisk {
+    /// None is attached.
+    None,
+    /// A new, blank one.
+    Blank(Size),
+    /// The content of a file, used in place.
+    File(PathBuf),
+}
+
+impl std::str::FromStr for DataDisk {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.parse::<Size>() {
+            _ if text == "none" => Ok(Self::None),
+            Ok(size) => Ok(Self::Blank(size)),
+            Err(_) if std::path::Path::new(text).is_file() => {
+                Ok(Self::File(std::fs::canonicalize(text).with_context(|| format!("finding {text}"))?))
+            }
+            Err(_) => bail!("`{text}` is neither a size like 10G nor a file nor `none`"),
+        }
+    }
+}
+
+/// The file behind a disk that is to be attached; a blank one is made.
+pub fn file_of(lab: &Lab, device_name: &str, disk: &DataDisk) -> Result<Option<PathBuf>> {
+    let size = match disk {
+        DataDisk::None => return Ok(None),
+        DataDisk::File(file) => return Ok(Some(file.clone())),
+        DataDisk::Blank(size) => *size,
+    };
+    let file = lab.path(&format!("{device_name}.img"));
+    create(&file, size)?;
+    Ok(Some(file))
+}
 
 /// Makes an empty disk of `size`: a sparse file, which reads as zeros like a new Persistent Disk.
 pub fn create(file: &Path, size: Size) -> Result<()> {

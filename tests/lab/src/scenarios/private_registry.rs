@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::first_boot::is_ready;
+use super::checks::is_ready;
 use super::rig::Rig;
-use crate::cloud_content::{self, ARTIFACT_REGISTRY_NAME, PRIVATE_REPOSITORY};
-use crate::metadata_server::ACCESS_TOKEN;
+use crate::cloud::content::{self, ARTIFACT_REGISTRY_NAME, PRIVATE_REPOSITORY};
+use crate::cloud::metadata_server::ACCESS_TOKEN;
 
 const IMAGE: &str = "ghcr.io/openclaw/openclaw:2026.9.6";
 
@@ -50,7 +50,7 @@ fn by_its_digest(rig: &Rig) -> Result<()> {
     ensure!(record.contains(&format!("\"{IMAGE}@sha256:")), "no digest in {record}");
     rig.shell(&format!("docker rm --force openclaw-gateway && docker image rm {IMAGE}"))?;
     let by_tag = || -> Result<usize> {
-        let requests = cloud_content::requests(&rig.machine()?.content())?;
+        let requests = content::requests(&rig.machine()?.content())?;
         Ok(requests.iter().filter(|it| it.path.ends_with("/openclaw/openclaw/manifests/2026.9.6")).count())
     };
     let before = by_tag()?;
@@ -79,9 +79,9 @@ fn without_internet(rig: &Rig) -> Result<()> {
 }
 
 fn only_from_the_mirror(rig: &Rig) -> Result<()> {
-    let requests = cloud_content::requests(&rig.machine()?.content())?;
-    let content = |path: &str| path.contains("/manifests/") || path.contains("/blobs/");
-    let hosts: Vec<_> = requests.iter().filter(|it| content(&it.path)).map(|it| it.host.as_str()).collect();
+    let requests = content::requests(&rig.machine()?.content())?;
+    let is_content = |path: &str| path.contains("/manifests/") || path.contains("/blobs/");
+    let hosts: Vec<_> = requests.iter().filter(|it| is_content(&it.path)).map(|it| it.host.as_str()).collect();
     ensure!(!hosts.is_empty(), "nothing was pulled");
     ensure!(hosts.iter().all(|host| *host == ARTIFACT_REGISTRY_NAME), "images came from elsewhere: {hosts:?}");
     Ok(())

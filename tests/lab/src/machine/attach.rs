@@ -7,19 +7,21 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::cli::DataDisk;
+use super::disks::{self, DataDisk};
+use super::nspawn;
+use crate::cloud;
+use crate::cloud::metadata_server;
 use crate::program::run;
 use crate::size::Size;
 use crate::state::{Disk, Lab, Spec};
-use crate::{cloud, disks, machine, up};
 
 /// Attaches a disk under a device name that is free.
 pub fn attach(lab: &Lab, device_name: &str, content: &DataDisk, read_only: bool) -> Result<()> {
     let mut spec = lab.load()?;
     ensure!(find(&spec, device_name).is_err(), "a disk is attached as {device_name} already");
-    let Some(file) = up::disk_file(lab, device_name, content)? else { bail!("a disk is a size or a file") };
+    let Some(file) = disks::file_of(lab, device_name, content)? else { bail!("a disk is a size or a file") };
     let disk = Disk { device_name: device_name.to_owned(), file, read_only };
-    if machine::runs(lab) {
+    if nspawn::runs(lab) {
         let node = disks::attach(&disk.file, read_only)?;
         show(lab, &node).with_context(|| format!("making {} in the machine", node.display()))?;
         disks::link(lab, &disk, &node)?;
@@ -34,7 +36,7 @@ pub fn detach(lab: &Lab, device_name: &str) -> Result<()> {
     let disk = spec.disks.remove(find(&spec, device_name)?);
     disks::unlink(lab, &disk)?;
     for node in disks::nodes(&disk.file)? {
-        if machine::runs(lab) {
+        if nspawn::runs(lab) {
             hide(lab, &node).with_context(|| format!("removing {} from the machine", node.display()))?;
         }
         disks::release(&node)?;
@@ -64,7 +66,7 @@ fn find(spec: &Spec, device_name: &str) -> Result<usize> {
 /// Gives the running machine the node of a block device that came later.
 fn show(lab: &Lab, node: &Path) -> Result<()> {
     let numbers = run(Command::new("stat").args(["--format", "%Hr %Lr"]).arg(node))?;
-    let mut make = machine::inside(lab)?;
+    let mut make = nspawn::inside(lab)?;
     make.args(["mknod", "--mode=0660"]).arg(node).arg("b").args(numbers.split_whitespace());
     run(&mut make).map(drop)
 }
@@ -72,11 +74,24 @@ fn show(lab: &Lab, node: &Path) -> Result<()> {
 /// Takes a node away from the running machine. One that was there when the machine started is a mount.
 fn hide(lab: &Lab, node: &Path) -> Result<()> {
     let script = r#"if mountpoint -q "$0"; then umount "$0"; fi; rm --force "$0""#;
-    run(machine::inside(lab)?.args(["sh", "-c", script]).arg(node)).map(drop)
+    run(nspawn::inside(lab)?.args(["sh", "-c", script]).arg(node)).map(drop)
 }
 
 fn save(lab: &Lab, spec: &Spec) -> Result<()> {
     lab.save(spec)?;
-    let listed = up::metadata_disks(lab, spec);
+    let listed = metadata_disks(lab, spec);
     cloud::runtime()?.block_on(cloud::client(lab)?.set_disks(listed))
+}
+
+/// The disks as the metadata server lists them, the boot disk first.
+pub fn metadata_disks(lab: &Lab, spec: &Spec) -> Vec<metadata_server::Disk> {
+    let mut disks = vec![metadata_server::Disk::new(0, lab.name())];
+    for (disk, index) in spec.disks.iter().zip(1..) {
+        let mut listed = metadata_server::Disk::new(index, disk.device_name.as_str());
+        if disk.read_only {
+            "READ_ONLY".clone_into(&mut listed.mode);
+        }
+        disks.push(listed);
+    }
+    disks
 }

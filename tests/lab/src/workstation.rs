@@ -15,11 +15,10 @@ use anyhow::{Context, Result};
 use clap::Parser as _;
 
 use crate::cli::{Action, Cli};
-use crate::commands;
 use gcloud::Gcloud;
 use packer::Packer;
 pub use session::Session;
-use session::Used;
+use session::{NAMES, Used};
 
 /// A program that has a fake here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,25 +31,22 @@ pub enum Program {
     Cargo,
 }
 
-/// With the name by which each is called.
-const PROGRAMS: [(&str, Program); 3] =
-    [("gcloud", Program::Gcloud), ("packer", Program::Packer), ("cargo", Program::Cargo)];
-
 impl Program {
     /// Which one this process was started as.
     pub fn called() -> Option<Self> {
         let called = std::env::args_os().next()?;
         let name = Path::new(&called).file_name()?;
-        PROGRAMS.iter().find(|(known, _)| name == *known).map(|(_, program)| *program)
+        let programs = [Self::Gcloud, Self::Packer, Self::Cargo];
+        NAMES.into_iter().zip(programs).find(|(known, _)| name == *known).map(|(_, program)| program)
     }
 
-    /// Carries out its command line. A command line that the real program refuses ends the process.
-    pub fn run(self) -> Result<ExitCode> {
+    /// Carries out its command line; one of `cargo lab` with `lab`. What the real program refuses ends the process.
+    pub fn run(self, lab: impl FnOnce(Action) -> Result<ExitCode>) -> Result<ExitCode> {
         let session = Used::from_env()?;
         match self {
             Self::Gcloud => Gcloud::parse().run(&session),
             Self::Packer => Packer::parse().run(&session),
-            Self::Cargo => Cargo::parse().run(&session),
+            Self::Cargo => Cargo::parse().run(&session, lab),
         }
     }
 }
@@ -72,7 +68,7 @@ enum Cargo {
 }
 
 impl Cargo {
-    fn run(self, session: &Used) -> Result<ExitCode> {
+    fn run(self, session: &Used, lab: impl FnOnce(Action) -> Result<ExitCode>) -> Result<ExitCode> {
         match self {
             Self::Build { .. } => {
                 let built = Path::new("target/x86_64-unknown-linux-gnu/release/openclaw-init");
@@ -87,11 +83,7 @@ impl Cargo {
                     up.binary = Some(session.binary.clone());
                 }
                 // The gate is what runs this.
-                if matches!(cli.action, Action::Test { .. }) {
-                    Ok(ExitCode::SUCCESS)
-                } else {
-                    commands::run(cli.action)
-                }
+                if matches!(cli.action, Action::Test { .. }) { Ok(ExitCode::SUCCESS) } else { lab(cli.action) }
             }
         }
     }

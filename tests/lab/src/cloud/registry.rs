@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::requests::Request;
+use crate::cloud::requests::Request;
 
 /// How a registry is to run.
 #[derive(Debug)]

@@ -1,18 +1,17 @@
 //! The boot disk: a bare Debian as Compute Engine's image has it, no Docker, nothing of ours.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use super::qemu::image;
+use super::{cloud_init, disks};
 use crate::cache::Cache;
-use crate::cloud_init;
-use crate::disks;
-use crate::network::METADATA;
+use crate::cloud::network::METADATA;
+use crate::files::put;
 use crate::program::run;
-use crate::qemu::image;
 use crate::size::Size;
 use crate::sources::{Sources, Suite};
 use crate::state::Lab;
@@ -108,19 +107,6 @@ pub fn run_inside(root: &Path, arguments: &[&str]) -> Result<String> {
     command.args(["--quiet", "--pipe", "--register=no", "--keep-unit", "--resolv-conf=off", "--timezone=off"]);
     command.arg("--directory").arg(root);
     run(command.arg("--").args(arguments))
-}
-
-/// Writes a file of root's into a root file system; a link of that name gives way.
-pub fn put(root: &Path, file: &str, text: &str) -> Result<()> {
-    let path = root.join(file);
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
-    }
-    if path.is_symlink() {
-        fs::remove_file(&path).with_context(|| format!("removing the link {}", path.display()))?;
-    }
-    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).with_context(|| format!("opening {}", path.display()))
 }
 
 /// Adds what the development machine trusts beyond a bare Debian, and the lab's own authorities.

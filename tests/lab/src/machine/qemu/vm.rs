@@ -12,8 +12,8 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::agent::Json;
+use crate::cloud::network;
 use crate::host;
-use crate::network;
 use crate::process::Process;
 use crate::size::Size;
 use crate::state::Lab;
@@ -50,7 +50,7 @@ pub struct Drive {
 
 /// A machine that is on; off, as if its plug were pulled, when this goes away.
 #[derive(Debug)]
-pub struct Machine {
+pub struct Vm {
     lab: Lab,
     qemu: Child,
     /// The programs behind the disks with a volatile cache.
@@ -64,7 +64,7 @@ pub fn install_tools() -> Result<()> {
     host::install(&TOOLS)
 }
 
-impl Machine {
+impl Vm {
     /// Switches a machine on; the first drive is its boot disk. Waits while another one is on.
     pub fn start(lab: &Lab, drives: &[Drive]) -> Result<Self> {
         let lock = lab.directory().with_file_name("qemu.lock");
@@ -139,7 +139,7 @@ impl Machine {
     }
 }
 
-impl Drop for Machine {
+impl Drop for Vm {
     fn drop(&mut self) {
         if let Err(error) = self.pull() {
             println!("{}: {error:#}", self.lab.name());

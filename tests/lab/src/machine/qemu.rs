@@ -6,4 +6,4 @@
 
 pub mod agent;
 pub mod image;
-pub mod machine;
+pub mod vm;

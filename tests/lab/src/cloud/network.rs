@@ -14,14 +14,19 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 
-use crate::cloud_content::{ARTIFACT_REGISTRY, DOCKER_REPOSITORY, REGISTRY};
 use crate::program::run;
 use crate::state::Lab;
 
 /// Metadata server and name server of every Compute Engine VM.
 pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// The public image registries (of the block that is reserved for benchmarks, like the next ones).
+pub const REGISTRY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+/// Docker's package repository.
+pub const DOCKER_REPOSITORY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 3);
 /// Cloud Storage and all other Google APIs; the lab's web server.
 pub const STORAGE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 4);
+/// Artifact Registry.
+pub const ARTIFACT_REGISTRY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 5);
 /// Where upstream publishes source and programs; the lab's web server with certificates of its own.
 pub const FORGE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 6);
 /// The machine's own address.

@@ -16,10 +16,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::cache::Cache;
+use crate::cloud::oci::{Layer, Layout};
+use crate::cloud::registry::Registry;
 use crate::files::write;
-use crate::oci::{Layer, Layout};
 use crate::program::run;
-use crate::registry::Registry;
 use crate::sources::{Sources, Suite};
 
 /// The gateway version of the good image.

@@ -11,8 +11,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::cache::Cache;
+use crate::cloud::signing::Keys;
 use crate::program::run;
-use crate::signing::Keys;
 use crate::sources::{Sources, Suite};
 
 /// Part of the cache key: to be raised when the steps below change and the tables do not.

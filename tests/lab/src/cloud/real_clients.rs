@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::process::Command as Client;
 
 use crate::cache::Cache;
-use crate::metadata_server::{ACCESS_TOKEN, Disk, Instance, Metadata, Server};
+use crate::cloud::metadata_server::{ACCESS_TOKEN, Disk, Instance, Metadata, Server};
 
 const PYTHON_PACKAGES: [&str; 2] = ["google-auth==2.62.2", "requests==2.32.5"];
 const NODE_PACKAGES: [&str; 1] = ["gcp-metadata@8.1.4"];

@@ -90,16 +90,7 @@ pub enum Action {
         keep_boot_disk: Option<PathBuf>,
     },
     /// Run the tests: without a tier all of them
-    Test {
-        /// Which ones
-        tier: Option<Tier>,
-        /// Of the machine tier only the scenarios with this in their name
-        #[arg(long, value_name = "NAME")]
-        only: Option<String>,
-        /// The long parts of the machine tier, too: cuts at every named point, machines in QEMU
-        #[arg(long)]
-        long: bool,
-    },
+    Test(Tests),
     #[command(hide = true)]
     Serve {
         #[command(flatten)]
@@ -246,10 +237,38 @@ pub enum Metadata {
     },
 }
 
+/// Which tests to run, and how.
+#[derive(Debug, Clone, Args)]
+pub struct Tests {
+    /// Which ones
+    pub tier: Option<Tier>,
+    /// Of the machine tier only the scenarios with this in their name
+    #[arg(long, value_name = "NAME")]
+    pub only: Option<String>,
+    /// Leave out the tests with this in their name; may be given again
+    #[arg(long, value_name = "NAME")]
+    pub skip: Vec<String>,
+    /// Let `--only` and `--skip` mean whole names
+    #[arg(long)]
+    pub exact: bool,
+    /// The long parts of the machine tier, too: cuts at every named point, machines in QEMU
+    #[arg(long)]
+    pub long: bool,
+    /// Print the names of the tests, and run none
+    #[arg(long)]
+    pub list: bool,
+    /// End every test that takes longer, instead of after its own limit
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub time_limit: Option<Duration>,
+    /// Also write a JUnit report
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+}
+
 /// A group of tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Tier {
-    /// Format, lints and tests that need neither root nor network
+    /// Format, lints, tests and documentation: needs neither root nor network
     Hermetic,
     /// Whole machines
     Machine,

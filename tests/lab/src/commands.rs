@@ -22,7 +22,7 @@ const GATEWAY_PORT: u16 = 18789;
 
 /// Does it. The exit code is the command's verdict; an error means that there is none.
 pub fn run(action: Action) -> Result<ExitCode> {
-    if !matches!(action, Action::Test { .. }) {
+    if !matches!(action, Action::Test(_)) {
         host::require_root()?;
     }
     match action {
@@ -30,8 +30,8 @@ pub fn run(action: Action) -> Result<ExitCode> {
         Action::Exec { lab, command } => return exec(&existing(&lab)?, &command),
         Action::Reboot { lab, hard, limit } => return reboot(&existing(&lab)?, hard, limit.timeout),
         Action::Disk { lab, change } => disk(&existing(&lab)?, &change)?,
-        Action::Test { tier, only, long } => {
-            return Ok(if runner::run(tier, only.as_deref(), long)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        Action::Test(tests) => {
+            return Ok(if runner::run(&tests)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Action::Tunnel { lab, port } => tunnel::open(&existing(&lab)?, port)?,
         Action::GuestAttributes(lab) => guest_attributes(&existing(&lab)?)?,

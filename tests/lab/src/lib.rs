@@ -25,6 +25,7 @@ pub mod program;
 pub mod size;
 pub mod sources;
 pub mod state;
+pub mod watch;
 
 pub mod cloud;
 pub mod machine;

@@ -27,24 +27,15 @@ mod rig;
 mod sources;
 mod updates;
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use anyhow::Result;
 
-use anyhow::{Result, ensure};
-
-use crate::host;
-use crate::runner::Part;
-use rig::{Binaries, Rig};
-
-/// Machines that boot at the same time; more would only wait for the two cores that a gate has.
-const SIDE_BY_SIDE: usize = 3;
+pub(crate) use rig::{Binaries, Rig};
 
 /// A name, which is also the machine's, and what is done with it.
-type Scenario = (&'static str, fn(&Rig) -> Result<()>);
+pub(crate) type Scenario = (&'static str, fn(&Rig) -> Result<()>);
 
 /// Longest first, so that the end of the run is not one machine alone.
-const ALL: &[Scenario] = &[
+pub(crate) const GATE: &[Scenario] = &[
     ("silent-metadata", failures::metadata_server_silent_for_ever),
     ("update-broken", updates::broken_versions_are_undone),
     ("main-job", first_boot::main_job_reboots_and_updates),
@@ -80,7 +71,7 @@ const ALL: &[Scenario] = &[
 ];
 
 /// What takes too long for every day: `--long`.
-const LONG: &[Scenario] = &[
+pub(crate) const LONG: &[Scenario] = &[
     ("sweep-first-boot", cuts::all_of_a_first_boot),
     ("sweep-update", cuts::all_of_an_update),
     ("sweep-rollback", cuts::all_of_a_rollback),
@@ -96,32 +87,3 @@ const LONG: &[Scenario] = &[
     ("one-gigabyte", engines::one_gigabyte_is_enough_or_named),
     ("ten-updates", engines::ten_updates_leave_two_images),
 ];
-
-/// Runs the scenarios whose name contains `only`, all of them without it; those of [`LONG`] only if told so. An error
-/// means that none could be run.
-pub fn run(only: Option<&str>, long: bool) -> Result<Vec<Part>> {
-    host::require_root()?;
-    host::install_tools()?;
-    let long = if long { LONG } else { &[] };
-    let all = long.iter().chain(ALL);
-    let wanted: VecDeque<_> = all.filter(|(name, _)| only.is_none_or(|only| name.contains(only))).collect();
-    ensure!(!wanted.is_empty(), "no scenario has {} in its name (`--long` adds some)", only.unwrap_or_default());
-    let binaries = Arc::new(Binaries::build()?);
-    let (queue, parts) = (Mutex::new(wanted), Mutex::new(Vec::new()));
-    thread::scope(|threads| {
-        for _ in 0..SIDE_BY_SIDE {
-            threads.spawn(|| {
-                while let Some((name, scenario)) = next(&queue) {
-                    let part = Part::run(name, || scenario(&Rig::new(name, &binaries)?));
-                    parts.lock().unwrap_or_else(PoisonError::into_inner).push(part);
-                }
-            });
-        }
-    });
-    Ok(parts.into_inner().unwrap_or_else(PoisonError::into_inner))
-}
-
-/// The lock is held for the moment of taking one out, not while the scenario runs.
-fn next(queue: &Mutex<VecDeque<&'static Scenario>>) -> Option<&'static Scenario> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
-}

@@ -83,7 +83,7 @@ impl Cargo {
                     up.binary = Some(session.binary.clone());
                 }
                 // The gate is what runs this.
-                if matches!(cli.action, Action::Test { .. }) { Ok(ExitCode::SUCCESS) } else { lab(cli.action) }
+                if matches!(cli.action, Action::Test(_)) { Ok(ExitCode::SUCCESS) } else { lab(cli.action) }
             }
         }
     }

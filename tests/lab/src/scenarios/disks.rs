@@ -1,7 +1,7 @@
 //! The data disk through the life of its machines: away and back, with a great many files, on a new machine.
 
 use std::env;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
@@ -17,12 +17,12 @@ pub(super) const TOKEN: &str = "grep ^OPENCLAW_GATEWAY_TOKEN= /home/node/.opencl
 pub(super) const IDENTITY: &str = "cd /home/node/.openclaw && find . -type f '(' -path './identity/*' -o -path './devices/*' ')' | sort | xargs -r sha256sum";
 
 /// The disk stage against every kind of disk, in a mount namespace on this machine.
-pub(super) fn every_kind_of_disk(_: &Rig) -> Result<()> {
+pub(super) fn every_kind_of_disk(rig: &Rig) -> Result<()> {
     host::install(&host::DISK_TOOLS)?;
     let mut tests = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     tests.args(["test", "--quiet", "--package", "openclaw-init", "--test", "disk", "--"]);
-    tests.args(["--ignored", "--test-threads", "1"]).current_dir(host::workspace()?).stdin(Stdio::null());
-    let status = tests.status().context("starting cargo test")?;
+    tests.args(["--ignored", "--test-threads", "1"]).current_dir(host::workspace()?);
+    let status = rig.watch().status(&mut tests)?;
     ensure!(status.success(), "the tests of the disk stage ended with {status}");
     Ok(())
 }

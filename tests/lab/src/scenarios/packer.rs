@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -36,7 +36,7 @@ pub(super) fn built_image_boots_without_internet(rig: &Rig) -> Result<()> {
     println!("the cloud image took {} s", begun.elapsed().as_secs());
     let begun = Instant::now();
     open_cloud(&builder.machine()?, Some(DockerRepository::Good))?;
-    build(&builder.machine()?, directory.path(), &disk, &rig.binary())?;
+    build(&builder, directory.path(), &disk, &rig.binary())?;
     println!("packer build took {} s", begun.elapsed().as_secs());
     drop(builder);
 
@@ -71,7 +71,7 @@ fn cloud_image(lab: &Lab, disk: &Path) -> Result<()> {
 }
 
 /// Packer, and the machine that it makes, see only the lab's own cloud.
-fn build(lab: &Lab, directory: &Path, disk: &Path, binary: &Path) -> Result<()> {
+fn build(builder: &Rig, directory: &Path, disk: &Path, binary: &Path) -> Result<()> {
     let template = host::workspace()?.join("packer");
     for name in ["openclaw.pkr.hcl", "variables.pkr.hcl"] {
         fs::copy(template.join(name), directory.join(name)).with_context(|| format!("copying {name}"))?;
@@ -80,12 +80,18 @@ fn build(lab: &Lab, directory: &Path, disk: &Path, binary: &Path) -> Result<()> 
     let variable = |name: &str, value: &str| ["-var".to_owned(), format!("{name}={value}")];
     let path = |path: &Path| path.display().to_string();
     let mut packer = Command::new("nsenter");
-    packer.arg(network::net_of(&lab.cloud())).args(["timeout", "3600", "packer", "build", "-only=qemu.openclaw"]);
+    packer.arg(network::net_of(&builder.machine()?.cloud())).args([
+        "timeout",
+        "3600",
+        "packer",
+        "build",
+        "-only=qemu.openclaw",
+    ]);
     packer.args(variable("qemu_disk", &path(disk))).args(variable("binary", &path(binary)));
     packer.args(variable("openclaw_version", fake_gateway::FIRST)).args(variable("qemu_accelerator", "tcg")).arg(".");
     packer.env("CHECKPOINT_DISABLE", "1").env("PACKER_CONFIG_DIR", directory).env("HOME", directory);
     packer.env("PACKER_CACHE_DIR", directory.join("cache")).env("TMPDIR", directory);
-    let output = packer.current_dir(directory).stdin(Stdio::null()).output().context("running packer")?;
+    let output = builder.watch().output(packer.current_dir(directory)).context("running packer")?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(output.status.success(), "packer ended with {}:\n{said}", output.status);
     Ok(())

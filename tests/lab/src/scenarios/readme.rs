@@ -2,13 +2,14 @@
 //!
 //! `gcloud`, `packer` and `cargo` are the lab's (see [`crate::workstation`]); a command for the VM runs in the machine.
 
-use std::process::Stdio;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
 use super::checks::is_ready;
 use super::rig::{Rig, Said};
 use crate::host;
+use crate::watch::Watch;
 use crate::workstation::Session;
 
 const README: &str = include_str!("../../../../README.md");
@@ -89,20 +90,21 @@ fn blocks(text: &str) -> Vec<String> {
 #[derive(Debug)]
 pub(super) struct Reader {
     session: Session,
+    watch: Arc<Watch>,
 }
 
 impl Reader {
     pub(super) fn of(rig: &Rig) -> Result<Self> {
         let machine = rig.machine()?;
         let session = Session::new(&host::workspace()?, &rig.lab_program(), machine.name(), &rig.binary())?;
-        Ok(Self { session })
+        Ok(Self { session, watch: Arc::clone(rig.watch()) })
     }
 
     /// Types the blocks one after the other into one shell, which ends with the first command that fails.
     fn types(&self, blocks: &[Block]) -> Result<Said> {
         let text = blocks.iter().map(|block| block.text()).collect::<Result<Vec<_>>>()?.join("\n");
         let mut shell = self.session.shell()?;
-        let output = shell.arg(text).stdin(Stdio::null()).output().context("starting a shell")?;
+        let output = self.watch.output(shell.arg(text))?;
         Ok(Said::of(&output))
     }
 
@@ -158,7 +160,7 @@ fn control_ui_is_at_the_other_end(reader: &Reader) -> Result<()> {
                  curl --silent --fail --retry 50 --retry-connrefused --retry-delay 1 --retry-max-time 30 http://localhost:18789/; \
                  kill $!";
     shell.arg("exec unshare --net sh -c \"$0\" \"$1\"").arg(visit).arg(Block::Tunnel.text()?);
-    let output = shell.stdin(Stdio::null()).output().context("starting a shell")?;
+    let output = reader.watch.output(&mut shell)?;
     Said::of(&output).has(&["<html"]).map(|_| ())
 }
 

@@ -12,9 +12,10 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::geteuid;
 use openclaw_lab::metadata_server::{Instance, Level, Server};
+use openclaw_lab::product::FAILPOINT_LOG;
 
 use crate::engine::{Engine, OF_VERSION, SERVERS};
-use crate::sweep::{LOG, POINTS, Work, sweep};
+use crate::sweep::{POINTS, Work, sweep};
 
 const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuts/programs.sh");
 /// The state directory.
@@ -22,18 +23,8 @@ const STATE: &str = "var/lib/openclaw-init/data/openclaw";
 const SHIELD: &str = include_str!("../fixtures/nft/shield.json");
 const NAMES: [&str; 7] = ["apt-get", "chattr", "dpkg", "dpkg-query", "nft", "systemctl", "apt-cache"];
 
-/// Makes the present directory the root: with this machine's programs, which nothing here can change, and the
-/// fakes before them.
-const ENTER: &str = r#"set -e
-cd "$1"
-mount --bind "$2" openclaw-init
-for directory in usr proc dev; do mount --rbind /$directory $directory; done
-for directory in bin sbin lib lib64; do
-  if [ -L /$directory ]; then ln -sf usr/$directory $directory
-  elif [ -d /$directory ]; then mkdir -p $directory; mount --rbind /$directory $directory; fi
-done
-mount --bind programs usr/local/sbin
-exec chroot . /openclaw-init boot"#;
+/// Makes the present directory the root, and boots there.
+const ENTER: &str = include_str!("enter.sh");
 
 /// Boots of one machine, of which the last one is cut.
 struct Boots {
@@ -93,7 +84,7 @@ impl Work for Boots {
     fn process(&self, machine: &Path, beside: &Beside) -> Result<Command> {
         let mut boot = alone();
         boot.args(["sh", "-c", ENTER, "enter"]).arg(machine).arg(env!("CARGO_BIN_EXE_openclaw-init"));
-        boot.env("GCE_METADATA_HOST", &beside.metadata).env(LOG, format!("/{POINTS}"));
+        boot.env("GCE_METADATA_HOST", &beside.metadata).env(FAILPOINT_LOG, format!("/{POINTS}"));
         Ok(boot)
     }
 

@@ -10,13 +10,12 @@ use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use openclaw_init::cut;
+use openclaw_lab::product::{FAILPOINT, FAILPOINT_LOG};
 
 /// Machines at the same time: they mostly wait.
 const SIDE_BY_SIDE: usize = 6;
 /// The points that a process passed, in the directory that is its machine.
 pub(crate) const POINTS: &str = "points";
-const CUT: &str = "OPENCLAW_INIT_CUT";
-pub(crate) const LOG: &str = "OPENCLAW_INIT_CUT_LOG";
 /// Set in a test's second process: the directory that is its machine.
 const MACHINE: &str = "OPENCLAW_CUT_TEST_MACHINE";
 
@@ -102,7 +101,7 @@ impl<'a, W: Work> Machine<'a, W> {
 
     fn run(&self, point: Option<&str>) -> Result<ExitStatus> {
         let mut process = self.work.process(&self.root(), &self.beside)?;
-        process.envs(point.map(|point| (CUT, point))).stdin(Stdio::null());
+        process.envs(point.map(|point| (FAILPOINT, point))).stdin(Stdio::null());
         let output = process.output().context("starting the process that is cut")?;
         if output.status.code().is_some_and(|code| code != 0) {
             print!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -119,7 +118,7 @@ impl<'a, W: Work> Machine<'a, W> {
 pub(crate) fn again(test: &str, machine: &Path) -> Result<Command> {
     #[expect(clippy::disallowed_methods, reason = "a test starts its second process")]
     let mut again = Command::new(std::env::current_exe()?);
-    again.args(["--exact", test, "--nocapture"]).env(MACHINE, machine).env(LOG, machine.join(POINTS));
+    again.args(["--exact", test, "--nocapture"]).env(MACHINE, machine).env(FAILPOINT_LOG, machine.join(POINTS));
     Ok(again)
 }
 
@@ -128,7 +127,7 @@ pub(crate) fn second_process(work: impl AsyncFnOnce(&Path) -> Result<()>) -> Res
     #[expect(clippy::disallowed_methods, reason = "how a test's second process knows itself")]
     let variable = |name| std::env::var(name).ok();
     let Some(machine) = variable(MACHINE) else { return Ok(false) };
-    cut::arm(variable(CUT), variable(LOG).map(Into::into));
+    cut::arm(variable(FAILPOINT), variable(FAILPOINT_LOG).map(Into::into));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(work(Path::new(&machine)))?;
     Ok(true)

@@ -45,55 +45,20 @@ pub(crate) const NODE_USER: u32 = 1000;
 /// What upstream's image takes from apt.
 const GATEWAY_PACKAGES: &str = "ca-certificates curl git hostname lsof openssl procps python3 tini";
 
-/// Runs in the bare Debian tree: trust, and the user that the official Node image has.
-const BASE_STEP: &str = r"
-update-ca-certificates
-groupadd --gid 1000 node
-useradd --uid 1000 --gid node --shell /bin/bash --create-home node
-";
+/// Runs in the bare Debian tree.
+const BASE_STEP: &str = include_str!("../../scripts/images/base.sh");
 
 /// The official Node image's entry point: anything that is no program is an argument of node.
-const NODE_ENTRYPOINT: &str = r#"#!/bin/sh
-set -e
-if [ "${1#-}" != "$1" ] || ! command -v "$1" > /dev/null || { [ -f "$1" ] && [ ! -x "$1" ]; }; then
-  set -- node "$@"
-fi
-exec "$@"
-"#;
+const NODE_ENTRYPOINT: &str = include_str!("../../scripts/images/docker-entrypoint.sh");
 
 /// Runs in the Node tree: upstream's packages and directories.
-const GATEWAY_STEP: &str = r"
-export DEBIAN_FRONTEND=noninteractive
-apt-get update
-apt-get install --yes --no-install-recommends $PACKAGES
-apt-get clean
-rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/log/apt /var/log/dpkg.log
-install -d -o node -g node -m 0755 /home/node/.config
-install -d -o node -g node -m 0700 /home/node/.openclaw /home/node/.openclaw/workspace /home/node/.config/openclaw
-ln -s /app/openclaw.mjs /usr/local/bin/openclaw
-";
+const GATEWAY_STEP: &str = include_str!("../../scripts/images/gateway-packages.sh");
 
-/// The real gateway, from npm to where upstream's image has it. By the tree's own npm: this machine's, under an
-/// older Node, leaves optional packages out. With its install scripts: the gateway makes up for them when it runs.
-const GATEWAY_PROGRAM_STEP: &str = r"
-export NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt
-npm install --global --prefix /opt/gateway --cache /tmp/npm --no-audit --no-fund \
-  --allow-scripts=openclaw,koffi,protobufjs,@google/genai openclaw@$VERSION
-mv /opt/gateway/lib/node_modules/openclaw /app
-rm -rf /opt/gateway
-chown -R node:node /app
-";
+/// Runs after it: the real gateway.
+const GATEWAY_PROGRAM_STEP: &str = include_str!("../../scripts/images/gateway-program.sh");
 
 /// The whole program of the image that refuses: every command but the gateway's succeeds.
-const REFUSING_PROGRAM: &str = r#"#!/usr/bin/env node
-const [command] = process.argv.slice(2);
-if (command === "--version") {
-  console.log("OpenClaw 0.0.78 (lab)");
-} else if (command === "gateway") {
-  console.error("Missing config. Run `openclaw setup` or set gateway.mode=local (or pass --allow-unconfigured).");
-  process.exitCode = 78;
-}
-"#;
+const REFUSING_PROGRAM: &str = include_str!("../../scripts/images/refusing.mjs");
 
 /// Asks the gateway for a sign of life, as upstream's image does.
 const HEALTH_CHECK: &str =

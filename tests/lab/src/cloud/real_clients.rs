@@ -24,32 +24,10 @@ const PROJECT_ID: &str = "/computeMetadata/v1/project/project-id";
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Prints what google-auth makes of the server, as one line of JSON.
-const PYTHON_CLIENT: &str = r#"
-import json
-import google.auth.transport.requests
-from google.auth.compute_engine import _metadata as metadata
-request = google.auth.transport.requests.Request()
-print(json.dumps({
-    "ping": metadata.ping(request),
-    "project": metadata.get_project_id(request),
-    "id": str(metadata.get(request, "instance/id")),
-    "universe": metadata.get_universe_domain(request),
-    "account": metadata.get_service_account_info(request)["email"],
-    "token": metadata.get_service_account_token(request)[0],
-}))
-"#;
+const PYTHON_CLIENT: &str = include_str!("../../scripts/clients/google_auth.py");
 
 /// Prints what gcp-metadata makes of the server, as one line of JSON.
-const NODE_CLIENT: &str = r"
-const metadata = require('gcp-metadata');
-(async () => console.log(JSON.stringify({
-    available: await metadata.isAvailable(),
-    project: await metadata.project('project-id'),
-    id: String(await metadata.instance('id')),
-    disks: await metadata.instance({property: 'disks', params: {recursive: 'true'}}),
-    universe: await metadata.universe('universe-domain').catch(error => error.status ?? error.response?.status),
-})))().catch(error => { console.error(error); process.exit(1); });
-";
+const NODE_CLIENT: &str = include_str!("../../scripts/clients/gcp_metadata.js");
 
 /// Runs both clients against a server on loopback and compares what they understood with what the server tells:
 /// the full 64-bit id, the default universe for a 404, disks, token; twice 503 before an answer is survived.

@@ -9,29 +9,14 @@ use crate::host;
 use crate::product::BINARY;
 use crate::state::Lab;
 
+const BAKE_AND_SEAL: &str = include_str!("../../scripts/machine/bake-and-seal.sh");
+
 /// Bakes and seals the machine of `lab`, which runs.
 pub fn bake_and_seal(lab: &Lab) -> Result<()> {
-    inside(lab, &recipe()).context("baking the image")
-}
-
-/// What Packer's provisioners do. A machine is baked when it has come up, not while it does.
-fn recipe() -> String {
-    format!(
-        "for try in $(seq 300); do systemctl --quiet is-active multi-user.target && break; sleep 0.2; done 2> /dev/null
-         if command -v cloud-init > /dev/null; then cloud-init status --wait > /dev/null || true; fi
-         set -eu
-         curl --fail --silent --show-error --output /tmp/{BINARY} http://{STORAGE}/{BINARY}
-         chmod 0755 /tmp/{BINARY}
-         /tmp/{BINARY} bake
-         {BINARY} seal"
-    )
-}
-
-/// Runs a shell script inside a machine, its output to ours.
-fn inside(lab: &Lab, script: &str) -> Result<()> {
     let mut command = Command::new(host::own_program());
-    command.args(["exec", "--name", lab.name(), "--", "sh", "-c", script]).stdin(Stdio::null());
-    let status = command.status().context("entering the machine")?;
-    ensure!(status.success(), "the script ended with {status}");
+    command.args(["exec", "--name", lab.name(), "--", "sh", "-c", BAKE_AND_SEAL, "bake-and-seal"]);
+    command.arg(format!("http://{STORAGE}")).arg(BINARY).stdin(Stdio::null());
+    let status = command.status().context("entering the machine to bake the image")?;
+    ensure!(status.success(), "baking the image ended with {status}");
     Ok(())
 }

@@ -28,8 +28,7 @@ pub(super) const BOOT_LIMIT: Duration = Duration::from_secs(30 * 60);
 pub(super) const COMMAND_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// Shows what a machine that did not become ready is like.
-const EVIDENCE: &str = "docker version --format '{{.Server.Version}}'; docker ps --all; ss -ltnp; \
-    journalctl --boot --no-pager --unit docker --unit openclaw-init | tail -n 80";
+const EVIDENCE: &str = include_str!("../../scripts/qemu/show-evidence.sh");
 
 /// A prepared image and a cloud for the machines made from it.
 pub(super) struct Bench {
@@ -193,7 +192,9 @@ fn prepared(rig: &Rig) -> Result<TempPath> {
     let binary = binary.to_str().context("the binary's path is not text")?;
     // Nothing in it ever gives a result.
     builder.lab_ends(1, "up", &["--boot", "bootable", "--disk", "none", "--binary", binary, "--timeout", "1s"])?;
-    builder.lab_ends(0, "exec", &["--", "sh", "-c", &image::recipe()])?.has(&["sealed"])?;
+    let recipe = image::recipe();
+    let recipe: Vec<&str> = recipe.iter().map(String::as_str).collect();
+    builder.lab_ends(0, "exec", &[&["--"], &recipe[..]].concat())?.has(&["sealed"])?;
     let labs = builder.machine()?.directory().parent().context("the lab has no parent directory")?.to_owned();
     let image = tempfile::Builder::new().prefix("image-").tempfile_in(labs).context("making a file for the image")?;
     let file = image.path().to_str().context("the image's path is not text")?;

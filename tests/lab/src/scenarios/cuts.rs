@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::rig::Rig;
 use crate::cloud::fake_gateway;
+use crate::product::{FAILPOINT, FAILPOINT_LOG};
 
 /// What no cut can make a difference to: what only looks, and the report, which is about the run.
 const LOOKS: [&str; 10] = [
@@ -121,7 +122,7 @@ fn at_every_point(rig: &Rig, course: &Course) -> Result<()> {
 /// The points of an uncut run that can make a difference.
 fn points(rig: &Rig, course: &Course) -> Result<Vec<String>> {
     (course.begin)(rig)?;
-    rig.shell(&format!("rm -f /root/points; OPENCLAW_INIT_CUT_LOG=/root/points {} 2>&1", course.run))?;
+    rig.shell(&format!("rm -f /root/points; {FAILPOINT_LOG}=/root/points {} 2>&1", course.run))?;
     let passed = rig.shell("cat /root/points")?;
     let of_interest = |point: &&str| point.contains(course.of) && !LOOKS.iter().any(|looks| point.contains(looks));
     Ok(passed.lines().filter(of_interest).map(str::to_owned).collect())
@@ -144,13 +145,13 @@ fn sweep(rig: &Rig, course: &Course, points: &[&str]) -> Result<()> {
 
 fn cut_at(rig: &Rig, course: &Course, point: &str) -> Result<()> {
     (course.begin)(rig).context("getting there")?;
-    let begun = rig.shell(STATE)?;
-    let code = rig.shell(&format!("OPENCLAW_INIT_CUT={point} {} > /root/cut.log 2>&1; echo $?", course.run))?;
+    let begun = rig.script(STATE, &[])?;
+    let code = rig.shell(&format!("{FAILPOINT}={point} {} > /root/cut.log 2>&1; echo $?", course.run))?;
     ensure!(code == KILLED, "the run was not cut there, it ended with {code}: {}", rig.shell("cat /root/cut.log")?);
-    let cut = rig.shell(STATE)?;
+    let cut = rig.script(STATE, &[])?;
     power_cut(rig)?;
     rig.boot(0).context("the next run")?;
-    let state = rig.shell(STATE)?;
+    let state = rig.script(STATE, &[])?;
     ensure!(state.contains(&begun) && state.contains(&cut), "the state was\n{begun}\n{cut}\nand is\n{state}");
     one_version(rig)?;
     let containers = rig.shell("docker ps --all --format '{{.Names}} {{.State}}'")?;
@@ -163,10 +164,7 @@ fn one_version(rig: &Rig) -> Result<()> {
     let image = rig.shell("docker inspect --format '{{.Config.Image}}' openclaw-gateway")?;
     let version = image.rsplit(':').next().unwrap_or_default();
     let schema = if version == fake_gateway::FIRST { 1 } else { 2 };
-    let found = rig.shell(
-        "cd /mnt/disks/openclaw-data; cat openclaw/state/fake-gateway.json openclaw-init/record.json; \
-         ls openclaw-init/update.json openclaw-init/switch.json 2> /dev/null || true",
-    )?;
+    let found = rig.script(RECORDS, &[])?;
     let expected = [format!("\"schema\":{schema}"), format!("\"version\": \"{version}\"")];
     let ours = expected.iter().all(|part| found.contains(part)) && !found.contains("openclaw-init/");
     ensure!(ours, "the gateway is {image}, and its state:\n{found}");
@@ -178,13 +176,12 @@ const BOOT: &str = "openclaw-init boot";
 /// Killed by SIGKILL, as a shell says it.
 const KILLED: &str = "137";
 
-/// What must outlive everything: a file of the state, and the token. Empty while there is neither.
-const STATE: &str = "cd /mnt/disks/openclaw-data/openclaw 2> /dev/null || cd /var/lib/openclaw-init/data/openclaw \
-                     2> /dev/null && \
-                     { cat kept; grep ^OPENCLAW_GATEWAY_TOKEN= .env; } 2> /dev/null || true";
-
-const FETCH: &str = "curl -fsS -o /usr/local/bin/openclaw-init http://198.18.0.4/openclaw-init && \
-                     chmod 0755 /usr/local/bin/openclaw-init";
+/// What must outlive everything.
+const STATE: &str = include_str!("../../scripts/cuts/show-state.sh");
+/// Of which version state and record are, and what is half done.
+const RECORDS: &str = include_str!("../../scripts/cuts/show-records.sh");
+/// Leaves a machine with Docker and a blank disk.
+const BLANK: &str = include_str!("../../scripts/cuts/blank-machine.sh");
 
 /// Docker and a ready gateway.
 fn ready(rig: &Rig) -> Result<()> {
@@ -197,20 +194,13 @@ fn bare(rig: &Rig) -> Result<()> {
     rig.lab_ends(0, "down", &[])?;
     let version = format!("openclaw-version={}", fake_gateway::FIRST);
     rig.up_ends(1, &["--boot", "nothing", "--attr", &version])?;
-    rig.shell(FETCH).map(drop)
+    rig.fetch("/usr/local/bin/openclaw-init")
 }
 
 /// Everything that the product made is gone but Docker; the disk is blank.
 fn with_a_blank_disk(rig: &Rig) -> Result<()> {
-    rig.shell(&format!(
-        "set -e
-         openclaw-init uninstall 2>&1
-         docker image ls --quiet | xargs -r docker image rm --force
-         rm -rf /var/lib/openclaw-init
-         blkdiscard --force /dev/disk/by-id/google-openclaw-data 2>&1
-         {FETCH}"
-    ))
-    .map(drop)
+    rig.script(BLANK, &[])?;
+    rig.fetch("/usr/local/bin/openclaw-init")
 }
 
 /// The machine comes up again, and nothing of the product's starts by itself.

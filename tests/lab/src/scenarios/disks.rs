@@ -14,7 +14,7 @@ use crate::host;
 
 pub(super) const TOKEN: &str = "grep ^OPENCLAW_GATEWAY_TOKEN= /home/node/.openclaw/.env";
 /// Who the gateway is, and which devices it knows.
-pub(super) const IDENTITY: &str = "cd /home/node/.openclaw && find . -type f '(' -path './identity/*' -o -path './devices/*' ')' | sort | xargs -r sha256sum";
+pub(super) const IDENTITY: &str = include_str!("../../scripts/disks/show-identity.sh");
 
 /// The disk stage against every kind of disk, in a mount namespace on this machine.
 pub(super) fn every_kind_of_disk(rig: &Rig) -> Result<()> {
@@ -37,7 +37,7 @@ pub(super) fn data_disk_outlives_its_machine(rig: &Rig) -> Result<()> {
     is_the_same_state(rig, &token).context("the disk is back")?;
     many_files_cost_nothing(rig).context("200,000 files")?;
 
-    let identity = rig.shell(IDENTITY)?;
+    let identity = rig.script(IDENTITY, &[])?;
     let directory = TempDir::new().context("making a directory for the disk")?;
     let kept = directory.path().join("kept.img");
     let kept = kept.to_str().context("the disk's path is no text")?;
@@ -47,7 +47,7 @@ pub(super) fn data_disk_outlives_its_machine(rig: &Rig) -> Result<()> {
     names_its_machine(&successor)?;
     pulled_by_digest(&successor).context("the image of the new machine")?;
     is_the_same_state(&successor, &token).context("on a new machine")?;
-    let now = successor.shell(IDENTITY)?;
+    let now = successor.script(IDENTITY, &[])?;
     ensure!(now == identity, "the gateway's identity or its devices changed from\n{identity}\nto\n{now}");
     Ok(())
 }
@@ -95,22 +95,11 @@ fn is_the_same_state(rig: &Rig, token: &str) -> Result<()> {
 }
 
 /// Runs that change nothing, by turns with and without 200,000 files in the state directory; each run's ms.
-const TURNS: &str = r"
-cd /mnt/disks/openclaw-data
-mkdir aside && (cd aside && seq 200000 | xargs touch) && chown 1000:1000 aside
-for turn in $(seq 61); do
-    for at in aside openclaw/aside; do
-        [ -d $at ] || mv $(ls -d aside openclaw/aside 2> /dev/null) $at
-        start=$(date +%s%N)
-        openclaw-init boot > /tmp/run 2>&1 && grep -q changes=0 /tmp/run || { cat /tmp/run; exit 1; }
-        echo $at $(( ($(date +%s%N) - start) / 1000000 ))
-    done
-done
-";
+const TURNS: &str = include_str!("../../scripts/disks/time-idle-runs.sh");
 
 fn many_files_cost_nothing(rig: &Rig) -> Result<()> {
     rig.boot(0)?;
-    let said = rig.shell(TURNS)?;
+    let said = rig.script(TURNS, &[])?;
     let (empty, full) = (times(&said, "aside")?, times(&said, "openclaw/aside")?);
     println!("runs that change nothing, fastest and median in ms: {empty:?}; with 200,000 files {full:?}");
     // Other machines run beside this one; the fastest run is the one that they disturbed least.

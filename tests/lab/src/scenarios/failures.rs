@@ -34,8 +34,8 @@ pub(super) fn every_wrong_turn_then_ready(rig: &Rig) -> Result<()> {
         rig.attribute(attribute.split('=').next().unwrap_or_default())?;
     }
 
-    let listen = "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalAddr=>q(127.0.0.1:18789),Listen=>1,ReuseAddr=>1) or die; sleep";
-    rig.shell(&format!("systemd-run --unit=squatter perl -e '{listen}' && sleep 1 && systemctl is-active squatter"))?;
+    rig.lab_ends(0, "exec", &["--", "systemd-run", "--unit=squatter", "perl", "-e", SQUATTER])?;
+    rig.shell("sleep 1 && systemctl is-active squatter")?;
     rig.boot(27)?.has(&["18789"])?;
     rig.shell("systemctl stop squatter")?;
     port_of_nobody(rig)?;
@@ -47,19 +47,15 @@ pub(super) fn every_wrong_turn_then_ready(rig: &Rig) -> Result<()> {
     broken_settings(rig)
 }
 
-/// What a power cut while the container starts leaves: an endpoint with the port, in no container's sandbox.
-const LEFT_BY_A_CUT: &str = "set -e
-kv=/var/lib/docker/network/files/local-kv.db
-cp $kv /root/kv
-systemctl stop docker.socket docker.service
-sed 's#v1.0/sandbox/#v1.0/sandboy/#g' /root/kv > $kv
-systemctl start docker.service
-! docker ps --quiet | grep .";
+/// Makes what a power cut while the container starts leaves.
+const LEFT_BY_A_CUT: &str = include_str!("../../scripts/failures/leave-port-to-nobody.sh");
+/// Occupies the gateway's port; in Perl.
+const SQUATTER: &str = include_str!("../../scripts/failures/occupy-port.pl");
 
 /// The engine holds the port for no container until it is restarted; a port that a container has is that one's.
 fn port_of_nobody(rig: &Rig) -> Result<()> {
     rig.boot(0)?;
-    rig.shell(LEFT_BY_A_CUT).context("leaving the port to nobody")?;
+    rig.script(LEFT_BY_A_CUT, &[]).context("leaving the port to nobody")?;
     rig.boot(0)?.has(&["stage=gateway status=ok changes=2", "result=ready"])?;
     let image = rig.shell("docker inspect --format '{{.Config.Image}}' openclaw-gateway")?;
     rig.shell(&format!(

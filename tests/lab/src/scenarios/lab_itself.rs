@@ -15,16 +15,8 @@ use crate::process::Process;
 use crate::program::run;
 use crate::state::Lab;
 
-/// Reports like the product: the old result away, the boot's id, at last the result.
-const FAKE_PRODUCT: &str = r#"#!/bin/bash
-set -eu
-url=http://169.254.169.254/computeMetadata/v1/instance/guest-attributes/openclaw
-ask() { curl --fail --silent --show-error --header 'Metadata-Flavor: Google' "$@"; }
-ask --request DELETE $url/result || true
-ask --request PUT --data "$(cat /proc/sys/kernel/random/boot_id)" $url/boot-id
-echo 'openclaw: the fake product runs' > /dev/console
-ask --request PUT --data ready $url/result
-"#;
+/// Reports like the product.
+const FAKE_PRODUCT: &str = include_str!("../../scripts/lab-itself/fake-product.sh");
 const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
 const SECOND_DISK: &str = "/dev/disk/by-id/google-second";
 

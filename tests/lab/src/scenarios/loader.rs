@@ -1,16 +1,16 @@
 //! The loader, as the value of `startup-script`: it runs what is pinned, or the last good copy, or ends with a reason.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use super::checks::is_ready;
-use super::rig::Rig;
+use super::rig::{Rig, Said};
 use crate::cloud::metadata_server::ACCESS_TOKEN;
 use crate::files::sha256;
 use crate::host;
-use crate::program::run;
 
 const RUN: &str = "google_metadata_script_runner startup 2>&1";
 const WEB: &str = "http://198.18.0.4";
@@ -29,11 +29,31 @@ struct Case {
     requests: usize,
 }
 
-pub(super) fn shell_scripts_are_clean(_: &Rig) -> Result<()> {
-    let directory = host::workspace()?.join("cloud-init");
-    let mut command = Command::new("shellcheck");
-    command.arg(directory.join("startup-script.sh"));
-    run(&mut command).map(|_| ())
+/// Every shell script of the checkout: the loader, the gate, and what tests run.
+pub(super) fn shell_scripts_are_clean(rig: &Rig) -> Result<()> {
+    let checkout = host::workspace()?;
+    let mut scripts = vec![checkout.join(".ci/run")];
+    for directory in ["cloud-init", "tests"] {
+        find_scripts(&checkout.join(directory), &mut scripts)?;
+    }
+    for expected in ["cloud-init/startup-script.sh", "tests/lab/scripts/qemu/lab-markers.sh"] {
+        ensure!(scripts.contains(&checkout.join(expected)), "{expected} is not among {scripts:?}");
+    }
+    let checked = rig.watch().output(Command::new("shellcheck").args(&scripts))?;
+    ensure!(checked.status.success(), "shellcheck says:\n{}", Said::of(&checked).text);
+    Ok(())
+}
+
+fn find_scripts(directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(directory).with_context(|| format!("listing {}", directory.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            find_scripts(&path, found)?;
+        } else if path.extension().is_some_and(|extension| extension == "sh") {
+            found.push(path);
+        }
+    }
+    Ok(())
 }
 
 /// Nothing at the URL at first boot; then what is pinned; then every way in which it can be out of reach.

@@ -20,9 +20,8 @@ use crate::state::{Lab, Os};
 
 /// What only the packer source qemu needs.
 const TOOLS: [(&str, &str); 1] = [("xorriso", "xorriso")];
-/// What must not be left of the user as whom Packer logged in; each line that is printed is too much.
-const LEFT: &str = "getent passwd packer; grep -l packer /etc/passwd- /etc/shadow- /etc/shadow /etc/sudoers.d/* 2> /dev/null; \
-                    ls -d /home/packer /etc/ssh/sshd_config.d/50-cloud-init.conf 2> /dev/null; true";
+/// Lists what is left of the user as whom Packer logged in; each line that is printed is too much.
+const LEFT: &str = include_str!("../../scripts/packer/show-leftovers.sh");
 
 /// The template as a user has it, from a cloud image that stands for Debian's; the machine from the built image
 /// reaches nothing but the metadata server.

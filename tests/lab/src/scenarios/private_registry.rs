@@ -9,11 +9,8 @@ use crate::cloud::metadata_server::ACCESS_TOKEN;
 
 const IMAGE: &str = "ghcr.io/openclaw/openclaw:2026.9.6";
 
-/// What the machine keeps, as a file or a process shows it.
-const SEARCH: &str = "for place in /root /etc /var/lib/openclaw-init /var/log /run/openclaw-init /run/log /mnt/disks \
-    /var/lib/docker/buildkit /var/lib/docker/containers /var/lib/docker/image; do
-  [ ! -e $place ] || grep --recursive --files-with-matches --binary-files=text --fixed-strings TOKEN $place || true
-done; journalctl --no-pager | grep --fixed-strings TOKEN || true";
+/// Where the machine keeps a token, as a file or a process shows it.
+const SEARCH: &str = include_str!("../../scripts/private-registry/search-token.sh");
 
 /// The mirror wants a token of the VM's service account; without one the failure says what to grant.
 pub(super) fn private_registry_with_the_vms_account(rig: &Rig) -> Result<()> {
@@ -32,7 +29,7 @@ pub(super) fn private_registry_with_the_vms_account(rig: &Rig) -> Result<()> {
         "openclaw-init bake --image-source npm --registry-mirror {mirror} 2>&1; rm -r /etc/openclaw-init/baked.json"
     ))?;
     only_from_the_mirror(rig)?;
-    let kept = rig.shell(&SEARCH.replace("TOKEN", ACCESS_TOKEN))?;
+    let kept = rig.script(SEARCH, &[ACCESS_TOKEN])?;
     ensure!(kept.is_empty(), "the token is kept: {kept}");
 
     rig.shell(&format!("docker rm --force openclaw-gateway && docker image rm {IMAGE}"))?;

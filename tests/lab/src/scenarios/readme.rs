@@ -156,26 +156,22 @@ fn saw_the_old_result(reader: &Reader, rig: &Rig) -> Result<()> {
 /// In a network of its own, so that it is this tunnel and no other that listens on the port.
 fn control_ui_is_at_the_other_end(reader: &Reader) -> Result<()> {
     let mut shell = reader.session.shell()?;
-    let visit = "ip link set lo up; timeout 60 sh -c \"$0\" & \
-                 curl --silent --fail --retry 50 --retry-connrefused --retry-delay 1 --retry-max-time 30 http://localhost:18789/; \
-                 kill $!";
-    shell.arg("exec unshare --net sh -c \"$0\" \"$1\"").arg(visit).arg(Block::Tunnel.text()?);
+    shell.arg("exec unshare --net sh -c \"$0\" visit \"$1\"").arg(VISIT).arg(Block::Tunnel.text()?);
     let output = reader.watch.output(&mut shell)?;
     Said::of(&output).has(&["<html"]).map(|_| ())
 }
 
-/// A client of the gateway's port on the VM with an identity of its own, as a browser at the end of the tunnel is one.
-const CLIENT: &str = "docker run --detach --name client --network host --env-file /home/node/.openclaw/.env \
-    --entrypoint openclaw $(docker inspect --format '{{.Image}}' openclaw-gateway) \
-    node run --host 127.0.0.1 --port 18789";
+/// Starts a client of the gateway that nobody has approved.
+const CLIENT: &str = include_str!("../../scripts/readme/start-client.sh");
 /// Waits until it was refused.
-const REFUSED: &str =
-    "for try in $(seq 60); do docker logs client 2>&1 | grep 'pairing required' && exit; sleep 1; done; exit 1";
+const REFUSED: &str = include_str!("../../scripts/readme/wait-until-refused.sh");
+/// Opens a tunnel and visits what is at its end.
+const VISIT: &str = include_str!("../../scripts/readme/visit-tunnel.sh");
 
 /// A new client is refused until its request, which `list` shows, is approved.
 fn approves_a_client(rig: &Rig) -> Result<()> {
-    rig.shell(CLIENT)?;
-    rig.shell(REFUSED).context("a new client is not refused")?;
+    rig.script(CLIENT, &[])?;
+    rig.script(REFUSED, &[]).context("a new client is not refused")?;
     let listed = vm(rig, "devices list", "")?;
     let id = uuid(&listed).with_context(|| format!("no request is listed: {listed}"))?;
     vm(rig, "devices approve", &id)?;

@@ -8,7 +8,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::cloud::network::STORAGE;
 use crate::host;
+use crate::product::BINARY;
 use crate::state::Lab;
 use crate::watch::Watch;
 
@@ -153,6 +155,17 @@ impl Rig {
     pub(super) fn shell(&self, line: &str) -> Result<String> {
         let said = self.lab_ends(0, "exec", &["--", "sh", "-c", line])?;
         Ok(said.text.trim().to_owned())
+    }
+
+    /// Runs a script inside the machine with `arguments`, which must succeed; its output, trimmed.
+    pub(super) fn script(&self, script: &str, arguments: &[&str]) -> Result<String> {
+        let said = self.lab_ends(0, "exec", &[&["--", "sh", "-c", script, "script"], arguments].concat())?;
+        Ok(said.text.trim().to_owned())
+    }
+
+    /// Fetches the program under test from the cloud's web server to `path` inside the machine.
+    pub(super) fn fetch(&self, path: &str) -> Result<()> {
+        self.shell(&format!("curl -fsS -o {path} http://{STORAGE}/{BINARY} && chmod 0755 {path}")).map(drop)
     }
 
     /// Runs `openclaw-init boot` inside the machine, which must end with `code`.

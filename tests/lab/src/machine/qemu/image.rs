@@ -50,50 +50,13 @@ pub fn configure(root: &Path) -> Result<()> {
 }
 
 /// Runs at every boot; see [`second_port`](super::vm::second_port).
-const MARKERS: &str = "\
-#!/bin/sh
-# Brings a file to the disk of the gateway's state every second, and then tells its name on the second serial port.
-exec > /dev/ttyS1
-boot=$(cat /proc/sys/kernel/random/boot_id)
-echo \"boot $boot\"
-state=/home/node/.openclaw number=0
-while sleep 1; do
-  mountpoint --quiet $state || continue
-  number=$((number + 1))
-  mkdir -p $state/markers
-  echo kept > $state/markers/$boot.$number
-  sync $state/markers/$boot.$number $state/markers && echo \"marker $boot.$number\"
-done
-";
-const MARKERS_UNIT: &str = "\
-[Unit]
-Description=Files that a power cut must not take away
+const MARKERS: &str = include_str!("../../../scripts/qemu/lab-markers.sh");
+const MARKERS_UNIT: &str = include_str!("../../../scripts/qemu/lab-markers.service");
+const MAKE_IMAGE: &str = include_str!("../../../scripts/qemu/make-image.sh");
 
-[Service]
-ExecStart=/usr/local/sbin/lab-markers
-
-[Install]
-WantedBy=sysinit.target
-";
-
-/// Turns a machine that was started with `Boot::Bootable` into a sealed image with the fake gateway:
-/// what is run in it by a shell. Services that are of no use in QEMU only cost time there.
-pub fn recipe() -> String {
-    format!(
-        "for try in $(seq 300); do systemctl --quiet is-active multi-user.target && break; sleep 0.2; done 2> /dev/null
-         set -eu
-         cat > /usr/local/sbin/lab-markers <<'END'
-{MARKERS}END
-         cat > /etc/systemd/system/lab-markers.service <<'END'
-{MARKERS_UNIT}END
-         chmod 0755 /usr/local/sbin/lab-markers
-         systemctl --quiet enable lab-markers.service
-         systemctl --quiet disable ssh.service
-         touch /etc/cloud/cloud-init.disabled
-         curl --fail --silent --show-error --output /tmp/{BINARY} http://{STORAGE}/{BINARY}
-         chmod 0755 /tmp/{BINARY}
-         /tmp/{BINARY} bake --version {FIRST}
-         rm /tmp/{BINARY}
-         {BINARY} seal"
-    )
+/// The command that makes a machine that was started with `Boot::Bootable` a sealed image with the fake gateway.
+pub fn recipe() -> Vec<String> {
+    let address = format!("http://{STORAGE}");
+    let arguments = [address.as_str(), BINARY, FIRST, MARKERS, MARKERS_UNIT];
+    ["sh", "-c", MAKE_IMAGE, "make-image"].into_iter().chain(arguments).map(str::to_owned).collect()
 }

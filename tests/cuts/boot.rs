@@ -14,7 +14,7 @@ use nix::unistd::geteuid;
 use openclaw_lab::metadata_server::{Instance, Level, Server};
 use openclaw_lab::product::FAILPOINT_LOG;
 
-use crate::engine::{Engine, OF_VERSION, SERVERS};
+use crate::fake_engine::{FakeEngine, OF_VERSION, SERVERS, says};
 use crate::sweep::{POINTS, Work, sweep};
 
 const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuts/programs.sh");
@@ -37,7 +37,7 @@ struct Boots {
 const NOTHING: &str = "";
 
 struct Beside {
-    engine: Engine,
+    engine: FakeEngine,
     metadata: String,
     _server: Arc<Server>,
 }
@@ -56,7 +56,7 @@ impl Work for Boots {
         fs::write(machine.join("openclaw-init"), "")?;
         fs::copy(PROGRAMS, machine.join("programs/programs.sh"))?;
         NAMES.iter().try_for_each(|name| symlink("programs.sh", machine.join("programs").join(name)))?;
-        let engine = Engine::start(machine, &machine.join("run/engine.sock"))?;
+        let engine = FakeEngine::start(machine, &machine.join("run/engine.sock"), says("28.5.2", "1.47", "Engine"))?;
         let (server, address) = SERVERS.block_on(Server::spawn(Instance::default()))?;
         let port = engine.port.to_string();
         for (key, value) in [
@@ -166,7 +166,7 @@ fn every_point_of_a_first_boot() -> Result<()> {
 const UPDATE: &str = r#"{"update":{"to":"2026.9.7"}}"#;
 const ROLLBACK: &str = r#"{"rollback":{"set_newer_state_aside":true}}"#;
 
-/// To [`BROKEN`](crate::engine::BROKEN): it is undone, or was never begun.
+/// To [`BROKEN`](crate::fake_engine::BROKEN): it is undone, or was never begun.
 const FUTILE: &str = r#"{"update":{"to":"2026.9.66"}}"#;
 
 #[test]

@@ -1,8 +1,11 @@
-//! What answers like a Docker Engine and, while its container runs, like a gateway.
+//! A fake Docker Engine: answers like one on a socket and, while its container runs, like a gateway on a port.
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::TcpListener as StdTcpListener;
 use std::os::unix::fs::chown;
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
@@ -28,7 +31,7 @@ pub(crate) static SERVERS: LazyLock<Handle> = LazyLock::new(|| {
 });
 
 /// Runs as long as this lives.
-pub(crate) struct Engine {
+pub(crate) struct FakeEngine {
     /// Where its gateway is published.
     pub(crate) port: u16,
     known: Arc<Mutex<Known>>,
@@ -36,6 +39,10 @@ pub(crate) struct Engine {
 }
 
 struct Known {
+    /// What it says of itself.
+    version: Value,
+    /// Method and path of every request, oldest first.
+    requests: Vec<String>,
     /// The machine, whose paths the mounts name.
     root: PathBuf,
     /// By id.
@@ -49,22 +56,39 @@ struct Container {
     started_at: String,
 }
 
-impl Engine {
-    /// Listens at `socket` for the machine below `root`.
-    pub(crate) fn start(root: &Path, socket: &Path) -> Result<Self> {
-        let known = Known { root: root.to_owned(), images: BTreeMap::new(), containers: BTreeMap::new() };
+impl FakeEngine {
+    /// Listens at `socket` for the machine below `root`, and says `version` of itself.
+    pub(crate) fn start(root: &Path, socket: &Path, version: Value) -> Result<Self> {
+        let known = Known {
+            version,
+            requests: Vec::new(),
+            root: root.to_owned(),
+            images: BTreeMap::new(),
+            containers: BTreeMap::new(),
+        };
         let known = Arc::new(Mutex::new(known));
-        SERVERS.block_on(async {
-            let (socket, port) = (UnixListener::bind(socket)?, TcpListener::bind("127.0.0.1:0").await?);
-            let number = port.local_addr()?.port();
-            let engine = Router::new().fallback(answer).with_state(Arc::clone(&known));
-            let gateway = Router::new().fallback(health).with_state(Arc::clone(&known));
-            let tasks = [
-                SERVERS.spawn(async { axum::serve(socket, engine).await.expect("the engine serves") }),
-                SERVERS.spawn(async { axum::serve(port, gateway).await.expect("the gateway serves") }),
-            ];
-            Ok(Self { port: number, known, tasks })
-        })
+        let (socket, gateway) = (StdUnixListener::bind(socket)?, StdTcpListener::bind("127.0.0.1:0")?);
+        socket.set_nonblocking(true)?;
+        gateway.set_nonblocking(true)?;
+        let port = gateway.local_addr()?.port();
+        let answers = Router::new().fallback(answer).with_state(Arc::clone(&known));
+        let probes = Router::new().fallback(health).with_state(Arc::clone(&known));
+        let tasks = [
+            SERVERS.spawn(async {
+                let socket = UnixListener::from_std(socket).expect("the socket is taken over");
+                axum::serve(socket, answers).await.expect("the engine serves");
+            }),
+            SERVERS.spawn(async {
+                let gateway = TcpListener::from_std(gateway).expect("the port is taken over");
+                axum::serve(gateway, probes).await.expect("the gateway serves");
+            }),
+        ];
+        Ok(Self { port, known, tasks })
+    }
+
+    /// Method and path of every request, oldest first.
+    pub(crate) fn requests(&self) -> Vec<String> {
+        self.known.lock().unwrap().requests.clone()
     }
 
     /// The containers: name, image, status.
@@ -75,7 +99,7 @@ impl Engine {
     }
 }
 
-impl Drop for Engine {
+impl Drop for FakeEngine {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
     }
@@ -95,6 +119,10 @@ async fn answer(State(known): Shared, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, usize::MAX).await.unwrap();
     let path = parts.uri.path();
+    known.lock().unwrap().requests.push(format!("{} {path}", parts.method));
+    if path.ends_with("/_ping") {
+        return "OK".into_response();
+    }
     // The version that was negotiated.
     let path = path.strip_prefix("/v1.").and_then(|rest| rest.split_once('/')).map_or(path, |(_, path)| path);
     let query = parts.uri.query().unwrap_or_default();
@@ -110,12 +138,7 @@ impl Known {
         let absent = |what: &str| (404, json!({"message": format!("no such {what}")}));
         let value = |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
         Ok(match (method, words) {
-            (_, ["_ping"]) => (200, json!("OK")),
-            (_, ["version"]) => {
-                let components = json!([{"Name": "Engine", "Version": "28.5.2"}]);
-                let version = json!({"Version": "28.5.2", "ApiVersion": "1.47", "Os": "linux"});
-                (200, merged(version, json!({"Components": components})))
-            }
+            (_, ["version"]) => (200, self.version.clone()),
             (_, ["events"]) => (200, Value::Null),
             (_, ["info"]) => (200, json!({"MemoryLimit": false})),
             ("POST", ["images", "create"]) => {
@@ -184,6 +207,12 @@ impl Known {
     }
 }
 
+/// What an engine of this `version` says of itself; Podman calls its `component` otherwise.
+pub(crate) fn says(version: &str, api: &str, component: &str) -> Value {
+    let components = json!([{"Name": component, "Version": version}]);
+    json!({"Version": version, "ApiVersion": api, "Os": "linux", "Components": components})
+}
+
 /// The id of an image.
 fn id(name: &str) -> String {
     let number: u64 = name.bytes().fold(7, |number, byte| number.wrapping_mul(31).wrapping_add(byte.into()));
@@ -225,13 +254,6 @@ impl Container {
             "RestartCount": 0,
         })
     }
-}
-
-fn merged(mut one: Value, other: Value) -> Value {
-    if let (Some(one), Value::Object(other)) = (one.as_object_mut(), other) {
-        one.extend(other);
-    }
-    one
 }
 
 /// What the gateway's own `config set --batch-json` does.

@@ -43,7 +43,7 @@ pub(crate) trait Work: Sync {
 /// Returns the points in the order in which they were passed.
 pub(crate) fn sweep(work: &impl Work) -> Result<Vec<String>> {
     let points = {
-        let machine = Machine::new(work)?;
+        let machine = TestMachine::new(work)?;
         let ended = machine.run(None)?;
         ensure!(ended.success(), "without a cut: {ended}");
         work.check(&machine.root(), &machine.beside).context("without a cut")?;
@@ -70,7 +70,7 @@ pub(crate) fn sweep(work: &impl Work) -> Result<Vec<String>> {
 }
 
 fn cut_and_again(work: &impl Work, point: &str) -> Result<()> {
-    let machine = Machine::new(work)?;
+    let machine = TestMachine::new(work)?;
     let ended = machine.run(Some(point))?;
     ensure!(ended.signal() == Some(9) || ended.code() == Some(128 + 9), "it was not killed there: {ended}");
     ensure!(machine.passed()?.last().is_some_and(|last| last == point), "it went on after the cut");
@@ -80,13 +80,13 @@ fn cut_and_again(work: &impl Work, point: &str) -> Result<()> {
     work.check(&machine.root(), &machine.beside)
 }
 
-struct Machine<'a, W: Work> {
+struct TestMachine<'a, W: Work> {
     work: &'a W,
     beside: W::Beside,
     directory: tempfile::TempDir,
 }
 
-impl<'a, W: Work> Machine<'a, W> {
+impl<'a, W: Work> TestMachine<'a, W> {
     fn new(work: &'a W) -> Result<Self> {
         // A process that is killed loses nothing that it wrote: the time that real disks take shows nothing.
         let memory = Path::new("/dev/shm");

@@ -9,7 +9,7 @@ use openclaw_init::host::Host;
 use openclaw_init::replica;
 use openclaw_lab::program;
 
-use crate::bench::{alone, command, tool};
+use crate::fixture::{alone, command, tool};
 
 /// `cap_net_bind_service=ep`, as the kernel keeps it (linux/capability.h, revision 2).
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];

@@ -4,10 +4,8 @@
 
 mod backups;
 mod baked;
-mod bench;
 mod binary;
 mod checks;
-
 mod cloud_init;
 mod contents;
 mod cuts;
@@ -26,6 +24,7 @@ mod readme;
 mod rig;
 mod sources;
 mod updates;
+mod vm_bench;
 
 use anyhow::Result;
 

@@ -140,12 +140,12 @@ pub struct Spec {
     /// Limit of the machine's memory; none: all that the development machine has.
     pub memory: Option<Size>,
     /// Data disks in the order of their attachment.
-    pub disks: Vec<Disk>,
+    pub disks: Vec<AttachedDisk>,
 }
 
 /// A disk beside the boot disk.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Disk {
+pub struct AttachedDisk {
     /// Device name as in `gcloud compute instances create --disk=device-name=…`.
     pub device_name: String,
     /// The file that holds its content.

@@ -18,7 +18,7 @@ use crate::machine::disks::{self, DataDisk};
 use crate::machine::{boot_image, control_group};
 use crate::process::Process;
 use crate::product::{BINARY, DATA_DISK, LOADER, USER_DATA};
-use crate::state::{Disk, Lab, Spec};
+use crate::state::{AttachedDisk, Lab, Spec};
 use crate::{cloud, host, machine};
 
 /// Makes the lab and switches the machine on. What was begun is removed again when it fails.
@@ -90,9 +90,9 @@ fn builder_options(builder: &Lab, options: &Up, binary: &Path) -> Up {
     up
 }
 
-fn data_disks(lab: &Lab, disk: &DataDisk) -> Result<Vec<Disk>> {
+fn data_disks(lab: &Lab, disk: &DataDisk) -> Result<Vec<AttachedDisk>> {
     let file = disks::file_of(lab, DATA_DISK, disk)?;
-    let disk = file.map(|file| Disk { device_name: DATA_DISK.to_owned(), file, read_only: false });
+    let disk = file.map(|file| AttachedDisk { device_name: DATA_DISK.to_owned(), file, read_only: false });
     Ok(disk.into_iter().collect())
 }
 

@@ -27,7 +27,7 @@ use crate::cloud::fake_gateway;
 use crate::cloud::images;
 use crate::cloud::network::{ARTIFACT_REGISTRY, DOCKER_REPOSITORY, REGISTRY};
 use crate::cloud::registry::{self, Registry};
-use crate::cloud::requests::Request;
+use crate::cloud::requests::AnsweredRequest;
 use crate::cloud::tls::{HTTPS, TlsListener};
 use crate::files::write;
 use crate::sources::Sources;
@@ -185,7 +185,7 @@ impl Content {
 
 /// All requests that were answered so far with `directory` given to [`Content::start`]: the public registries'
 /// first, then the private one's and the package repository's, each oldest first. Nothing was pulled if there is no blob's path.
-pub fn requests(directory: &Path) -> Result<Vec<Request>> {
+pub fn requests(directory: &Path) -> Result<Vec<AnsweredRequest>> {
     let read = |file: PathBuf| match fs::read_to_string(&file) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
         other => other.with_context(|| format!("reading {}", file.display())),
@@ -245,7 +245,7 @@ impl AptServer {
         Router::new().route("/{*path}", any(answer)).with_state(self)
     }
 
-    fn record(&self, request: &Request) -> Result<()> {
+    fn record(&self, request: &AnsweredRequest) -> Result<()> {
         let mut line = serde_json::to_vec(request).context("writing a request down")?;
         line.push(b'\n');
         let mut log = self.log.lock().map_err(|_| anyhow::anyhow!("the log's lock is poisoned"))?;
@@ -264,7 +264,8 @@ async fn answer(
     };
     let status = if body.is_some() { StatusCode::OK } else { StatusCode::NOT_FOUND };
     let host = request.headers().get(header::HOST).and_then(|it| it.to_str().ok()).unwrap_or_default();
-    let record = Request { host: host.to_owned(), method: request.method().to_string(), path, status: status.as_u16() };
+    let record =
+        AnsweredRequest { host: host.to_owned(), method: request.method().to_string(), path, status: status.as_u16() };
     match server.record(&record) {
         Ok(()) => (status, body.unwrap_or_default()).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")).into_response(),

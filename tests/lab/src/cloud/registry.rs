@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::cloud::requests::Request;
+use crate::cloud::requests::AnsweredRequest;
 
 /// How a registry is to run.
 #[derive(Debug)]
@@ -71,14 +71,14 @@ pub fn log_file(directory: &Path) -> PathBuf {
 }
 
 /// The requests that a registry's log tells of, oldest first.
-pub fn requests(log: &str) -> Vec<Request> {
+pub fn requests(log: &str) -> Vec<AnsweredRequest> {
     log.lines().filter_map(|line| request(&serde_json::from_str(line).ok()?)).collect()
 }
 
 /// A line of the log about a finished request; the registry writes many others.
-fn request(line: &Value) -> Option<Request> {
+fn request(line: &Value) -> Option<AnsweredRequest> {
     let field = |name: &str| Some(line.get(format!("http.{name}"))?.as_str()?.to_owned());
-    Some(Request {
+    Some(AnsweredRequest {
         host: field("request.host")?,
         method: field("request.method")?,
         path: field("request.uri")?,

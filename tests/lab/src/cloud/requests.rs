@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// One answered request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Request {
+pub struct AnsweredRequest {
     /// The host that the client named.
     pub host: String,
     /// The HTTP method.

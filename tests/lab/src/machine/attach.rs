@@ -13,14 +13,14 @@ use crate::cloud;
 use crate::cloud::metadata_server;
 use crate::program::run;
 use crate::size::Size;
-use crate::state::{Disk, Lab, Spec};
+use crate::state::{AttachedDisk, Lab, Spec};
 
 /// Attaches a disk under a device name that is free.
 pub fn attach(lab: &Lab, device_name: &str, content: &DataDisk, read_only: bool) -> Result<()> {
     let mut spec = lab.load()?;
     ensure!(find(&spec, device_name).is_err(), "a disk is attached as {device_name} already");
     let Some(file) = disks::file_of(lab, device_name, content)? else { bail!("a disk is a size or a file") };
-    let disk = Disk { device_name: device_name.to_owned(), file, read_only };
+    let disk = AttachedDisk { device_name: device_name.to_owned(), file, read_only };
     if nspawn::runs(lab) {
         let node = disks::attach(&disk.file, read_only)?;
         show(lab, &node).with_context(|| format!("making {} in the machine", node.display()))?;

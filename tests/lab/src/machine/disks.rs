@@ -11,7 +11,7 @@ use anyhow::{Context, Error, Result, bail};
 
 use crate::program::run;
 use crate::size::Size;
-use crate::state::{Disk, Lab};
+use crate::state::{AttachedDisk, Lab};
 
 /// The data disk of a new machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,7 +103,7 @@ pub fn detach(file: &Path) -> Result<()> {
 
 /// Names `node` in the machine's `/dev/disk/by-id` as Compute Engine's udev rules do (guest-configs,
 /// `65-gce-disk-naming.rules`, and udev's own rule for the SCSI identity).
-pub fn link(lab: &Lab, disk: &Disk, node: &Path) -> Result<()> {
+pub fn link(lab: &Lab, disk: &AttachedDisk, node: &Path) -> Result<()> {
     let name = node.file_name().with_context(|| format!("{} is no device node", node.display()))?;
     for link in links(lab, disk) {
         if let Some(directory) = link.parent() {
@@ -115,14 +115,14 @@ pub fn link(lab: &Lab, disk: &Disk, node: &Path) -> Result<()> {
 }
 
 /// Removes the names of one disk.
-pub fn unlink(lab: &Lab, disk: &Disk) -> Result<()> {
+pub fn unlink(lab: &Lab, disk: &AttachedDisk) -> Result<()> {
     for link in links(lab, disk).iter().filter(|link| link.is_symlink()) {
         fs::remove_file(link).with_context(|| format!("removing {}", link.display()))?;
     }
     Ok(())
 }
 
-fn links(lab: &Lab, disk: &Disk) -> [PathBuf; 2] {
+fn links(lab: &Lab, disk: &AttachedDisk) -> [PathBuf; 2] {
     let directory = lab.device_links().join("by-id");
     ["google-", "scsi-0Google_PersistentDisk_"].map(|prefix| directory.join(format!("{prefix}{}", disk.device_name)))
 }

@@ -2,8 +2,8 @@
 
 use anyhow::{Result, ensure};
 
-use super::bench::{Bench, COMMAND_LIMIT, GIB};
 use super::rig::Rig;
+use super::vm_bench::{COMMAND_LIMIT, GIB, VmBench};
 use crate::machine::qemu::vm::{Vm, Writes};
 use crate::product::DATA_DISK;
 use crate::size::Size;
@@ -11,7 +11,7 @@ use crate::size::Size;
 pub(super) fn data_disk_grows_while_it_is_used(rig: &Rig) -> Result<()> {
     const CONTAINER: &str = "docker inspect --format '{{.Id}} {{.State.StartedAt}}' openclaw-gateway";
     const CAPACITY: &str = "df --output=size -BM /mnt/disks/openclaw-data | tail -1 | tr -dc 0-9";
-    let mut bench = Bench::new(rig, Writes::Kept)?;
+    let mut bench = VmBench::new(rig, Writes::Kept)?;
     bench.fresh(true)?;
     let machine = bench.start()?;
     bench.until_ready()?;
@@ -31,7 +31,7 @@ pub(super) fn data_disk_grows_while_it_is_used(rig: &Rig) -> Result<()> {
 }
 
 /// A machine with less than 4 GiB of memory has made its swap at the first boot.
-fn swap_comes_and_goes(bench: &Bench, machine: &Vm) -> Result<()> {
+fn swap_comes_and_goes(bench: &VmBench, machine: &Vm) -> Result<()> {
     const AREAS: &str = "swapon --noheadings --bytes --show=NAME,SIZE; stat --format=%a%u /var/lib/openclaw-init/swap";
     let areas = || machine.shell(AREAS, COMMAND_LIMIT);
     let run = || machine.shell("openclaw-init boot 2>&1", COMMAND_LIMIT);

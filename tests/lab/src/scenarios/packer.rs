@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use super::bench::{Bench, COMMAND_LIMIT, open_cloud};
 use super::rig::Rig;
+use super::vm_bench::{COMMAND_LIMIT, VmBench, open_cloud};
 use crate::cloud::docker_apt::DockerRepository;
 use crate::cloud::{fake_gateway, network};
 use crate::host;
@@ -43,7 +43,7 @@ pub(super) fn built_image_boots_without_internet(rig: &Rig) -> Result<()> {
     let mut convert = Command::new("qemu-img");
     convert.args(["convert", "-O", "raw"]).arg(directory.path().join("output-openclaw/packer-openclaw")).arg(&image);
     run(&mut convert).context("unpacking Packer's image")?;
-    let mut bench = Bench::of(rig, tempfile::TempPath::try_from_path(image)?, Writes::Kept)?;
+    let mut bench = VmBench::of(rig, tempfile::TempPath::try_from_path(image)?, Writes::Kept)?;
     bench.fresh(true)?;
     let machine = bench.start()?;
     // Nothing on this machine tells the lab of its init, and no boot before this one has told a result.

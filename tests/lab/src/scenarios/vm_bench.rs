@@ -20,7 +20,7 @@ use crate::machine::qemu::image;
 use crate::machine::qemu::vm::{self, Drive, Vm, Writes};
 use crate::product::{DATA_DISK, NAMESPACE};
 use crate::size::Size;
-use crate::state::{Disk, Lab, Os, Spec};
+use crate::state::{AttachedDisk, Lab, Os, Spec};
 
 pub(super) const GIB: u64 = 1 << 30;
 /// An emulated processor on a busy machine.
@@ -31,7 +31,7 @@ pub(super) const COMMAND_LIMIT: Duration = Duration::from_secs(10 * 60);
 const EVIDENCE: &str = include_str!("../../scripts/qemu/show-evidence.sh");
 
 /// A prepared image and a cloud for the machines made from it.
-pub(super) struct Bench {
+pub(super) struct VmBench {
     lab: Lab,
     image: TempPath,
     writes: Writes,
@@ -41,7 +41,7 @@ pub(super) struct Bench {
     passed: usize,
 }
 
-impl Bench {
+impl VmBench {
     /// A bench for machines from the prepared image, which is made first.
     pub(super) fn new(rig: &Rig, writes: Writes) -> Result<Self> {
         vm::install_tools()?;
@@ -78,7 +78,7 @@ impl Bench {
             fs::remove_file(&file).context("removing the former data disk")?;
         }
         disks::create(&file, Size(10 * GIB))?;
-        self.set_disks(vec![Disk { device_name: DATA_DISK.to_owned(), file, read_only: false }])
+        self.set_disks(vec![AttachedDisk { device_name: DATA_DISK.to_owned(), file, read_only: false }])
     }
 
     /// Sets an attribute of the instance.
@@ -86,7 +86,7 @@ impl Bench {
         cloud::runtime()?.block_on(cloud::client(&self.lab)?.set_attribute(Level::Instance, key, value))
     }
 
-    fn set_disks(&self, disks: Vec<Disk>) -> Result<()> {
+    fn set_disks(&self, disks: Vec<AttachedDisk>) -> Result<()> {
         let spec = Spec { disks, ..self.lab.load()? };
         self.lab.save(&spec)?;
         let listed = metadata_disks(&self.lab, &spec);

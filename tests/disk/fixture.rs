@@ -55,12 +55,12 @@ pub(crate) struct Attached {
 }
 
 #[derive(Debug)]
-pub(crate) struct Bench {
+pub(crate) struct Fixture {
     root: tempfile::TempDir,
     pub(crate) instance: Instance,
 }
 
-impl Bench {
+impl Fixture {
     pub(crate) fn new() -> Result<Self> {
         let root = tempfile::tempdir()?;
         for directory in ["dev/disk/by-id", "images"] {
@@ -147,15 +147,15 @@ impl Bench {
     }
 }
 
-impl Drop for Bench {
+impl Drop for Fixture {
     fn drop(&mut self) {
         if let Err(error) = self.clear() {
-            println!("the bench is not cleared: {error:#}");
+            println!("the fixture is not cleared: {error:#}");
         }
     }
 }
 
-impl Bench {
+impl Fixture {
     /// Unmounts everything below the root and lets it be removed.
     fn clear(&self) -> Result<()> {
         let mounts = fs::read_to_string("/proc/self/mounts")?;

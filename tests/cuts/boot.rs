@@ -1,7 +1,7 @@
 //! The whole first boot of the released program, with the state on the boot disk.
 //!
-//! The program runs as root of a directory that is its root, in a mount namespace of its own, which ends with it like
-//! the mounts of a machine. Programs that would change more than files, and the engine, are fakes.
+//! The program runs as root, with a directory as its root, in a separate mount namespace. Its mounts end with it, like
+//! those of a machine. The engine is fake, and so are programs that would change more than files.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -132,7 +132,7 @@ fn ask(machine: &Path, request: &str) -> Result<()> {
     if request.is_empty() { Ok(()) } else { Ok(fs::write(directory.join("request.json"), request)?) }
 }
 
-/// The beginning of a command in a mount namespace of its own, as its root.
+/// The beginning of a command in a separate mount namespace, as root there.
 fn alone() -> Command {
     #[expect(clippy::disallowed_methods, reason = "a test starts the program under test")]
     let mut command = Command::new("unshare");

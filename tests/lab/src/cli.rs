@@ -141,7 +141,7 @@ pub struct Up {
     /// How the binary gets to run
     #[arg(long, value_enum, default_value = "script-url")]
     pub boot: Boot,
-    /// An instance attribute beside those that the way in needs
+    /// An instance attribute in addition to those that the way in needs
     #[arg(long = "attr", value_name = "KEY=VALUE", value_parser = parse_pair)]
     pub attributes: Vec<(String, String)>,
     /// Set no other instance attributes than these: what the way in needs must be among them

@@ -39,7 +39,7 @@ use metadata_server::{Metadata, Server, control};
 use network::{FORGE, METADATA, STORAGE, UPSTREAM_NAMES};
 use tls::{HTTPS, TlsListener};
 
-/// What the cloud runs beside its own process.
+/// The programs that the cloud's process starts.
 const HELPERS: [&str; 2] = ["slirp4netns", "dnsmasq"];
 /// The name of Cloud Storage's API.
 const STORAGE_NAME: &str = "storage.googleapis.com";
@@ -103,7 +103,7 @@ pub fn runtime() -> Result<Runtime> {
     Builder::new_current_thread().enable_all().build().context("starting the runtime")
 }
 
-/// The servers that are part of this process. The control socket is the last one: when it is there, all answer.
+/// The servers in this process. The control socket comes last: when it exists, all of them answer.
 async fn servers(lab: &Lab, repository: Option<DockerRepository>) -> Result<()> {
     let mut end = signal(SignalKind::terminate()).context("listening for the end")?;
     let file = metadata_file(lab);

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::program::run;
 
-/// Writes a file that has exactly the permissions `mode`, whatever the umask; at no time does it have more.
+/// Writes a file with exactly the permissions `mode`, independent of the umask. At no time does it have more.
 pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     OpenOptions::new()
         .write(true)

@@ -1,6 +1,6 @@
 //! A pretend Compute Engine on one Linux machine: what `cargo lab` is made of.
 //!
-//! A module imports only from the left, and no two files import each other:
+//! A module imports only from the left (`tests/imports.rs`), and no two files import each other:
 //!
 //! `ground ← cloud ← machine ← cli ← workstation ← scenarios ← runner ← commands ← main`
 //!

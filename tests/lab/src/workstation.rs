@@ -1,7 +1,8 @@
-//! What a user has in front of them, the checkout and the programs that the README calls. Those that cannot run here are
-//! played by the lab's own: called by the name `gcloud`, `packer` or `cargo` it checks the command line as strictly as the
-//! real one and does in a lab what can be done there. What has no equivalent, such as a service account, is remembered, and
-//! asked for where it is needed.
+//! A user's desk: the checkout, and fakes of the programs that the README calls and that cannot run here.
+//!
+//! The lab's own program plays them when it is called `gcloud`, `packer` or `cargo`. It checks the command line as
+//! strictly as the real program does, and then does in a lab what it can. Things without an equivalent, such as a
+//! service account, are remembered, and required where the real program would need them.
 
 mod gcloud;
 mod instances;

@@ -1,5 +1,5 @@
-//! What stands for the public image registries and for Docker's package repository, served under their own
-//! names with certificates of the lab's authority.
+//! The public image registries and Docker's package repository as the lab has them, under their real names and with
+//! certificates of the lab's authority.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -127,7 +127,7 @@ impl Content {
         Ok(Serving { registry, artifact_registry, docker_apt })
     }
 
-    /// The public images once more, below [`PRIVATE_REPOSITORY`]: links in a storage of its own; and who may read it.
+    /// A second storage that has the public images below [`PRIVATE_REPOSITORY`], as links; and the file of its readers.
     fn private_repository(&self, directory: &Path) -> Result<(PathBuf, PathBuf)> {
         let (storage, accounts) = (directory.join("storage"), directory.join("accounts"));
         let (theirs, ours) = (self.images.join(REGISTRY_TREE), storage.join(REGISTRY_TREE));
@@ -183,8 +183,8 @@ impl Content {
     }
 }
 
-/// All requests that were answered so far with `directory` given to [`Content::start`]: the public registries'
-/// first, then the private one's and the package repository's, each oldest first. Nothing was pulled if there is no blob's path.
+/// All requests that were answered so far for the `directory` of [`Content::start`]: first those to the public
+/// registries, then to the private one, then to the package repository, each oldest first. A pull asks for a blob.
 pub fn requests(directory: &Path) -> Result<Vec<AnsweredRequest>> {
     let read = |file: PathBuf| match fs::read_to_string(&file) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),

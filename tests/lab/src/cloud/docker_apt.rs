@@ -58,7 +58,7 @@ struct Package {
     /// What Debian's dependencies leave out or call otherwise.
     not_needed: &'static [&'static str],
     depends: &'static [&'static str],
-    /// Fields as Docker has them, as far as they matter beside Debian's packages.
+    /// Docker's own fields that matter on a machine with Debian's packages.
     fields: &'static [(&'static str, &'static str)],
 }
 
@@ -189,7 +189,7 @@ impl Package {
         run(&mut build).map(drop)
     }
 
-    /// The control file under Docker's name, from that of Debian's package; and the version in it.
+    /// The control file under Docker's name, made from Debian's; and the version in it.
     fn control(&self, debian: &str, suite: Suite) -> Result<(String, String)> {
         const KEPT: [&str; 8] = [
             "Architecture",

@@ -1,5 +1,5 @@
-//! Images of a small program that behaves like the gateway from outside (`tests/fake-gateway`), beside the real ones in
-//! the lab's registry: for machines on which the real gateway would be too heavy.
+//! Images of the fake gateway (`tests/fake-gateway`), in the lab's registry like the real ones: for machines on which
+//! the real gateway would be too heavy.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, chown};

@@ -24,7 +24,7 @@ use crate::sources::{Sources, Suite};
 
 /// The gateway version of the good image.
 pub const GATEWAY_VERSION: &str = "2026.9.6";
-/// The gateway version that a machine is updated from: real, too, and with an older form of state.
+/// The gateway version that a machine is updated from: also real, with an older form of state.
 pub const OLDER_GATEWAY_VERSION: &str = "2026.8.2";
 /// The tag of an image whose gateway always refuses to start: exit code 78 and "Missing config".
 pub const REFUSING_VERSION: &str = "0.0.78";

@@ -6,17 +6,17 @@ use anyhow::{Context, Result, ensure};
 
 use crate::files::put;
 
-/// What such a root file system has beside the bare one. Without recommendations mmdebstrap leaves out `sudo`,
-/// which the default user's settings are for.
+/// The packages that such a root file system has in addition to the bare one's. The default user's settings are for
+/// `sudo`, which mmdebstrap leaves out: it installs no recommendations.
 pub const PACKAGES: [&str; 2] = ["cloud-init", "sudo"];
 
-/// Where cloud-init learns whether it is on Compute Engine: from the firmware, which a machine here does not have.
+/// The module that asks the firmware whether this is Compute Engine. A machine here has no firmware.
 const DATA_SOURCE: &str = "usr/lib/python3/dist-packages/cloudinit/sources/DataSourceGCE.py";
 const QUESTION: &str = r#"pname = dmi.read_dmi_data("system-product-name") or "N/A""#;
 const ANSWER: &str = r#"pname = "Google Compute Engine""#;
 
-/// One data source, as in Google's images; what the lab has set up itself (network card, package sources) stays;
-/// nothing for an SSH server and languages that are not there.
+/// One data source, as in Google's images. Network card and package sources stay as the lab has set them up; SSH
+/// server and languages are not installed.
 const SETTINGS: &str = "\
 datasource_list: [GCE]
 network: {config: disabled}
@@ -25,7 +25,7 @@ locale: C.UTF-8
 ssh_genkeytypes: []
 ";
 
-/// Nothing answers DHCP here: without a client, cloud-init's first stage leaves the search to the one after it.
+/// Nothing answers DHCP here. Without a client, cloud-init's first stage leaves the search to the next one.
 const DHCP_CLIENTS: [&str; 4] = ["sbin/dhclient", "usr/sbin/dhclient", "sbin/dhcpcd", "usr/sbin/dhcpcd"];
 
 /// Makes the cloud-init of a mounted boot disk take the lab for Compute Engine.

@@ -26,7 +26,7 @@ pub fn enter(lab: &Lab, memory: Option<Size>) -> Result<()> {
     Ok(())
 }
 
-/// Puts the calling process beside the running machine's own processes.
+/// Puts the calling process into the groups of the running machine's own processes.
 pub fn join_machine(lab: &Lab) -> Result<()> {
     for group in groups(lab, true)? {
         // systemd-nspawn's name for the group of what it runs.
@@ -72,7 +72,7 @@ fn limited(meminfo: &str, limit: u64) -> String {
     meminfo.lines().map(|line| cap(line).unwrap_or_else(|| format!("{line}\n"))).collect()
 }
 
-/// The lab's groups: where systemd looks (both layouts), and the memory controller's if it is a tree of its own.
+/// The lab's groups: where systemd looks, in both layouts, and in the memory controller's own tree if there is one.
 fn groups(lab: &Lab, memory: bool) -> Result<Vec<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
     let unified = hierarchy(&mounts, "cgroup2", "").context("no cgroup2 file system is mounted")?;

@@ -39,7 +39,7 @@ impl std::str::FromStr for DataDisk {
     }
 }
 
-/// The file behind a disk that is to be attached; a blank one is made.
+/// The file behind a new disk of the machine; made here if the disk is blank.
 pub fn file_of(lab: &Lab, device_name: &str, disk: &DataDisk) -> Result<Option<PathBuf>> {
     let size = match disk {
         DataDisk::None => return Ok(None),
@@ -92,7 +92,7 @@ pub fn detach(file: &Path) -> Result<()> {
         if nodes.is_empty() {
             return Ok(());
         }
-        // One that has just gone by itself is no failure.
+        // It is no failure when one has just gone.
         for node in &nodes {
             drop(release(node));
         }

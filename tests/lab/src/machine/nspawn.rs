@@ -1,8 +1,8 @@
 //! The machine: a real Debian with systemd as PID 1, in systemd-nspawn, with Docker-ready privileges.
 //!
-//! A supervisor process of its own keeps it: it holds the mount of the boot disk in a private mount namespace and
-//! the disks' block devices, starts the machine again when it reboots, and ends when the machine is off. Whatever
-//! kills the supervisor, the kernel then takes back mounts and block devices.
+//! A supervisor process keeps it. It holds the boot disk's mount in a private mount namespace, and the disks' block
+//! devices. It starts the machine again when that reboots, and ends when the machine is off. When the supervisor is
+//! killed, the kernel takes back mounts and block devices.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ use crate::state::{Lab, Spec};
 const REBOOT: i32 = 133;
 /// The calls that Docker needs beyond nspawn's own list: session keyrings and device filters.
 const CALLS: &str = "add_key keyctl request_key bpf perf_event_open";
-/// Where the machine finds what is to be its `/proc/meminfo`.
+/// Where the machine finds the file that becomes its `/proc/meminfo`.
 const MEMINFO: &str = "/run/host/meminfo";
 /// A clean stop may take as long as Compute Engine gives it.
 const STOP_LIMIT: Duration = Duration::from_secs(90);

@@ -46,7 +46,7 @@ pub enum Flavour {
 }
 
 impl Flavour {
-    /// What the archive is called, and what is in it beside [`PACKAGES`].
+    /// The end of the archive's name, and its packages in addition to [`PACKAGES`].
     fn contents(self) -> (&'static str, Vec<&'static str>) {
         match self {
             Self::Bare => ("", Vec::new()),

@@ -17,7 +17,7 @@ pub fn open(lab: &Lab, port: u16) -> Result<()> {
         loop {
             let (mut near, _) = listener.accept().await.context("accepting a connection")?;
             tokio::spawn(async move {
-                // A connection that breaks concerns only the two who had it.
+                // A broken connection concerns nobody but its two ends.
                 if let Ok(mut far) = TcpStream::connect(("127.0.0.1", port)).await {
                     let _ = copy_bidirectional(&mut near, &mut far).await;
                 }

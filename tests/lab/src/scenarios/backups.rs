@@ -124,7 +124,7 @@ fn fetch(rig: &Rig, file: &str) -> Result<Vec<u8>> {
     bytes.collect::<Result<_, _>>().context("reading what od prints")
 }
 
-/// Before the intent the old state is there, whole; after it the next boot completes the new one.
+/// A cut before the intent leaves the whole old state. After it, the next boot completes the new one.
 fn cut_anywhere(rig: &Rig, backup: &str, before: &str) -> Result<()> {
     in_container(rig, "echo cut > /home/node/.openclaw/workspace/note.md")?;
     let cut = |point: &str| {

@@ -30,7 +30,7 @@ const SEARCH: &str = include_str!("../../scripts/baked/search-image.sh");
 /// Lists what `uninstall` left.
 const LEFTOVERS: &str = include_str!("../../scripts/baked/show-leftovers.sh");
 
-/// Bakes with a program whose own default version no registry has: the baked one must count.
+/// Bakes with a program whose default version is in no registry: the baked version must win.
 pub(super) fn sealed_image_boots_without_internet(rig: &Rig) -> Result<()> {
     let builder = rig.beside("baked-builder")?;
     let newer = rig.newer_binary();
@@ -80,8 +80,8 @@ pub(super) fn sealed_image_boots_without_internet(rig: &Rig) -> Result<()> {
     leaves_only_data_and_docker(rig).context("uninstall")
 }
 
-/// From an image that has cloud-init in it: what that had set up on the builder must be gone, so that it takes the
-/// machine for the new one that it is.
+/// From an image with cloud-init. What cloud-init had set up on the builder must be gone, or it would not notice that
+/// this machine is a new one.
 pub(super) fn baked_on_debian_13(rig: &Rig) -> Result<()> {
     Reader::of(rig)?.succeeds(&[Block::ImageWay, Block::Wait])?;
     is_ready(rig)?;

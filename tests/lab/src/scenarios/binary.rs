@@ -1,4 +1,4 @@
-//! The release binary by itself.
+//! The release binary without a machine.
 
 use std::process::Command;
 

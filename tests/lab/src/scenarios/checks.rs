@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use super::rig::Rig;
 use crate::host;
 
-/// The most memory that the program may need, in KiB, whatever it does.
+/// The most memory that a run may ever need, in KiB.
 const PEAK_MEMORY_KIB: u64 = 20 * 1024;
 
 pub(super) fn is_ready(rig: &Rig) -> Result<()> {

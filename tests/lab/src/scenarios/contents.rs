@@ -1,4 +1,4 @@
-//! What is in the image beside the gateway, and the image from source.
+//! Additions to the gateway's image, and the image from source.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -135,7 +135,7 @@ pub(super) fn source_of_a_commit_is_built(rig: &Rig) -> Result<()> {
     rig.lab_ends(0, "reboot", &["--hard"])?;
     is_ready(rig)?;
 
-    // The same archive cannot be another commit; the gateway goes on as it is, also over a reboot.
+    // The archive of one commit is refused as another one. The gateway goes on as it is, also after a reboot.
     let other = "0a".repeat(20);
     fs::copy(&archive, archives.join(format!("{other}.tar.gz")))?;
     rig.attribute(&format!("openclaw-source-ref={other}"))?;

@@ -1,7 +1,7 @@
-//! The power is cut at the program's named points (`src/cut.rs`), and the next run completes what was begun.
+//! The power is cut at the product's failpoints, and the next run completes what was begun.
 //!
-//! The product's units are not on these machines: every run is one of the scenario's, so that a machine that comes up
-//! again after a cut waits for it.
+//! These machines do not have the product's units: after a cut, a machine that comes up again waits for the scenario's
+//! next run.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use super::rig::Rig;
 use crate::cloud::fake_gateway;
 use crate::product::{FAILPOINT, FAILPOINT_LOG};
 
-/// What no cut can make a difference to: what only looks, and the report, which is about the run.
+/// Points at which a cut makes no difference: reads, and the report of the run itself.
 const LOOKS: [&str; 10] = [
     "run.",
     "metadata.",
@@ -203,12 +203,12 @@ fn with_a_blank_disk(rig: &Rig) -> Result<()> {
     rig.fetch("/usr/local/bin/openclaw-init")
 }
 
-/// The machine comes up again, and nothing of the product's starts by itself.
+/// The machine comes up again, and nothing starts the product.
 fn power_cut(rig: &Rig) -> Result<()> {
     rig.lab_ends(1, "reboot", &["--hard"])?.has(&["there is no openclaw-init.service"]).map(drop)
 }
 
-/// The gateway is to be published on the other one of two ports.
+/// Asks for the gateway's other one of two ports.
 fn with_another_port(rig: &Rig) -> Result<()> {
     rig.shell("date > /mnt/disks/openclaw-data/openclaw/kept")?;
     let other = if rig.shell("docker port openclaw-gateway")?.ends_with(":18789") { 18790 } else { 18789 };

@@ -27,7 +27,7 @@ pub(super) fn every_kind_of_disk(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// One disk: missing for a boot, filled, and at last on another machine.
+/// One disk: missing for a boot, then full of files, finally on another machine.
 pub(super) fn data_disk_outlives_its_machine(rig: &Rig) -> Result<()> {
     rig.up(&[])?;
     is_ready(rig)?;

@@ -63,7 +63,7 @@ pub(super) fn one_gigabyte_is_enough_or_named(rig: &Rig) -> Result<()> {
     said.has(&["memory", "set-machine-type", "e2-medium"]).map(|_| ())
 }
 
-/// Makes an image of one's own below the official name.
+/// Makes another version of the image below the official name.
 const VERSION: &str = include_str!("../../scripts/engines/make-version.sh");
 
 /// Current and previous stay; what is not ours stays, too.

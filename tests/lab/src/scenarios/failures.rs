@@ -15,7 +15,7 @@ fn up_fails(rig: &Rig, code: &str, parts: &[&str], arguments: &[&str]) -> Result
     Ok(said)
 }
 
-/// One machine, one wrong turn after the other, none of which leaves a trace: at the end it becomes ready.
+/// One machine takes one wrong turn after the other. None leaves a trace: at the end it becomes ready.
 pub(super) fn every_wrong_turn_then_ready(rig: &Rig) -> Result<()> {
     up_fails(rig, "config-invalid", &["openclaw-port", "banana"], &["--attr", "openclaw-port=banana"])?;
     let attributes = rig.guest_attributes()?;
@@ -40,7 +40,7 @@ pub(super) fn every_wrong_turn_then_ready(rig: &Rig) -> Result<()> {
     rig.shell("systemctl stop squatter")?;
     port_of_nobody(rig)?;
 
-    // So many runs have used the minute's guest-attribute writes: version and detail would keep their values.
+    // The runs before have used up this minute's guest-attribute writes: version and detail would stay as they are.
     rig.shell("sleep 61")?;
     rig.boot(0)?;
     is_ready(rig)?;
@@ -52,7 +52,7 @@ const LEFT_BY_A_CUT: &str = include_str!("../../scripts/failures/leave-port-to-n
 /// Occupies the gateway's port; in Perl.
 const SQUATTER: &str = include_str!("../../scripts/failures/occupy-port.pl");
 
-/// The engine holds the port for no container until it is restarted; a port that a container has is that one's.
+/// A port that the engine holds for no container is freed by a restart of the engine. A container's port is left to it.
 fn port_of_nobody(rig: &Rig) -> Result<()> {
     rig.boot(0)?;
     rig.script(LEFT_BY_A_CUT, &[]).context("leaving the port to nobody")?;
@@ -66,7 +66,7 @@ fn port_of_nobody(rig: &Rig) -> Result<()> {
     rig.shell("docker rm --force other").map(drop)
 }
 
-/// A gateway that runs is left alone beside an `openclaw.json` with which it could not start; one that must start fails.
+/// With an `openclaw.json` that cannot be read, a running gateway is left alone. One that must start fails.
 fn broken_settings(rig: &Rig) -> Result<()> {
     let file = "/home/node/.openclaw/openclaw.json";
     rig.shell(&format!("cp -a {file} /root/kept && echo '{{ gateway: ' > {file}"))?;

@@ -153,7 +153,7 @@ fn saw_the_old_result(reader: &Reader, rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// In a network of its own, so that it is this tunnel and no other that listens on the port.
+/// In a separate network, where no other tunnel can have the port.
 fn control_ui_is_at_the_other_end(reader: &Reader) -> Result<()> {
     let mut shell = reader.session.shell()?;
     shell.arg("exec unshare --net sh -c \"$0\" visit \"$1\"").arg(VISIT).arg(Block::Tunnel.text()?);

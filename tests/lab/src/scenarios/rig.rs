@@ -98,7 +98,7 @@ impl Rig {
         Lab::named(&self.name)
     }
 
-    /// Runs `lab COMMAND --name … ARGUMENTS` to its end, whatever that is.
+    /// Runs `lab COMMAND --name … ARGUMENTS`; any exit code is fine.
     pub(super) fn lab(&self, command: &str, arguments: &[&str]) -> Result<Said> {
         let output = self.watch.output(&mut self.command(command, arguments));
         Ok(Said::of(&output.with_context(|| format!("running lab {command}"))?))

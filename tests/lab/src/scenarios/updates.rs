@@ -1,4 +1,4 @@
-//! Another version, and back: image and state go together, whatever happens in between.
+//! Another version, and back: image and state always go together.
 
 use anyhow::{Context, Result, ensure};
 
@@ -33,7 +33,7 @@ pub(super) fn real_versions_there_and_back(rig: &Rig) -> Result<()> {
     let (token, container) = (rig.shell(TOKEN)?, rig.shell(CONTAINER)?);
     refused_before_anything_is_touched(rig, &container)?;
 
-    // A file that is written all the time while the gateway runs, and so while its state is copied.
+    // A file is written all the time, also while the state is copied.
     let write = "docker exec openclaw-gateway sh -c \"date +%s%N >> /home/node/.openclaw/log\"";
     rig.shell(&format!("systemd-run --unit=writer sh -c 'while sleep 0.2; do {write}; done'"))?;
     rig.attribute(&format!("openclaw-version={new}"))?;
@@ -73,13 +73,14 @@ fn refused_before_anything_is_touched(rig: &Rig, container: &str) -> Result<()> 
     ensure!(rig.shell(CONTAINER)? == container, "the container was touched");
     rig.attribute("openclaw-version=2026.9.999")?;
     rig.boot(0)?.has(&["warning:", "2026.9.999"])?;
-    // Once is enough: from now on it is only told.
+    // It is tried once. From now on a run only says so.
     rig.boot(0)?.has(&["openclaw-version=2026.9.999 is not followed", "changes=0"])?;
     ensure!(rig.shell(CONTAINER)? == container, "the container was touched");
     Ok(())
 }
 
-/// Of the fake gateway: a version that migrates the state and never becomes ready is undone; one that asks for its doctor is not.
+/// With the fake gateway: a version that migrates the state and never becomes ready is undone. A version that asks for
+/// its doctor is kept.
 pub(super) fn broken_versions_are_undone(rig: &Rig) -> Result<()> {
     rig.up(&["--attr", &format!("openclaw-version={}", fake_gateway::FIRST)])?;
     runs(rig, fake_gateway::FIRST)?;
@@ -100,7 +101,7 @@ pub(super) fn broken_versions_are_undone(rig: &Rig) -> Result<()> {
     ensure!(told.contains("is not followed"), "the warnings are {told}");
     rig.boot(0)?.has(&["changes=0"])?;
 
-    // What is asked for by hand holds, too, against the attribute. Without its doctor this version would not start.
+    // An update by hand wins over the attribute. Without its doctor this version would not start.
     init(rig, 0, &["update", "--to", fake_gateway::WANTS_DOCTOR])?.has(&["updated OpenClaw"])?;
     rig.lab_ends(0, "reboot", &[])?;
     runs(rig, fake_gateway::WANTS_DOCTOR)?;

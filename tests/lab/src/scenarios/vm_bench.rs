@@ -23,7 +23,7 @@ use crate::size::Size;
 use crate::state::{AttachedDisk, Lab, Os, Spec};
 
 pub(super) const GIB: u64 = 1 << 30;
-/// An emulated processor on a busy machine.
+/// Generous: the processor is emulated, on a busy machine.
 pub(super) const BOOT_LIMIT: Duration = Duration::from_secs(30 * 60);
 pub(super) const COMMAND_LIMIT: Duration = Duration::from_secs(10 * 60);
 
@@ -35,7 +35,7 @@ pub(super) struct VmBench {
     lab: Lab,
     image: TempPath,
     writes: Writes,
-    /// The boots whose result is known already.
+    /// The boots that have already told a result.
     known: BTreeSet<String>,
     /// The part of the second serial port's log that older disks wrote.
     passed: usize,
@@ -101,7 +101,7 @@ impl VmBench {
         Vm::start(&self.lab, &drives)
     }
 
-    /// Waits until the machine's init has begun a boot whose result is not known yet.
+    /// Waits until the machine's init has begun a new boot; its id.
     pub(super) fn until_init(&self) -> Result<String> {
         let deadline = Instant::now() + BOOT_LIMIT;
         loop {
@@ -123,7 +123,7 @@ impl VmBench {
         Ok(took)
     }
 
-    /// Waits for the result of a boot whose id is the wanted one; it must be `ready`. Returns how long that took.
+    /// Waits until a wanted boot, by its id, has told a result. It must be `ready`; returns how long that took.
     pub(super) fn until_result(&self, is_wanted: impl Fn(&str) -> bool) -> Result<Duration> {
         let begun = Instant::now();
         let (runtime, client) = (cloud::runtime()?, cloud::client(&self.lab)?);

@@ -12,7 +12,7 @@ use crate::files::put;
 use crate::product::BINARY;
 use crate::program::run;
 
-/// What such a root file system has beside the one with cloud-init.
+/// The packages that such a root file system has in addition to cloud-init's.
 pub const PACKAGES: [&str; 5] =
     ["linux-image-cloud-amd64", "initramfs-tools", "openssh-server", "qemu-guest-agent", "zstd"];
 
@@ -24,7 +24,7 @@ const NETWORK: &str =
 const CLOUD_INIT: &str =
     "network: {config: disabled}\napt: {preserve_sources_list: true}\nmanage_etc_hosts: false\nlocale: C.UTF-8\n";
 
-/// Makes the mounted boot disk, a file system without a partition table, start by itself.
+/// Makes the mounted boot disk bootable. It is a file system without a partition table.
 pub fn configure(root: &Path) -> Result<()> {
     put(root, "etc/systemd/network/80-qemu.network", NETWORK)?;
     put(root, "etc/cloud/cloud.cfg.d/95-lab.cfg", CLOUD_INIT)?;

@@ -122,8 +122,8 @@ impl Vm {
         self.pull()
     }
 
-    /// Nothing may reach a disk after the cut, not even a cache that its program empties when QEMU is gone: so the
-    /// processor stops, then the disks are gone, then the rest.
+    /// Stops the processor, then ends the disks, then the rest. In any other order a disk's program could still empty
+    /// its cache into the file.
     fn pull(&mut self) -> Result<()> {
         if let Ok(qemu) = Process::of(i32::try_from(self.qemu.id()).context("reading QEMU's process id")?) {
             qemu.signal(Signal::SIGSTOP)?;
@@ -191,8 +191,8 @@ fn command(lab: &Lab, disks: &[(String, &str)]) -> Command {
     drop(std::fs::remove_file(agent_socket(lab)));
     let mut command = Command::new("nsenter");
     command.arg(network::net_of(&lab.cloud())).args(["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]);
-    // The guest's clock counts its instructions (here 4 ns each), so that time limits in it are not those of a processor
-    // which is emulated on a busy machine.
+    // The guest's clock counts its instructions, 4 ns each: on a busy machine an emulated processor would exceed every
+    // time limit in the guest.
     command.args(["-machine", "q35", "-accel", "tcg", "-icount", "shift=2", "-cpu", "max", "-m", MEMORY]);
     command.args(["-nodefaults", "-display", "none", "-device", "virtio-rng-pci"]);
     command.args(["-smbios", "type=1,manufacturer=Google,product=Google Compute Engine,serial=GoogleCloud-LAB"]);

@@ -8,6 +8,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::checks::is_ready;
 use super::rig::{Rig, Said};
+use crate::cache::Cache;
+use crate::cloud::content::Content;
 use crate::host;
 use crate::watch::Watch;
 use crate::workstation::Session;
@@ -95,6 +97,8 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn of(rig: &Rig) -> Result<Self> {
+        // A user's directory is no checkout: from there the lab cannot build what its cache does not have.
+        Content::prepare(&Cache::from_env()?)?;
         let machine = rig.machine()?;
         let session = Session::new(&host::workspace()?, &rig.lab_program(), machine.name(), &rig.binary())?;
         Ok(Self { session, watch: Arc::clone(rig.watch()) })

@@ -1,84 +1,48 @@
-//! What the connection to an engine asks, and which engines it refuses: against a socket that answers like one.
+//! What the connection to an engine asks, and which engines it refuses: against a fake one.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where its world does")]
+
+mod fake_engine;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use openclaw_init::docker::Engine;
 use openclaw_init::error::{Code, code_of};
-use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use serde_json::Value;
 
-/// Answers `/version` with `version`, a ping with `OK`; notes each request line.
-struct Fake {
+use fake_engine::{FakeEngine, says};
+
+/// A fake engine with a directory of its own.
+struct Fixture {
     directory: tempfile::TempDir,
-    requests: Arc<Mutex<Vec<String>>>,
+    engine: FakeEngine,
 }
 
-impl Fake {
-    fn start(version: &Value) -> Result<Self> {
+impl Fixture {
+    fn start(version: Value) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let listener = UnixListener::bind(directory.path().join("docker.sock"))?;
-        let requests = Arc::new(Mutex::new(Vec::new()));
-        let (noted, version) = (Arc::clone(&requests), version.to_string());
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                if let Ok(line) = answer(stream, &version).await
-                    && let Ok(mut noted) = noted.lock()
-                {
-                    noted.push(line);
-                }
-            }
-        });
-        Ok(Self { directory, requests })
+        let engine = FakeEngine::start(directory.path(), &directory.path().join("docker.sock"), version)?;
+        Ok(Self { directory, engine })
     }
 
     async fn connect(&self) -> Result<Engine> {
         Engine::connect(socket(self.directory.path()).as_str()).await
     }
-
-    fn requests(&self) -> Vec<String> {
-        self.requests.lock().map(|requests| requests.clone()).unwrap_or_default()
-    }
-}
-
-async fn answer(stream: UnixStream, version: &str) -> Result<String> {
-    let mut stream = BufReader::new(stream);
-    let (mut request, mut header) = (String::new(), String::new());
-    stream.read_line(&mut request).await?;
-    while stream.read_line(&mut header).await? > 2 {
-        header.clear();
-    }
-    let (kind, body) = match request.split_whitespace().nth(1).context("no path")? {
-        path if path.ends_with("/version") => ("application/json", version),
-        _ => ("text/plain", "OK"),
-    };
-    let head = format!(
-        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(format!("{head}{body}").as_bytes()).await?;
-    Ok(request.trim().to_owned())
 }
 
 fn socket(directory: &Path) -> String {
     directory.join("docker.sock").display().to_string()
 }
 
-fn engine(version: &str, api: &str, component: &str) -> Value {
-    json!({"Version": version, "ApiVersion": api, "Os": "linux", "Components": [{"Name": component, "Version": version}]})
-}
-
 #[tokio::test]
 async fn every_request_carries_the_negotiated_version() -> Result<()> {
     for api in ["1.41", "1.47"] {
-        let fake = Fake::start(&engine("28.5.2", api, "Engine"))?;
+        let fake = Fixture::start(says("28.5.2", api, "Engine"))?;
         let engine = fake.connect().await?;
         assert_eq!((engine.version.as_str(), engine.buildkit), ("28.5.2", true));
         engine.client.ping().await?;
         let prefix = format!("GET /v{api}/");
-        let requests = fake.requests();
+        let requests = fake.engine.requests();
         // The first two are the negotiation itself.
         assert!(requests.len() > 2 && requests[2..].iter().all(|line| line.starts_with(&prefix)), "{requests:?}");
     }
@@ -91,7 +55,7 @@ async fn an_engine_that_cannot_be_used_is_refused() -> Result<()> {
         ("19.03.15", "1.40", "Engine", "speaks API 1.40, needed is 1.41"),
         ("4.3.1", "1.41", "Podman Engine", "Podman Engine 4.3.1 answers"),
     ] {
-        let refused = Fake::start(&engine(version, api, component))?.connect().await;
+        let refused = Fixture::start(says(version, api, component))?.connect().await;
         let error = refused.err().context("an unusable engine was accepted")?;
         assert_eq!(code_of(&error), Code::DockerUnusable);
         assert!(format!("{error:#}").contains(wanted), "{error:#}");

@@ -131,18 +131,18 @@ pub(super) async fn relocate(
         set_aside(host, &current).await?;
     }
     Operation::Relocate(Relocation::to(disk)).write_on_boot_disk(host, lock).await?;
-    failpoint::hit("relocate.begun");
+    failpoint::hit("state.relocate.begun");
     stop().await.context("stopping the gateway before its state is moved")?;
     unpublish(host).await?;
     if !staged {
         rename(host, BOOT_DISK_DATA, STAGING).await?;
     }
-    failpoint::hit("relocate.staged");
+    failpoint::hit("state.relocate.staged");
     copy_all(host, &copies(host, Path::new(STAGING), root).await?).await?;
     let record = Record::read(host, &DataDir::at(STAGING, true)).await?;
     let verified = Relocation { verified: true, ..Relocation::to(disk) };
     Operation::Relocate(verified).write_on_boot_disk(host, lock).await?;
-    failpoint::hit("relocate.verified");
+    failpoint::hit("state.relocate.verified");
     let (state, config) = (named(&data.state, UNFINISHED), Some(named(&data.config, UNFINISHED)));
     let prepared = switch::Prepared { state, config, record };
     let aside = switch::replace(host, data, Purpose::Relocate, &prepared, lock).await?;
@@ -150,7 +150,7 @@ pub(super) async fn relocate(
         // The directories that were made on the disk before are empty; any other one stays.
         drop(tokio::fs::remove_dir(host.path(path)).await);
     }
-    failpoint::hit("relocate.switched");
+    failpoint::hit("state.relocate.switched");
     finish(host, data, &disk.device_name, lock).await
 }
 
@@ -225,7 +225,7 @@ async fn copy_all(host: &Host, copies: &[(PathBuf, PathBuf)]) -> Result<()> {
     for (original, target) in copies {
         copy::sync(host, original, target).await?;
     }
-    failpoint::hit("relocate.copied");
+    failpoint::hit("state.relocate.copied");
     for (original, copy) in copies {
         if let Err(error) = copy::verify(host, original, copy).await {
             // The original is untouched, so the next try can begin anew.
@@ -262,7 +262,7 @@ async fn finish(host: &Host, data: &DataDir, device_name: &str, lock: &RunLock) 
             data.state.display()
         ));
     }
-    failpoint::hit("relocate.kept");
+    failpoint::hit("state.relocate.kept");
     Operation::forget_on_boot_disk(host, lock).await
 }
 

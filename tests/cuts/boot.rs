@@ -1,7 +1,7 @@
 //! The whole first boot of the released program, with the state on the boot disk.
 //!
-//! The program runs as root of a directory that is its root, in a mount namespace of its own, which ends with it like
-//! the mounts of a machine. Programs that would change more than files, and the engine, are stand-ins.
+//! The program runs as root, with a directory as its root, in a separate mount namespace. Its mounts end with it, like
+//! those of a machine. The engine is fake, and so are programs that would change more than files.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,9 +12,10 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::geteuid;
 use openclaw_lab::metadata_server::{Instance, Level, Server};
+use openclaw_lab::product::{FAILPOINT, FAILPOINT_LOG};
 
-use crate::engine::{Engine, OF_VERSION, SERVERS};
-use crate::sweep::{CUT, LOG, POINTS, Work, sweep};
+use crate::fake_engine::{FakeEngine, OF_VERSION, SERVERS, says};
+use crate::sweep::{POINTS, Work, sweep};
 
 const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuts/programs.sh");
 /// The state directory.
@@ -22,18 +23,8 @@ const STATE: &str = "var/lib/openclaw-init/data/openclaw";
 const SHIELD: &str = include_str!("../fixtures/nft/shield.json");
 const NAMES: [&str; 7] = ["apt-get", "chattr", "dpkg", "dpkg-query", "nft", "systemctl", "apt-cache"];
 
-/// Makes the present directory the root: with this machine's programs, which nothing here can change, and the
-/// stand-ins before them.
-const ENTER: &str = r#"set -e
-cd "$1"
-mount --bind "$2" openclaw-init
-for directory in usr proc dev; do mount --rbind /$directory $directory; done
-for directory in bin sbin lib lib64; do
-  if [ -L /$directory ]; then ln -sf usr/$directory $directory
-  elif [ -d /$directory ]; then mkdir -p $directory; mount --rbind /$directory $directory; fi
-done
-mount --bind programs usr/local/sbin
-exec chroot . /openclaw-init boot $3"#;
+/// Makes the present directory the root, and boots there.
+const ENTER: &str = include_str!("enter.sh");
 
 /// How version 0.1.0 is told where to be cut, and where to note its points.
 const PREVIOUS_CUT: &str = "OPENCLAW_INIT_CUT";
@@ -55,7 +46,7 @@ struct Boots {
 const NOTHING: &str = "";
 
 struct Beside {
-    engine: Engine,
+    engine: FakeEngine,
     metadata: String,
     _server: Arc<Server>,
 }
@@ -74,7 +65,7 @@ impl Work for Boots {
         fs::write(machine.join("openclaw-init"), "")?;
         fs::copy(PROGRAMS, machine.join("programs/programs.sh"))?;
         NAMES.iter().try_for_each(|name| symlink("programs.sh", machine.join("programs").join(name)))?;
-        let engine = Engine::start(machine, &machine.join("run/engine.sock"))?;
+        let engine = FakeEngine::start(machine, &machine.join("run/engine.sock"), says("28.5.2", "1.47", "Engine"))?;
         let (server, address) = SERVERS.block_on(Server::spawn(Instance::default()))?;
         let port = engine.port.to_string();
         for (key, value) in [
@@ -115,7 +106,7 @@ impl Work for Boots {
     }
 
     fn cut_variable(&self) -> &'static str {
-        if self.previous.is_some() { PREVIOUS_CUT } else { CUT }
+        if self.previous.is_some() { PREVIOUS_CUT } else { FAILPOINT }
     }
 
     fn power_fails(&self, machine: &Path) -> Result<()> {
@@ -159,7 +150,7 @@ impl Work for Boots {
 fn boot(machine: &Path, beside: &Beside, program: &str, flag: &str) -> Command {
     let mut boot = alone();
     boot.args(["sh", "-c", ENTER, "enter"]).arg(machine).args([program, flag]);
-    boot.env("GCE_METADATA_HOST", &beside.metadata).env(LOG, format!("/{POINTS}"));
+    boot.env("GCE_METADATA_HOST", &beside.metadata).env(FAILPOINT_LOG, format!("/{POINTS}"));
     boot
 }
 
@@ -170,7 +161,7 @@ fn ask(machine: &Path, request: &str) -> Result<()> {
     if request.is_empty() { Ok(()) } else { Ok(fs::write(directory.join("request.json"), request)?) }
 }
 
-/// The beginning of a command in a mount namespace of its own, as its root.
+/// The beginning of a command in a separate mount namespace, as root there.
 fn alone() -> Command {
     #[expect(clippy::disallowed_methods, reason = "a test starts the program under test")]
     let mut command = Command::new("unshare");
@@ -204,7 +195,7 @@ fn every_point_of_a_first_boot() -> Result<()> {
 const UPDATE: &str = r#"{"update":{"to":"2026.9.7"}}"#;
 const ROLLBACK: &str = r#"{"rollback":{"set_newer_state_aside":true}}"#;
 
-/// To [`BROKEN`](crate::engine::BROKEN): it is undone, or was never begun.
+/// To [`BROKEN`](crate::fake_engine::BROKEN): it is undone, or was never begun.
 const FUTILE: &str = r#"{"update":{"to":"2026.9.66"}}"#;
 
 #[test]

@@ -10,13 +10,12 @@ use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use openclaw_init::failpoint;
+use openclaw_lab::product::{FAILPOINT, FAILPOINT_LOG};
 
 /// Machines at the same time: they mostly wait.
 const SIDE_BY_SIDE: usize = 6;
 /// The points that a process passed, in the directory that is its machine.
 pub(crate) const POINTS: &str = "points";
-pub(crate) const CUT: &str = "OPENCLAW_INIT_FAILPOINT";
-pub(crate) const LOG: &str = "OPENCLAW_INIT_FAILPOINT_LOG";
 /// Set in a test's second process: the directory that is its machine.
 const MACHINE: &str = "OPENCLAW_CUT_TEST_MACHINE";
 
@@ -34,7 +33,7 @@ pub(crate) trait Work: Sync {
     }
     /// The variable by which the process that is cut knows where.
     fn cut_variable(&self) -> &'static str {
-        CUT
+        FAILPOINT
     }
     /// What the power failure takes away besides the process.
     fn power_fails(&self, _machine: &Path) -> Result<()> {
@@ -52,7 +51,7 @@ pub(crate) trait Work: Sync {
 /// Returns the points in the order in which they were passed.
 pub(crate) fn sweep(work: &impl Work) -> Result<Vec<String>> {
     let points = {
-        let machine = Machine::new(work)?;
+        let machine = TestMachine::new(work)?;
         let ended = run(work.process(&machine.root(), &machine.beside)?)?;
         ensure!(ended.success(), "without a cut: {ended}");
         work.check(&machine.root(), &machine.beside).context("without a cut")?;
@@ -79,7 +78,7 @@ pub(crate) fn sweep(work: &impl Work) -> Result<Vec<String>> {
 }
 
 fn cut_and_again(work: &impl Work, point: &str) -> Result<()> {
-    let machine = Machine::new(work)?;
+    let machine = TestMachine::new(work)?;
     let mut process = work.process(&machine.root(), &machine.beside)?;
     process.env(work.cut_variable(), point);
     let ended = run(process)?;
@@ -99,12 +98,12 @@ fn run(mut process: Command) -> Result<ExitStatus> {
     Ok(output.status)
 }
 
-struct Machine<W: Work> {
+struct TestMachine<W: Work> {
     beside: W::Beside,
     directory: tempfile::TempDir,
 }
 
-impl<W: Work> Machine<W> {
+impl<W: Work> TestMachine<W> {
     fn new(work: &W) -> Result<Self> {
         // A process that is killed loses nothing that it wrote: the time that real disks take shows nothing.
         let memory = Path::new("/dev/shm");
@@ -126,7 +125,7 @@ impl<W: Work> Machine<W> {
 pub(crate) fn again(test: &str, machine: &Path) -> Result<Command> {
     #[expect(clippy::disallowed_methods, reason = "a test starts its second process")]
     let mut again = Command::new(std::env::current_exe()?);
-    again.args(["--exact", test, "--nocapture"]).env(MACHINE, machine).env(LOG, machine.join(POINTS));
+    again.args(["--exact", test, "--nocapture"]).env(MACHINE, machine).env(FAILPOINT_LOG, machine.join(POINTS));
     Ok(again)
 }
 
@@ -135,7 +134,7 @@ pub(crate) fn second_process(work: impl AsyncFnOnce(&Path) -> Result<()>) -> Res
     #[expect(clippy::disallowed_methods, reason = "how a test's second process knows itself")]
     let variable = |name| std::env::var(name).ok();
     let Some(machine) = variable(MACHINE) else { return Ok(false) };
-    failpoint::arm(variable(CUT), variable(LOG).map(Into::into));
+    failpoint::arm(variable(FAILPOINT), variable(FAILPOINT_LOG).map(Into::into));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(work(Path::new(&machine)))?;
     Ok(true)

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use openclaw_init::error::{Code, code_of, one_line};
 use openclaw_lab::program;
 
-use crate::bench::{Attached, Bench, NAME, alone, command, is_mounted, sha256, tool};
+use crate::fixture::{Attached, Fixture, NAME, alone, command, is_mounted, sha256, tool};
 use crate::images::{self, KEPT, OURS, SIZE, THEIRS, cut, made, partitioned, write_at};
 
 /// How the disk is attached.
@@ -141,20 +141,20 @@ fn every_disk_is_formatted_mounted_or_left_alone() -> Result<()> {
 }
 
 fn check(case: &Case) -> Result<()> {
-    let mut bench = Bench::new()?;
-    let image = bench.image(NAME);
+    let mut fixture = Fixture::new()?;
+    let image = fixture.image(NAME);
     (case.make)(&image).context("making the disk")?;
-    let attached = bench.attach(NAME, case.state == ReadOnly)?;
-    let _busy = occupy(&mut bench, &attached, case.state)?;
+    let attached = fixture.attach(NAME, case.state == ReadOnly)?;
+    let _busy = occupy(&mut fixture, &attached, case.state)?;
     let before = sha256(&image);
     match case.expected {
-        Formatted => is_used(&bench, &attached.node, "formatted", false),
-        Mounted(text) => is_used(&bench, &attached.node, text, true),
+        Formatted => is_used(&fixture, &attached.node, "formatted", false),
+        Mounted(text) => is_used(&fixture, &attached.node, text, true),
         Refused(code, text) => {
-            let error = bench.run().0.err().context("it was accepted")?;
+            let error = fixture.run().0.err().context("it was accepted")?;
             let said = one_line(&error);
             ensure!(code_of(&error) == code && said.contains(text), "{}: {said}", code_of(&error).name());
-            ensure!(!is_mounted(&bench.data())?, "it was mounted");
+            ensure!(!is_mounted(&fixture.data())?, "it was mounted");
             drop(attached);
             if let Ok(before) = before {
                 ensure!(sha256(&image)? == before, "the disk was changed");
@@ -164,10 +164,10 @@ fn check(case: &Case) -> Result<()> {
     }
 }
 
-fn occupy(bench: &mut Bench, attached: &Attached, state: State) -> Result<Option<File>> {
+fn occupy(fixture: &mut Fixture, attached: &Attached, state: State) -> Result<Option<File>> {
     match state {
         MountedElsewhere => {
-            let point: PathBuf = bench.path("elsewhere");
+            let point: PathBuf = fixture.path("elsewhere");
             fs::create_dir(&point)?;
             program::run(command("mount").args(["-o", "ro"]).arg(&attached.node).arg(&point))?;
         }
@@ -175,26 +175,26 @@ fn occupy(bench: &mut Bench, attached: &Attached, state: State) -> Result<Option
             let exclusive = nix::fcntl::OFlag::O_EXCL.bits();
             return Ok(Some(File::options().read(true).custom_flags(exclusive).open(&attached.node)?));
         }
-        BootDisk => bench.instance.disks.retain(|disk| disk.device_name == NAME),
+        BootDisk => fixture.instance.disks.retain(|disk| disk.device_name == NAME),
         Free | ReadOnly => {}
     }
     if state == BootDisk {
-        bench.instance.disks[0].index = 0;
+        fixture.instance.disks[0].index = 0;
     }
     Ok(None)
 }
 
 /// The stage takes the disk into use, a second run changes nothing, and the next boot mounts it again.
-fn is_used(bench: &Bench, node: &Path, text: &str, held_something: bool) -> Result<()> {
-    let changes = bench.changes()?;
+fn is_used(fixture: &Fixture, node: &Path, text: &str, held_something: bool) -> Result<()> {
+    let changes = fixture.changes()?;
     ensure!(changes.contains(text), "it {changes}");
     ensure!(changes.contains("formatted") != held_something, "it {changes}");
-    ensure!(!held_something || bench.data().join("kept").exists(), "the file has gone");
-    let source = tool("findmnt -no SOURCE {}", &bench.data())?;
+    ensure!(!held_something || fixture.data().join("kept").exists(), "the file has gone");
+    let source = tool("findmnt -no SOURCE {}", &fixture.data())?;
     ensure!(source.starts_with(&*node.to_string_lossy()), "{source} is mounted");
-    ensure!(bench.changes()?.is_empty(), "the second run changed something: {}", bench.changes()?);
-    bench.unmount()?;
-    let again = bench.changes()?;
+    ensure!(fixture.changes()?.is_empty(), "the second run changed something: {}", fixture.changes()?);
+    fixture.unmount()?;
+    let again = fixture.changes()?;
     ensure!(again.split("; ").all(|change| change.starts_with("mounted ")), "after a reboot it {again}");
-    bench.unmount()
+    fixture.unmount()
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::bench::{command, tool};
+use crate::fixture::{command, tool};
 use openclaw_lab::program;
 
 pub(crate) const MIB: u64 = 1 << 20;

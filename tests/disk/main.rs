@@ -6,9 +6,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where its world does")]
 
-mod bench;
 mod copy;
 mod corpus;
+mod fixture;
 mod formatting;
 mod images;
-mod living;
+mod lifecycle;

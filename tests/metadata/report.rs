@@ -23,13 +23,13 @@ const THE_REST: [Stage; 8] = [
 ];
 
 /// A machine with a root of its own, in the middle of a boot.
-struct Machine {
+struct BootFixture {
     root: tempfile::TempDir,
     server: Server,
     client: Client,
 }
 
-impl Machine {
+impl BootFixture {
     async fn new() -> Self {
         let (server, address) = Server::spawn(Instance::default()).await.unwrap();
         server.set_attribute(Level::Instance, "enable-guest-attributes", "TRUE").unwrap();
@@ -129,7 +129,7 @@ const LAST_WORDS: [&str; 5] =
 
 #[tokio::test]
 async fn deletion_first_result_last_and_never_too_many() {
-    let machine = Machine::new().await;
+    let machine = BootFixture::new().await;
     let host = machine.host();
     let report = Report::start(&host, machine.client.clone()).await.unwrap();
     assert_eq!(machine.status().await.state, State::Starting);
@@ -158,7 +158,7 @@ async fn deletion_first_result_last_and_never_too_many() {
 
 #[tokio::test]
 async fn a_second_run_that_changes_nothing_is_silent() {
-    let machine = Machine::new().await;
+    let machine = BootFixture::new().await;
     machine.run(1, &outcome(None)).await;
     let (requests, status) = (machine.server.requests().len(), machine.status().await);
     machine.run(0, &outcome(None)).await;
@@ -180,7 +180,7 @@ async fn a_second_run_speaks_when_it_changes_something_or_fails() {
         (0, Some(Code::PortTaken), Some("failed:port-taken")),
         (0, Some(Code::AptFailed), None),
     ] {
-        let machine = Machine::new().await;
+        let machine = BootFixture::new().await;
         machine.run(1, &outcome(None)).await;
         let before = machine.writes().len();
         machine.run(changes, &outcome(code)).await;
@@ -194,7 +194,7 @@ async fn a_second_run_speaks_when_it_changes_something_or_fails() {
 
 #[tokio::test]
 async fn a_new_warning_is_told_although_nothing_changed() {
-    let machine = Machine::new().await;
+    let machine = BootFixture::new().await;
     machine.run(1, &outcome(None)).await;
     let host = machine.host();
     host.warn("the next start would fail");
@@ -208,7 +208,7 @@ async fn a_new_warning_is_told_although_nothing_changed() {
 
 #[tokio::test]
 async fn what_a_run_could_not_say_in_its_minute_the_next_one_says() {
-    let machine = Machine::new().await;
+    let machine = BootFixture::new().await;
     machine.run(1, &outcome(Some(Code::PortTaken))).await;
     machine.run(1, &outcome(None)).await;
     let attributes = machine.server.guest_attributes("openclaw");
@@ -234,7 +234,7 @@ async fn a_failure_has_a_result_only_when_it_is_settled() {
         (Code::AptFailed, false, None),
         (Code::AptFailed, true, Some("failed:apt-failed")),
     ] {
-        let machine = Machine::new().await;
+        let machine = BootFixture::new().await;
         let host = machine.host();
         let report = Report::start(&host, machine.client.clone()).await.unwrap();
         pass(&report, &BEFORE_THE_ENGINE, &host, 0).await;
@@ -249,7 +249,7 @@ async fn a_failure_has_a_result_only_when_it_is_settled() {
 
 #[tokio::test]
 async fn a_refused_deletion_becomes_pending() {
-    let machine = Machine::new().await;
+    let machine = BootFixture::new().await;
     machine.fault("method=DELETE,status=405");
     let host = machine.host();
     let report = Report::start(&host, machine.client.clone()).await.unwrap();
@@ -262,7 +262,7 @@ async fn a_refused_deletion_becomes_pending() {
 
 #[tokio::test]
 async fn disabled_guest_attributes_are_one_warning() {
-    let machine = Machine::new().await;
+    let machine = BootFixture::new().await;
     machine.server.unset_attribute(Level::Instance, "enable-guest-attributes");
     let host = machine.run(1, &outcome(None)).await;
     assert_eq!(machine.writes(), ["DELETE result", "PUT result=pending"]);
@@ -275,7 +275,7 @@ async fn disabled_guest_attributes_are_one_warning() {
 
 #[tokio::test]
 async fn a_server_in_trouble_is_asked_again_in_order() {
-    let machine = Machine::new().await;
+    let machine = BootFixture::new().await;
     machine.fault("status=503,times=2");
     let host = machine.host();
     let report = Report::start(&host, machine.client.clone()).await.unwrap();
@@ -290,7 +290,7 @@ async fn a_server_in_trouble_is_asked_again_in_order() {
 
 #[tokio::test]
 async fn a_server_that_stays_silent_costs_one_warning_and_little_time() {
-    let machine = Machine::new().await;
+    let machine = BootFixture::new().await;
     machine.fault("status=503");
     let started = Instant::now();
     let host = machine.run(1, &outcome(None)).await;
@@ -303,7 +303,7 @@ async fn a_server_that_stays_silent_costs_one_warning_and_little_time() {
 
 #[tokio::test]
 async fn stopping_is_one_word() {
-    let machine = Machine::new().await;
+    let machine = BootFixture::new().await;
     stopping(&machine.host(), &machine.client).await.unwrap();
     assert!(machine.writes().is_empty(), "before the first run there is nothing to stop");
     let host = machine.host();

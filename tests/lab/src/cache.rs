@@ -12,7 +12,8 @@ use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
-/// The directory of all entries: `$OPENCLAW_LAB_CACHE`, else `$XDG_CACHE_HOME/openclaw-lab`, else `~/.cache/openclaw-lab`.
+/// The directory of all entries: `$OPENCLAW_LAB_CACHE`, or `$XDG_CACHE_HOME/openclaw-lab`, or
+/// `~/.cache/openclaw-lab`.
 #[derive(Debug, Clone)]
 pub struct Cache {
     root: PathBuf,

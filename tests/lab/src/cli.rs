@@ -1,13 +1,20 @@
-//! The command line of `cargo lab`.
+//! The command line of `cargo lab`: the definitions here, what makes a lab and follows its boot below.
+//!
+//! The definitions import nothing of what is below.
+
+pub mod progress;
+pub mod up;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::docker_apt::DockerRepository;
-use crate::metadata_server::FaultChange;
+use crate::cloud::docker_apt::DockerRepository;
+use crate::cloud::metadata_server::FaultChange;
+use crate::machine::boot_disk::Boot;
+use crate::machine::disks::DataDisk;
 use crate::size::Size;
 use crate::state::Os;
 
@@ -83,16 +90,7 @@ pub enum Action {
         keep_boot_disk: Option<PathBuf>,
     },
     /// Run the tests: without a tier all of them
-    Test {
-        /// Which ones
-        tier: Option<Tier>,
-        /// Of the machine tier only the scenarios with this in their name
-        #[arg(long, value_name = "NAME")]
-        only: Option<String>,
-        /// The long parts of the machine tier, too: cuts at every named point, machines in QEMU
-        #[arg(long)]
-        long: bool,
-    },
+    Test(Tests),
     #[command(hide = true)]
     Serve {
         #[command(flatten)]
@@ -143,7 +141,7 @@ pub struct Up {
     /// How the binary gets to run
     #[arg(long, value_enum, default_value = "script-url")]
     pub boot: Boot,
-    /// An instance attribute beside those that the way in needs
+    /// An instance attribute in addition to those that the way in needs
     #[arg(long = "attr", value_name = "KEY=VALUE", value_parser = parse_pair)]
     pub attributes: Vec<(String, String)>,
     /// Set no other instance attributes than these: what the way in needs must be among them
@@ -182,26 +180,6 @@ pub struct Up {
     /// A fault of the metadata server from the first request on (see `metadata fault`)
     #[arg(long = "fault", value_name = "SPEC")]
     pub faults: Vec<FaultChange>,
-}
-
-/// How the binary gets to run in the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Boot {
-    /// `startup-script-url` names the binary itself
-    ScriptUrl,
-    /// `startup-script` is the loader, which fetches it from Cloud Storage
-    Script,
-    /// `user-data` has the loader, for an image with cloud-init
-    CloudInit,
-    /// It is installed on the boot disk, nothing in the metadata
-    Unit,
-    /// It is part of a baked and sealed image, made first; the machine has no way to the internet
-    Baked,
-    /// It does not
-    Nothing,
-    /// It does not, and the boot disk has a kernel, a boot loader and an SSH server: for machines in QEMU
-    #[value(hide = true)]
-    Bootable,
 }
 
 /// A change of the attached disks.
@@ -259,39 +237,41 @@ pub enum Metadata {
     },
 }
 
+/// Which tests to run, and how.
+#[derive(Debug, Clone, Args)]
+pub struct Tests {
+    /// Which ones
+    pub tier: Option<Tier>,
+    /// Of the machine tier only the scenarios with this in their name
+    #[arg(long, value_name = "NAME")]
+    pub only: Option<String>,
+    /// Leave out the tests with this in their name; may be given again
+    #[arg(long, value_name = "NAME")]
+    pub skip: Vec<String>,
+    /// Let `--only` and `--skip` mean whole names
+    #[arg(long)]
+    pub exact: bool,
+    /// The long parts of the machine tier, too: cuts at every named point, machines in QEMU
+    #[arg(long)]
+    pub long: bool,
+    /// Print the names of the tests, and run none
+    #[arg(long)]
+    pub list: bool,
+    /// End every test that takes longer, instead of after its own limit
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub time_limit: Option<Duration>,
+    /// Also write a JUnit report
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+}
+
 /// A group of tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Tier {
-    /// Format, lints and tests that need neither root nor network
+    /// Format, lints, tests and documentation: needs neither root nor network
     Hermetic,
     /// Whole machines
     Machine,
-}
-
-/// The data disk of a new machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DataDisk {
-    /// None is attached.
-    None,
-    /// A new, blank one.
-    Blank(Size),
-    /// The content of a file, used in place.
-    File(PathBuf),
-}
-
-impl std::str::FromStr for DataDisk {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text.parse::<Size>() {
-            _ if text == "none" => Ok(Self::None),
-            Ok(size) => Ok(Self::Blank(size)),
-            Err(_) if std::path::Path::new(text).is_file() => {
-                Ok(Self::File(std::fs::canonicalize(text).with_context(|| format!("finding {text}"))?))
-            }
-            Err(_) => bail!("`{text}` is neither a size like 10G nor a file nor `none`"),
-        }
-    }
 }
 
 fn parse_pair(text: &str) -> Result<(String, String)> {

@@ -2,6 +2,20 @@
 //!
 //! That process lives in the cloud's network namespace; its helpers are its children and end with it.
 
+pub mod ca;
+pub mod content;
+pub mod docker_apt;
+pub mod fake_gateway;
+pub mod images;
+pub mod metadata_server;
+pub mod network;
+pub mod oci;
+pub mod real_clients;
+pub mod registry;
+pub mod requests;
+pub mod signing;
+pub mod tls;
+
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -15,16 +29,17 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::background;
 use crate::cache::Cache;
-use crate::cloud_content::{Content, HTTPS, TlsListener};
-use crate::docker_apt::DockerRepository;
-use crate::machine::detached;
-use crate::metadata_server::{Metadata, Server, control};
-use crate::network::{self, FORGE, METADATA, STORAGE, UPSTREAM_NAMES};
 use crate::process::Process;
 use crate::state::Lab;
+use content::Content;
+use docker_apt::DockerRepository;
+use metadata_server::{Metadata, Server, control};
+use network::{FORGE, METADATA, STORAGE, UPSTREAM_NAMES};
+use tls::{HTTPS, TlsListener};
 
-/// What the cloud runs beside its own process.
+/// The programs that the cloud's process starts.
 const HELPERS: [&str; 2] = ["slirp4netns", "dnsmasq"];
 /// The name of Cloud Storage's API.
 const STORAGE_NAME: &str = "storage.googleapis.com";
@@ -42,7 +57,7 @@ pub fn start(lab: &Lab, metadata: &Metadata, repository: Option<DockerRepository
     let answers = repository.unwrap_or(DockerRepository::Unreachable).to_possible_value();
     let answers = answers.context("a hidden kind of repository")?;
     let closed = if repository.is_none() { &["--closed"][..] } else { &[] };
-    let mut child = detached(lab, "serve", &[&["--docker-repository", answers.get_name()], closed].concat())?;
+    let mut child = background::start(lab, "serve", &[&["--docker-repository", answers.get_name()], closed].concat())?;
     let deadline = Instant::now() + START_LIMIT;
     while !lab.control_socket().exists() {
         let ended = child.try_wait().context("looking at the cloud's process")?;
@@ -88,7 +103,7 @@ pub fn runtime() -> Result<Runtime> {
     Builder::new_current_thread().enable_all().build().context("starting the runtime")
 }
 
-/// The servers that are part of this process. The control socket is the last one: when it is there, all answer.
+/// The servers in this process. The control socket comes last: when it exists, all of them answer.
 async fn servers(lab: &Lab, repository: Option<DockerRepository>) -> Result<()> {
     let mut end = signal(SignalKind::terminate()).context("listening for the end")?;
     let file = metadata_file(lab);

@@ -6,22 +6,23 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
 
+use crate::cli::progress::{self, Console, Outcome};
+use crate::cli::up::{self, Keep};
 use crate::cli::{Action, DiskChange, Metadata, Named, Up};
-use crate::metadata_server::Level;
-use crate::progress::{self, Console, NAMESPACE, Outcome};
+use crate::cloud::content;
+use crate::cloud::metadata_server::Level;
+use crate::machine::{attach, boot_disk, control_group, tunnel};
+use crate::product::NAMESPACE;
 use crate::state::Lab;
-use crate::up::Keep;
-use crate::{attach, cloud, cloud_content, control_group, host, machine, network, tiers, up};
+use crate::{cloud, host, machine, runner};
 
 /// The port on which the product publishes the gateway.
 const GATEWAY_PORT: u16 = 18789;
 
 /// Does it. The exit code is the command's verdict; an error means that there is none.
 pub fn run(action: Action) -> Result<ExitCode> {
-    if !matches!(action, Action::Test { .. }) {
+    if !matches!(action, Action::Test(_)) {
         host::require_root()?;
     }
     match action {
@@ -29,10 +30,10 @@ pub fn run(action: Action) -> Result<ExitCode> {
         Action::Exec { lab, command } => return exec(&existing(&lab)?, &command),
         Action::Reboot { lab, hard, limit } => return reboot(&existing(&lab)?, hard, limit.timeout),
         Action::Disk { lab, change } => disk(&existing(&lab)?, &change)?,
-        Action::Test { tier, only, long } => {
-            return Ok(if tiers::run(tier, only.as_deref(), long)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        Action::Test(tests) => {
+            return Ok(if runner::run(&tests)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        Action::Tunnel { lab, port } => tunnel(&existing(&lab)?, port)?,
+        Action::Tunnel { lab, port } => tunnel::open(&existing(&lab)?, port)?,
         Action::GuestAttributes(lab) => guest_attributes(&existing(&lab)?)?,
         Action::Metadata { lab, change } => metadata(&existing(&lab)?, change)?,
         Action::Requests(lab) => requests(&existing(&lab)?)?,
@@ -43,7 +44,7 @@ pub fn run(action: Action) -> Result<ExitCode> {
             cloud::serve(&existing(&lab)?, (!closed).then_some(docker_repository))?;
         }
         Action::Supervise(lab) => machine::supervise(&existing(&lab)?)?,
-        Action::Prepare { lab, archive, boot } => up::fill(&existing(&lab)?, &archive, boot)?,
+        Action::Prepare { lab, archive, boot } => boot_disk::fill(&existing(&lab)?, &archive, boot)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -107,25 +108,6 @@ fn exec(lab: &Lab, command: &[String]) -> Result<ExitCode> {
     Err(error).context("entering the machine")
 }
 
-/// Makes the machine's own `port` reachable on this machine's: hands connections on until it is interrupted.
-pub fn tunnel(lab: &Lab, port: u16) -> Result<()> {
-    cloud::runtime()?.block_on(async {
-        // Bound here, outside; what is connected later is in the machine's network.
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.with_context(|| format!("listening on {port}"))?;
-        network::enter(&lab.machine())?;
-        println!("http://127.0.0.1:{port}/ is the machine's; end with Ctrl-C");
-        loop {
-            let (mut near, _) = listener.accept().await.context("accepting a connection")?;
-            tokio::spawn(async move {
-                // A connection that breaks concerns only the two who had it.
-                if let Ok(mut far) = TcpStream::connect(("127.0.0.1", port)).await {
-                    let _ = copy_bidirectional(&mut near, &mut far).await;
-                }
-            });
-        }
-    })
-}
-
 fn guest_attributes(lab: &Lab) -> Result<()> {
     let attributes = cloud::runtime()?.block_on(cloud::client(lab)?.guest_attributes(NAMESPACE))?;
     println!("{}", serde_json::to_string(&attributes).context("writing the guest attributes as JSON")?);
@@ -157,7 +139,7 @@ fn requests(lab: &Lab) -> Result<()> {
         println!("{}", serde_json::to_string(request).context("writing a request as JSON")?);
         Ok(())
     }
-    cloud_content::requests(&lab.content())?.iter().try_for_each(print)?;
+    content::requests(&lab.content())?.iter().try_for_each(print)?;
     let metadata = cloud::runtime()?.block_on(cloud::client(lab)?.requests())?;
     metadata.iter().try_for_each(print)
 }

@@ -77,9 +77,9 @@ pub fn profile() -> String {
     env::var("OPENCLAW_LAB_PROFILE").unwrap_or_else(|_| "release".into())
 }
 
-/// The program that stands in for the gateway, built now if its sources changed.
-pub fn stand_in() -> Result<PathBuf> {
-    build("release", "openclaw-stand-in", "stand-in", &[])
+/// The fake gateway's program, built now if its sources changed.
+pub fn fake_gateway() -> Result<PathBuf> {
+    build("release", "openclaw-fake-gateway", "fake-gateway", &[])
 }
 
 fn build(profile: &str, package: &str, program: &str, settings: &[(&str, &str)]) -> Result<PathBuf> {

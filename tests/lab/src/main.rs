@@ -9,7 +9,7 @@ use openclaw_lab::workstation::Program;
 
 fn main() -> ExitCode {
     let done = match Program::called() {
-        Some(program) => program.run(),
+        Some(program) => program.run(commands::run),
         None => commands::run(Cli::parse().action),
     };
     match done {

@@ -74,6 +74,17 @@ impl Process {
         Ok(())
     }
 
+    /// Kills it and all that it has started, however far down.
+    pub fn kill_tree(self) {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten().flatten();
+        let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+        let children = lists.collect::<Vec<_>>().join(" ");
+        // What cannot be killed has ended.
+        drop(self.signal(Signal::SIGKILL));
+        let children = children.split_whitespace().filter_map(|pid| Self::of(pid.parse().ok()?).ok());
+        children.for_each(Self::kill_tree);
+    }
+
     /// Remembers it in `file`.
     pub fn remember(self, file: &Path) -> Result<()> {
         fs::write(file, format!("{} {}\n", self.pid, self.started))

@@ -9,8 +9,8 @@ const QUOTED: usize = 2048;
 
 /// Runs `command` with standard input closed and returns its standard output.
 ///
-/// Fails when it cannot be started or does not exit with 0; the error names the program and ends with the
-/// last [`QUOTED`] bytes of its standard error.
+/// Fails when it cannot be started or does not exit with 0; the error names the program and quotes the end of its
+/// standard error.
 pub fn run(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("starting {program}"))?;

@@ -48,7 +48,7 @@ impl Suite {
     }
 }
 
-/// What this machine's package managers are told, as far as a lab machine or image needs the same.
+/// The settings of this machine's package managers that a lab machine or image needs, too.
 #[derive(Debug, Clone)]
 pub struct Sources {
     /// One archive each: URI, release as in `bookworm-updates`, component.

@@ -46,7 +46,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Whether anything of it is there.
+    /// Whether its directory exists.
     pub fn exists(&self) -> bool {
         self.directory.exists()
     }
@@ -116,7 +116,7 @@ impl Lab {
         self.path("run").join(format!("{what}.pid"))
     }
 
-    /// Writes what is to be remembered.
+    /// Remembers the machine's description.
     pub fn save(&self, spec: &Spec) -> Result<()> {
         let file = self.path("spec.json");
         let text = serde_json::to_vec_pretty(spec).context("writing the lab's description as JSON")?;
@@ -140,12 +140,12 @@ pub struct Spec {
     /// Limit of the machine's memory; none: all that the development machine has.
     pub memory: Option<Size>,
     /// Data disks in the order of their attachment.
-    pub disks: Vec<Disk>,
+    pub disks: Vec<AttachedDisk>,
 }
 
-/// A disk beside the boot disk.
+/// A data disk of the machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Disk {
+pub struct AttachedDisk {
     /// Device name as in `gcloud compute instances create --disk=device-name=…`.
     pub device_name: String,
     /// The file that holds its content.

@@ -6,42 +6,15 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::rig::Rig;
+use crate::product::FAILPOINT;
 
-/// Made in the container, as its agent and its channels would.
-const FILL: &str = r"set -e
-cd /home/node/.openclaw
-mkdir -p workspace/deep credentials/whatsapp agents/main/sessions npm/node_modules/plugin
-echo before > workspace/note.md
-chmod 0750 workspace/note.md
-ln -s note.md workspace/link
-ln -s /nowhere workspace/dangling
-ln workspace/note.md workspace/deep/hard
-echo session > credentials/whatsapp/creds.json
-echo '{}' > agents/main/sessions/old.jsonl
-echo plugin > npm/node_modules/plugin/index.js
-echo key > /home/node/.config/openclaw/keyring
-node /app/openclaw.mjs config set update.checkOnStart false > /dev/null";
+/// Run in the container, as the next one.
+const FILL: &str = include_str!("../../scripts/backups/fill-state.sh");
 
-/// Something else, everywhere.
-const CHANGE: &str = r"set -e
-cd /home/node/.openclaw
-echo after > workspace/note.md
-echo more > workspace/more
-rm -r credentials/whatsapp npm
-echo other > /home/node/.config/openclaw/keyring
-node /app/openclaw.mjs config set update.checkOnStart true > /dev/null";
+const CHANGE: &str = include_str!("../../scripts/backups/change-state.sh");
 
-/// What must come back, one line each. Of databases only that the gateway finds itself in them: they change.
-const LOOK: &str = r#"cd /home/node/.openclaw
-for f in .env workspace/note.md credentials/whatsapp/creds.json agents/main/sessions/old.jsonl npm/node_modules/plugin/index.js; do
-  echo "$f $(stat -c '%a %u:%g' $f) $(sha256sum < $f)"
-done
-ls workspace
-readlink workspace/link workspace/dangling
-cat /mnt/disks/openclaw-data/config-openclaw/keyring
-grep -o 'checkOnStart.*' openclaw.json
-findmnt --noheadings --output FSROOT /home/node/.openclaw
-stat -c '%a %u:%g' . ../.openclaw/state /mnt/disks/openclaw-data/config-openclaw"#;
+/// What must come back, one line each.
+const LOOK: &str = include_str!("../../scripts/backups/show-state.sh");
 
 const CONTAINER: &str = "docker inspect --format '{{.Id}} {{.State.StartedAt}} {{.RestartCount}}' openclaw-gateway";
 const DATA: &str = "/mnt/disks/openclaw-data";
@@ -49,10 +22,10 @@ const DATA: &str = "/mnt/disks/openclaw-data";
 pub(super) fn backup_and_restore(rig: &Rig) -> Result<()> {
     rig.up(&[])?;
     in_container(rig, FILL)?;
-    let before = rig.shell(LOOK)?;
+    let before = rig.script(LOOK, &[])?;
     let backup = back_up(rig, &[], "gateway").context("the backup")?;
     in_container(rig, CHANGE)?;
-    ensure!(rig.shell(LOOK)? != before, "nothing changed");
+    ensure!(rig.script(LOOK, &[])? != before, "nothing changed");
     refused(rig, &backup).context("what must not be restored")?;
     restored(rig, &backup, &before).context("restored")?;
     on_a_new_machine(rig, &backup, &before).context("restored on a new machine")?;
@@ -91,7 +64,7 @@ fn refused(rig: &Rig, backup: &str) -> Result<()> {
     let forge = "cd /root && tar xzf whole openclaw-backup.json && echo evil > evil && \
                  tar czPf evil.tar.gz --transform 's,^evil,state/../../evil,' openclaw-backup.json evil";
     rig.shell(forge)?;
-    let (look, container) = (rig.shell(LOOK)?, rig.shell(CONTAINER)?);
+    let (look, container) = (rig.script(LOOK, &[])?, rig.shell(CONTAINER)?);
     let cases = [
         ("short", "nothing was changed"),
         ("flipped", "nothing was changed"),
@@ -104,7 +77,7 @@ fn refused(rig: &Rig, backup: &str) -> Result<()> {
         let said = rig.lab("exec", &["--", "openclaw-init", "restore", &format!("/root/{file}")])?;
         ensure!(said.code != 0, "{file} was restored");
         said.has(&[why]).with_context(|| file.to_owned())?;
-        ensure!(rig.shell(LOOK)? == look && rig.shell(CONTAINER)? == container, "{file} changed something");
+        ensure!(rig.script(LOOK, &[])? == look && rig.shell(CONTAINER)? == container, "{file} changed something");
     }
     let left = rig.shell(&format!("ls {DATA} | grep -e restor || true"))?;
     ensure!(left.is_empty(), "left behind: {left}");
@@ -127,7 +100,7 @@ fn restored(rig: &Rig, backup: &str, before: &str) -> Result<()> {
 }
 
 fn is_as(rig: &Rig, before: &str) -> Result<()> {
-    let now = rig.shell(LOOK)?;
+    let now = rig.script(LOOK, &[])?;
     ensure!(now == before, "it was\n{before}\nand is\n{now}");
     let found = rig.shell("docker exec openclaw-gateway sh -c 'cat /home/node/.openclaw/workspace/note.md'")?;
     ensure!(found == "before", "in the container there is {found}");
@@ -151,11 +124,11 @@ fn fetch(rig: &Rig, file: &str) -> Result<Vec<u8>> {
     bytes.collect::<Result<_, _>>().context("reading what od prints")
 }
 
-/// Before the intent the old state is there, whole; after it the next boot completes the new one.
+/// A cut before the intent leaves the whole old state. After it, the next boot completes the new one.
 fn cut_anywhere(rig: &Rig, backup: &str, before: &str) -> Result<()> {
     in_container(rig, "echo cut > /home/node/.openclaw/workspace/note.md")?;
     let cut = |point: &str| {
-        let line = format!("OPENCLAW_INIT_CUT={point} openclaw-init restore --replace-newer {backup}; echo ended $?");
+        let line = format!("{FAILPOINT}={point} openclaw-init restore --replace-newer {backup}; echo ended $?");
         rig.shell(&line).and_then(|said| {
             ensure!(said.contains("ended 137"), "it was not cut at {point}:\n{said}");
             Ok(())
@@ -179,7 +152,7 @@ fn cut_anywhere(rig: &Rig, backup: &str, before: &str) -> Result<()> {
 
 fn of_a_stopped_gateway(rig: &Rig) -> Result<()> {
     rig.lab_ends(0, "exec", &["--", "openclaw-init", "stop"])?;
-    let look = rig.shell(LOOK)?;
+    let look = rig.script(LOOK, &[])?;
     let backup = back_up(rig, &["--to", "/root/stopped.tar.gz"], "stopped")?;
     ensure!(backup == "/root/stopped.tar.gz", "it is in {backup}");
     // Nothing has used the state since: no flag is needed.

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::first_boot::{is_ready, units_are_valid};
+use super::checks::{is_ready, units_are_valid};
 use super::readme::{Block, Reader};
 use super::rig::Rig;
 use crate::host;
@@ -18,48 +18,30 @@ const TOKEN: &str = "5eed5eed0123456789abcdef0123456789abcdef0123456789abcdef5ee
 /// An image as an operator names one.
 const IMAGE: &str = "ghcr.io/openclaw/openclaw:2026.9.6";
 
-/// Makes a builder a machine with a past: host keys, and the state of a gateway.
-const PAST: &str = "set -e
-apt-get install -qq -y --no-install-recommends openssh-server > /dev/null 2>&1
-install -d /var/lib/openclaw-init/data/openclaw /root/.ssh
-echo TOKEN=$0 > /var/lib/openclaw-init/data/openclaw/.env
-echo $0 > /root/.bash_history
-cp /etc/ssh/ssh_host_ed25519_key.pub /root/.ssh/authorized_keys
-sync";
+/// Makes a builder a machine with a past.
+const PAST: &str = include_str!("../../scripts/baked/give-past.sh");
 
 /// What tells this machine from others, one a line: its id, Docker's, its host key.
 const IDENTITY: &str =
     "cat /etc/machine-id; docker info --format '{{.ID}}'; cut -d ' ' -f 2 /etc/ssh/ssh_host_ed25519_key.pub";
 
-/// Mounts an image where nobody else sees it, and lists what must not be in it: by name, then by content
-/// ($3: a file with what to search for).
-const SEARCH: &str = r#"set -eu
-mount -o ro,loop "$1" "$2"
-cd "$2"
-find etc/ssh -name 'ssh_host_*'
-find root home -name authorized_keys -o -name '.*_history'
-find var/lib/apt/lists var/cache/apt var/log -type f ! -name lock
-find var/log/journal var/lib/docker/containers var/lib/docker/swarm -mindepth 1
-for path in etc/docker/key.json var/lib/docker/engine-id var/lib/dbus/machine-id var/lib/openclaw-init/data*; do
-  [ ! -e "$path" ] || echo "$path"
-done
-[ ! -s etc/machine-id ] || echo etc/machine-id
-grep --recursive --text --files-with-matches --fixed-strings --file "$3" . || [ $? = 1 ]
-"#;
+/// Lists what must not be in an image.
+const SEARCH: &str = include_str!("../../scripts/baked/search-image.sh");
+/// Lists what `uninstall` left.
+const LEFTOVERS: &str = include_str!("../../scripts/baked/show-leftovers.sh");
 
-/// Bakes with a program whose own default version no registry has: the baked one must count.
+/// Bakes with a program whose default version is in no registry: the baked version must win.
 pub(super) fn sealed_image_boots_without_internet(rig: &Rig) -> Result<()> {
     let builder = rig.beside("baked-builder")?;
     let newer = rig.newer_binary();
     let newer = newer.to_str().context("the binary's path is not text")?;
     builder.lab_ends(1, "up", &["--boot", "nothing", "--disk", "none", "--boot-disk", "8G", "--binary", newer])?;
-    let fetch = "curl -fsS -o /root/openclaw-init http://198.18.0.4/openclaw-init && chmod 0755 /root/openclaw-init";
-    builder.shell(fetch)?;
+    builder.fetch("/root/openclaw-init")?;
     builder.shell(&format!("/root/openclaw-init bake --image {IMAGE} 2>&1"))?;
     let baked = builder.shell("cat /etc/openclaw-init/baked.json")?;
     ensure!(baked.contains(IMAGE) && baked.contains("2026.9.6"), "it says {baked}");
     builder.shell("/root/openclaw-init bake --version 2026.9.6 2>&1 && rm /root/openclaw-init")?;
-    builder.lab_ends(0, "exec", &["--", "sh", "-c", PAST, TOKEN])?;
+    builder.script(PAST, &[TOKEN])?;
     let identity = builder.shell(IDENTITY)?;
     ensure!(identity.lines().count() == 3, "the builder's identity is {identity}");
     refuses_to_seal(&builder, "/var/lib/openclaw-init/data/openclaw")?;
@@ -98,8 +80,8 @@ pub(super) fn sealed_image_boots_without_internet(rig: &Rig) -> Result<()> {
     leaves_only_data_and_docker(rig).context("uninstall")
 }
 
-/// From an image that has cloud-init in it: what that had set up on the builder must be gone, so that it takes the
-/// machine for the new one that it is.
+/// From an image with cloud-init. What cloud-init had set up on the builder must be gone, or it would not notice that
+/// this machine is a new one.
 pub(super) fn baked_on_debian_13(rig: &Rig) -> Result<()> {
     Reader::of(rig)?.succeeds(&[Block::ImageWay, Block::Wait])?;
     is_ready(rig)?;
@@ -137,10 +119,7 @@ fn holds_nothing_of(image: &Path, identity: &str) -> Result<()> {
 fn leaves_only_data_and_docker(rig: &Rig) -> Result<()> {
     let token = rig.shell("grep ^OPENCLAW_GATEWAY_TOKEN= /home/node/.openclaw/.env")?;
     rig.lab_ends(0, "exec", &["--", "openclaw-init", "uninstall"])?.has(&["stopped container", "the data", "stay"])?;
-    let left = "docker ps --all --quiet; ls /usr/local/bin /usr/local/lib/openclaw-init /etc/openclaw-init | grep -v -e : -e docker-key; \
-                ls -d /home/node/.openclaw /mnt/disks/*; systemctl list-unit-files --no-legend 'openclaw*'; \
-                nft list table inet openclaw_init; findmnt --noheadings --list --output TARGET | grep openclaw";
-    let left = rig.shell(&format!("{{ {left}; }} 2> /dev/null || true"))?;
+    let left = rig.script(LEFTOVERS, &[])?;
     ensure!(left.is_empty(), "it left behind:\n{left}");
     ensure!(rig.shell("docker images --quiet")?.lines().count() == 1, "the image is gone");
     let kept = rig.shell("mount -o ro /dev/disk/by-id/google-openclaw-data /mnt && cat /mnt/openclaw/.env")?;

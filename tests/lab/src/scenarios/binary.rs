@@ -1,10 +1,11 @@
-//! The release binary by itself.
+//! The release binary without a machine.
 
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use super::rig::Rig;
+use crate::product::BOOT_HERE;
 
 /// The largest binary that is still fetched in a moment at every boot.
 const LIMIT_BYTES: u64 = 8 * 1024 * 1024;
@@ -31,7 +32,7 @@ pub(super) fn resolves_names_by_itself(rig: &Rig) -> Result<()> {
     let calls = "open,openat,execve";
     rig.shell(&format!(
         "GCE_METADATA_HOST=metadata.google.internal \
-         strace -f -e trace={calls} -o /root/trace openclaw-init boot > /dev/null 2>&1"
+         strace -f -e trace={calls} -o /root/trace {BOOT_HERE} > /dev/null 2>&1"
     ))?;
     let trace = rig.shell("cat /root/trace")?;
     let opened = opened_by_the_first_program(&trace);

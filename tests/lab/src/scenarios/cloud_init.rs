@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::first_boot::is_ready;
+use super::checks::is_ready;
 use super::readme::{Block, Reader};
 use super::rig::Rig;
-use crate::up::LOADER;
+use crate::product::LOADER;
 
 const INSTALLED: &str = "sha256sum < /usr/local/bin/openclaw-init";
 /// Which run of the unit it is.

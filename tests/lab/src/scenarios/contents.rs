@@ -1,4 +1,4 @@
-//! What is in the image beside the gateway, and the image from source.
+//! Additions to the gateway's image, and the image from source.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,11 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::first_boot::is_ready;
+use super::checks::is_ready;
 use super::rig::Rig;
-use crate::images::GATEWAY_VERSION;
-use crate::network;
+use crate::cloud::images::GATEWAY_VERSION;
+use crate::cloud::network;
+use crate::files::sha256;
 use crate::program::run;
 
 /// A program of our own in the place of one that unlocks a keyring: it shows what it was given.
@@ -102,53 +103,12 @@ fn second_list_replaces_the_first(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn sha256(path: &Path) -> Result<String> {
-    let said = run(Command::new("sha256sum").arg(path))?;
-    Ok(said.split(' ').next().unwrap_or_default().to_owned())
-}
-
 /// Of upstream's shape: arguments before the first stage, several stages, cache mounts; the gateway itself comes
 /// from npm, since its source is not here.
-const DOCKERFILE: &str = r#"ARG OPENCLAW_NODE_BOOKWORM_IMAGE="node:24-bookworm-slim"
-ARG OPENCLAW_NODE_BOOKWORM_SLIM_IMAGE="node:24-bookworm-slim"
-FROM ${OPENCLAW_NODE_BOOKWORM_IMAGE} AS build
-ARG OPENCLAW_DOCKER_BUILD_NODE_OPTIONS="--max-old-space-size=8192"
-WORKDIR /build
-COPY package.json ./
-RUN --mount=type=cache,id=openclaw-npm,target=/root/.npm,sharing=locked \
-    npm install --global --prefix /opt/gateway --no-audit --no-fund \
-      --allow-scripts=openclaw,koffi,protobufjs,@google/genai \
-      "openclaw@$(node --print 'require("./package.json").version')"
-COPY . .
-RUN NODE_OPTIONS="$OPENCLAW_DOCKER_BUILD_NODE_OPTIONS" node scripts/build.mjs
-
-FROM build AS runtime-assets
-RUN mv /opt/gateway/lib/node_modules/openclaw /app && cp built.json /app/built.json
-
-FROM ${OPENCLAW_NODE_BOOKWORM_SLIM_IMAGE} AS base-runtime
-RUN --mount=type=cache,id=openclaw-apt,target=/var/cache/apt,sharing=locked \
-    --mount=type=cache,id=openclaw-lists,target=/var/lib/apt,sharing=locked \
-    apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-      ca-certificates curl git hostname lsof openssl procps python3 tini
-
-FROM base-runtime
-ARG GIT_COMMIT
-LABEL org.opencontainers.image.revision="${GIT_COMMIT}"
-WORKDIR /app
-COPY --from=runtime-assets --chown=node:node /app .
-RUN ln -s /app/openclaw.mjs /usr/local/bin/openclaw \
- && install -d -o node -g node -m 0700 /home/node/.openclaw /home/node/.config/openclaw
-ENV NODE_ENV=production
-USER node
-ENTRYPOINT ["tini", "-s", "--"]
-CMD ["node", "openclaw.mjs", "gateway"]
-"#;
+const DOCKERFILE: &str = include_str!("../../scripts/source/Dockerfile");
 
 /// Notes the largest heap of the build.
-const BUILD: &str = "import { writeFileSync } from 'node:fs';
-import { getHeapStatistics } from 'node:v8';
-writeFileSync('built.json', JSON.stringify({ heap: Math.round(getHeapStatistics().heap_size_limit / 2 ** 20) }));
-";
+const BUILD: &str = include_str!("../../scripts/source/build.mjs");
 
 pub(super) fn source_of_a_commit_is_built(rig: &Rig) -> Result<()> {
     let repository = tempfile::tempdir().context("making a directory for a repository")?;
@@ -160,8 +120,7 @@ pub(super) fn source_of_a_commit_is_built(rig: &Rig) -> Result<()> {
     fs::create_dir_all(&archives)?;
     let archive = publish(repository.path(), &archives, &commit)?;
 
-    let fetch = "curl -fsS -o /root/openclaw-init http://198.18.0.4/openclaw-init && chmod 0755 /root/openclaw-init";
-    rig.shell(fetch)?;
+    rig.fetch("/root/openclaw-init")?;
     rig.lab_ends(0, "exec", &["--", "/root/openclaw-init"])?.has(&["ready"])?;
     is_ready(rig)?;
     let revision = "{{index .Config.Labels \"org.opencontainers.image.revision\"}}";
@@ -176,7 +135,7 @@ pub(super) fn source_of_a_commit_is_built(rig: &Rig) -> Result<()> {
     rig.lab_ends(0, "reboot", &["--hard"])?;
     is_ready(rig)?;
 
-    // The same archive cannot be another commit; the gateway goes on as it is, also over a reboot.
+    // The archive of one commit is refused as another one. The gateway goes on as it is, also after a reboot.
     let other = "0a".repeat(20);
     fs::copy(&archive, archives.join(format!("{other}.tar.gz")))?;
     rig.attribute(&format!("openclaw-source-ref={other}"))?;

@@ -1,16 +1,17 @@
-//! The power is cut at the program's named points (`src/cut.rs`), and the next run completes what was begun.
+//! The power is cut at the product's failpoints, and the next run completes what was begun.
 //!
-//! The product's units are not on these machines: every run is one of the scenario's, so that a machine that comes up
-//! again after a cut waits for it.
+//! These machines do not have the product's units: after a cut, a machine that comes up again waits for the scenario's
+//! next run.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
 use super::rig::Rig;
-use crate::stand_in;
+use crate::cloud::fake_gateway;
+use crate::product::{BOOT_HERE, FAILPOINT, FAILPOINT_LOG};
 
-/// What no cut can make a difference to: what only looks, and the report, which is about the run.
+/// Points at which a cut makes no difference: reads, and the report of the run itself.
 const LOOKS: [&str; 10] = [
     "run.",
     "metadata.",
@@ -62,7 +63,7 @@ const ROLLBACK: Course =
     Course { begin: with_a_rollback_asked_for, run: BOOT, of: "update.", chosen: &["update.rename#1.aside"] };
 
 /// Its steps are cut in the gate by the scenario `moving-in`.
-const MOVING_IN: Course = Course { begin: with_a_disk_for_the_state, run: BOOT, of: "move.", chosen: &[] };
+const MOVING_IN: Course = Course { begin: with_a_disk_for_the_state, run: BOOT, of: "state.", chosen: &[] };
 
 /// Its steps are cut in the gate by the scenario `backup-restore`.
 const RESTORE: Course = Course {
@@ -121,7 +122,7 @@ fn at_every_point(rig: &Rig, course: &Course) -> Result<()> {
 /// The points of an uncut run that can make a difference.
 fn points(rig: &Rig, course: &Course) -> Result<Vec<String>> {
     (course.begin)(rig)?;
-    rig.shell(&format!("rm -f /root/points; OPENCLAW_INIT_CUT_LOG=/root/points {} 2>&1", course.run))?;
+    rig.shell(&format!("rm -f /root/points; {FAILPOINT_LOG}=/root/points {} 2>&1", course.run))?;
     let passed = rig.shell("cat /root/points")?;
     let of_interest = |point: &&str| point.contains(course.of) && !LOOKS.iter().any(|looks| point.contains(looks));
     Ok(passed.lines().filter(of_interest).map(str::to_owned).collect())
@@ -144,13 +145,13 @@ fn sweep(rig: &Rig, course: &Course, points: &[&str]) -> Result<()> {
 
 fn cut_at(rig: &Rig, course: &Course, point: &str) -> Result<()> {
     (course.begin)(rig).context("getting there")?;
-    let begun = rig.shell(STATE)?;
-    let code = rig.shell(&format!("OPENCLAW_INIT_CUT={point} {} > /root/cut.log 2>&1; echo $?", course.run))?;
+    let begun = rig.script(STATE, &[])?;
+    let code = rig.shell(&format!("{FAILPOINT}={point} {} > /root/cut.log 2>&1; echo $?", course.run))?;
     ensure!(code == KILLED, "the run was not cut there, it ended with {code}: {}", rig.shell("cat /root/cut.log")?);
-    let cut = rig.shell(STATE)?;
+    let cut = rig.script(STATE, &[])?;
     power_cut(rig)?;
     rig.boot(0).context("the next run")?;
-    let state = rig.shell(STATE)?;
+    let state = rig.script(STATE, &[])?;
     ensure!(state.contains(&begun) && state.contains(&cut), "the state was\n{begun}\n{cut}\nand is\n{state}");
     one_version(rig)?;
     let containers = rig.shell("docker ps --all --format '{{.Names}} {{.State}}'")?;
@@ -162,29 +163,25 @@ fn cut_at(rig: &Rig, course: &Course, point: &str) -> Result<()> {
 fn one_version(rig: &Rig) -> Result<()> {
     let image = rig.shell("docker inspect --format '{{.Config.Image}}' openclaw-gateway")?;
     let version = image.rsplit(':').next().unwrap_or_default();
-    let schema = if version == stand_in::FIRST { 1 } else { 2 };
-    let found = rig.shell(
-        "cd /mnt/disks/openclaw-data; cat openclaw/state/stand-in.json openclaw-init/record.json; \
-         ls openclaw-init/update.json openclaw-init/switch.json 2> /dev/null || true",
-    )?;
+    let schema = if version == fake_gateway::FIRST { 1 } else { 2 };
+    let found = rig.script(RECORDS, &[])?;
     let expected = [format!("\"schema\":{schema}"), format!("\"version\": \"{version}\"")];
     let ours = expected.iter().all(|part| found.contains(part)) && !found.contains("openclaw-init/");
     ensure!(ours, "the gateway is {image}, and its state:\n{found}");
     Ok(())
 }
 
-const BOOT: &str = "openclaw-init boot";
+const BOOT: &str = BOOT_HERE;
 
 /// Killed by SIGKILL, as a shell says it.
 const KILLED: &str = "137";
 
-/// What must outlive everything: a file of the state, and the token. Empty while there is neither.
-const STATE: &str = "cd /mnt/disks/openclaw-data/openclaw 2> /dev/null || cd /var/lib/openclaw-init/data/openclaw \
-                     2> /dev/null && \
-                     { cat kept; grep ^OPENCLAW_GATEWAY_TOKEN= .env; } 2> /dev/null || true";
-
-const FETCH: &str = "curl -fsS -o /usr/local/bin/openclaw-init http://198.18.0.4/openclaw-init && \
-                     chmod 0755 /usr/local/bin/openclaw-init";
+/// What must outlive everything.
+const STATE: &str = include_str!("../../scripts/cuts/show-state.sh");
+/// Of which version state and record are, and what is half done.
+const RECORDS: &str = include_str!("../../scripts/cuts/show-records.sh");
+/// Leaves a machine with Docker and a blank disk.
+const BLANK: &str = include_str!("../../scripts/cuts/blank-machine.sh");
 
 /// Docker and a ready gateway.
 fn ready(rig: &Rig) -> Result<()> {
@@ -195,30 +192,23 @@ fn ready(rig: &Rig) -> Result<()> {
 /// A new machine with nothing but the program.
 fn bare(rig: &Rig) -> Result<()> {
     rig.lab_ends(0, "down", &[])?;
-    let version = format!("openclaw-version={}", stand_in::FIRST);
+    let version = format!("openclaw-version={}", fake_gateway::FIRST);
     rig.up_ends(1, &["--boot", "nothing", "--attr", &version])?;
-    rig.shell(FETCH).map(drop)
+    rig.fetch("/usr/local/bin/openclaw-init")
 }
 
 /// Everything that the product made is gone but Docker; the disk is blank.
 fn with_a_blank_disk(rig: &Rig) -> Result<()> {
-    rig.shell(&format!(
-        "set -e
-         openclaw-init uninstall 2>&1
-         docker image ls --quiet | xargs -r docker image rm --force
-         rm -rf /var/lib/openclaw-init
-         blkdiscard --force /dev/disk/by-id/google-openclaw-data 2>&1
-         {FETCH}"
-    ))
-    .map(drop)
+    rig.script(BLANK, &[])?;
+    rig.fetch("/usr/local/bin/openclaw-init")
 }
 
-/// The machine comes up again, and nothing of the product's starts by itself.
+/// The machine comes up again, and nothing starts the product.
 fn power_cut(rig: &Rig) -> Result<()> {
     rig.lab_ends(1, "reboot", &["--hard"])?.has(&["there is no openclaw-init.service"]).map(drop)
 }
 
-/// The gateway is to be published on the other one of two ports.
+/// Asks for the gateway's other one of two ports.
 fn with_another_port(rig: &Rig) -> Result<()> {
     rig.shell("date > /mnt/disks/openclaw-data/openclaw/kept")?;
     let other = if rig.shell("docker port openclaw-gateway")?.ends_with(":18789") { 18790 } else { 18789 };
@@ -250,7 +240,7 @@ fn with_an_update_asked_for(rig: &Rig) -> Result<()> {
     with_a_blank_disk(rig)?;
     rig.boot(0)?;
     rig.shell("date > /mnt/disks/openclaw-data/openclaw/kept")?;
-    ask(rig, &format!("{{\"update\":{{\"to\":\"{}\"}}}}", stand_in::SECOND))
+    ask(rig, &format!("{{\"update\":{{\"to\":\"{}\"}}}}", fake_gateway::SECOND))
 }
 
 /// The same of `openclaw-init rollback`, after an update.

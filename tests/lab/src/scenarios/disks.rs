@@ -1,32 +1,33 @@
 //! The data disk through the life of its machines: away and back, with a great many files, on a new machine.
 
 use std::env;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-use super::first_boot::is_ready;
+use super::checks::is_ready;
 use super::rig::Rig;
-use crate::images::GATEWAY_VERSION;
-use crate::{cloud_content, host};
+use crate::cloud::content;
+use crate::cloud::images::GATEWAY_VERSION;
+use crate::host;
 
 pub(super) const TOKEN: &str = "grep ^OPENCLAW_GATEWAY_TOKEN= /home/node/.openclaw/.env";
 /// Who the gateway is, and which devices it knows.
-pub(super) const IDENTITY: &str = "cd /home/node/.openclaw && find . -type f '(' -path './identity/*' -o -path './devices/*' ')' | sort | xargs -r sha256sum";
+pub(super) const IDENTITY: &str = include_str!("../../scripts/disks/show-identity.sh");
 
 /// The disk stage against every kind of disk, in a mount namespace on this machine.
-pub(super) fn every_kind_of_disk(_: &Rig) -> Result<()> {
+pub(super) fn every_kind_of_disk(rig: &Rig) -> Result<()> {
     host::install(&host::DISK_TOOLS)?;
     let mut tests = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     tests.args(["test", "--quiet", "--package", "openclaw-init", "--test", "disk", "--"]);
-    tests.args(["--ignored", "--test-threads", "1"]).current_dir(host::workspace()?).stdin(Stdio::null());
-    let status = tests.status().context("starting cargo test")?;
+    tests.args(["--ignored", "--test-threads", "1"]).current_dir(host::workspace()?);
+    let status = rig.watch().status(&mut tests)?;
     ensure!(status.success(), "the tests of the disk stage ended with {status}");
     Ok(())
 }
 
-/// One disk: missing for a boot, filled, and at last on another machine.
+/// One disk: missing for a boot, then full of files, finally on another machine.
 pub(super) fn data_disk_outlives_its_machine(rig: &Rig) -> Result<()> {
     rig.up(&[])?;
     is_ready(rig)?;
@@ -36,7 +37,7 @@ pub(super) fn data_disk_outlives_its_machine(rig: &Rig) -> Result<()> {
     is_the_same_state(rig, &token).context("the disk is back")?;
     many_files_cost_nothing(rig).context("200,000 files")?;
 
-    let identity = rig.shell(IDENTITY)?;
+    let identity = rig.script(IDENTITY, &[])?;
     let directory = TempDir::new().context("making a directory for the disk")?;
     let kept = directory.path().join("kept.img");
     let kept = kept.to_str().context("the disk's path is no text")?;
@@ -46,14 +47,14 @@ pub(super) fn data_disk_outlives_its_machine(rig: &Rig) -> Result<()> {
     names_its_machine(&successor)?;
     pulled_by_digest(&successor).context("the image of the new machine")?;
     is_the_same_state(&successor, &token).context("on a new machine")?;
-    let now = successor.shell(IDENTITY)?;
+    let now = successor.script(IDENTITY, &[])?;
     ensure!(now == identity, "the gateway's identity or its devices changed from\n{identity}\nto\n{now}");
     Ok(())
 }
 
 /// The tag may have been moved since: what the record names is what is asked for.
 fn pulled_by_digest(rig: &Rig) -> Result<()> {
-    let requests = cloud_content::requests(&rig.machine()?.content())?;
+    let requests = content::requests(&rig.machine()?.content())?;
     let asked =
         |what: &str| requests.iter().any(|request| request.path.contains(&format!("openclaw/manifests/{what}")));
     ensure!(asked("sha256:") && !asked(GATEWAY_VERSION), "the registry was asked for {requests:?}");
@@ -94,22 +95,11 @@ fn is_the_same_state(rig: &Rig, token: &str) -> Result<()> {
 }
 
 /// Runs that change nothing, by turns with and without 200,000 files in the state directory; each run's ms.
-const TURNS: &str = r"
-cd /mnt/disks/openclaw-data
-mkdir aside && (cd aside && seq 200000 | xargs touch) && chown 1000:1000 aside
-for turn in $(seq 61); do
-    for at in aside openclaw/aside; do
-        [ -d $at ] || mv $(ls -d aside openclaw/aside 2> /dev/null) $at
-        start=$(date +%s%N)
-        openclaw-init boot > /tmp/run 2>&1 && grep -q changes=0 /tmp/run || { cat /tmp/run; exit 1; }
-        echo $at $(( ($(date +%s%N) - start) / 1000000 ))
-    done
-done
-";
+const TURNS: &str = include_str!("../../scripts/disks/time-idle-runs.sh");
 
 fn many_files_cost_nothing(rig: &Rig) -> Result<()> {
     rig.boot(0)?;
-    let said = rig.shell(TURNS)?;
+    let said = rig.script(TURNS, &[])?;
     let (empty, full) = (times(&said, "aside")?, times(&said, "openclaw/aside")?);
     println!("runs that change nothing, fastest and median in ms: {empty:?}; with 200,000 files {full:?}");
     // Other machines run beside this one; the fastest run is the one that they disturbed least.

@@ -3,53 +3,18 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::first_boot::is_ready;
+use super::checks::is_ready;
 use super::rig::Rig;
-use crate::cloud_content::{ARTIFACT_REGISTRY_NAME, PRIVATE_REPOSITORY};
+use crate::cloud::content::{ARTIFACT_REGISTRY_NAME, PRIVATE_REPOSITORY};
 
 /// The image of the gateway, which is built here.
 const IMAGE: &str = "$(docker image ls --quiet localhost/openclaw-init)";
 
-/// Puts the engine and client of Debian's unstable release in the place of the machine's own; containerd and runc
-/// stay.
-const NEW_ENGINE: &str = "set -e
-mkdir -p /root/sid/lists/partial /root/sid/archives/partial
-sed -nE 's/^(deb .*) bookworm main.*/\\1 sid main/p' /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null \
-  | head -n 1 > /root/sid/sources.list
-cd /root/sid
-apt='apt-get --quiet=2 -o Dir::Etc::SourceList=/root/sid/sources.list -o Dir::Etc::SourceParts=/dev/null
-  -o Dir::State::Lists=/root/sid/lists -o Dir::Cache::Archives=/root/sid/archives -o APT::Sandbox::User=root'
-$apt update
-$apt download docker.io docker-cli
-systemctl stop docker.socket docker.service
-for package in *.deb; do dpkg-deb --extract $package /; done
-rm -r /root/sid
-systemctl daemon-reload
-systemctl start docker.service";
+/// Puts a newer engine in the place of the machine's own.
+const NEW_ENGINE: &str = include_str!("../../scripts/engines/install-sid-engine.sh");
 
-/// Stands between the program and the engine, and knows no BuildKit sessions, as engines to come.
-const NO_SESSIONS: &str = r#"use strict; use IO::Socket::UNIX; use IO::Select;
-rename '/run/docker.sock', '/run/docker.real' or die;
-my $listener = IO::Socket::UNIX->new(Local => '/run/docker.sock', Listen => 64) or die;
-$SIG{CHLD} = 'IGNORE';
-while (1) {
-  my $client = $listener->accept or next;
-  next if fork;
-  my $engine = IO::Socket::UNIX->new(Peer => '/run/docker.real') or die;
-  my $both = IO::Select->new($client, $engine);
-  while (my @ready = $both->can_read) {
-    for my $from (@ready) {
-      sysread($from, my $bytes, 65536) or exit;
-      if ($from == $client && $bytes =~ m{^POST \S*/(grpc|session)}) {
-        syswrite $client, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-        exit;
-      }
-      my $to = $from == $client ? $engine : $client;
-      for (my $done = 0; $done < length $bytes;) { $done += syswrite($to, $bytes, length($bytes) - $done, $done) // exit }
-    }
-  }
-}
-"#;
+/// A proxy, in Perl, that knows no BuildKit sessions.
+const NO_SESSIONS: &str = include_str!("../../scripts/engines/no-sessions.pl");
 
 /// On a machine as small as people try: the whole of it has 2 GB of memory and 10 GB of disk.
 pub(super) fn builds_on_old_and_new_engines(rig: &Rig) -> Result<()> {
@@ -58,14 +23,14 @@ pub(super) fn builds_on_old_and_new_engines(rig: &Rig) -> Result<()> {
     is_ready(rig)?;
     built(rig, "20.10.", true)?;
 
-    rig.shell(NEW_ENGINE).context("putting in a new engine")?;
+    rig.script(NEW_ENGINE, &[]).context("putting in a new engine")?;
     build_again(rig)?;
     built(rig, "28.", true)?;
 
     // BuildKit asks its session who the VM is only for a registry that wants to know.
     rig.attribute(&format!("openclaw-registry-mirror={ARTIFACT_REGISTRY_NAME}/{PRIVATE_REPOSITORY}"))?;
     rig.lab_ends(0, "exec", &["--", "systemd-run", "--unit=no-sessions", "perl", "-e", NO_SESSIONS])?;
-    rig.shell("sleep 1; docker version > /dev/null").context("reaching the engine through the stand-in")?;
+    rig.shell("sleep 1; docker version > /dev/null").context("reaching the engine through the proxy")?;
     build_again(rig)?;
     built(rig, "28.", false)
 }
@@ -98,21 +63,15 @@ pub(super) fn one_gigabyte_is_enough_or_named(rig: &Rig) -> Result<()> {
     said.has(&["memory", "set-machine-type", "e2-medium"]).map(|_| ())
 }
 
-/// Images of one's own below the official name: the stand-in with 400 MB that no other version has.
-const VERSION: &str = "set -e
-mkdir -p /root/image && cd /root/image
-docker image inspect base:1 > /dev/null 2>&1 || docker tag ghcr.io/openclaw/openclaw:0.1.1 base:1
-head -c 400M /dev/urandom > content
-printf 'FROM base:1\\nCOPY content /content\\n' > Dockerfile
-docker build --quiet --label org.opencontainers.image.version=$0 --tag ghcr.io/openclaw/openclaw:$0 .
-rm -r /root/image";
+/// Makes another version of the image below the official name.
+const VERSION: &str = include_str!("../../scripts/engines/make-version.sh");
 
 /// Current and previous stay; what is not ours stays, too.
 pub(super) fn ten_updates_leave_two_images(rig: &Rig) -> Result<()> {
     rig.up(&["--boot-disk", "10G", "--attr", "openclaw-version=0.1.1"])?;
     for number in 1..=10 {
         let version = format!("0.2.{number}");
-        rig.lab_ends(0, "exec", &["--", "sh", "-c", VERSION, &version])?;
+        rig.script(VERSION, &[&version])?;
         let update = ["--", "openclaw-init", "update", "--to", &version];
         rig.lab_ends(0, "exec", &update).with_context(|| format!("updating to {version}"))?;
     }

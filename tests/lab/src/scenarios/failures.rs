@@ -1,12 +1,12 @@
 //! Every failure ends with its code, a sentence and nothing damaged; every fault that heals ends ready.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::first_boot::is_ready;
+use super::checks::is_ready;
 use super::rig::{Rig, Said};
+use crate::files::sha256;
 
 /// `lab up` ended as a failure with `code`, and its report says the sentence with all `parts`.
 fn up_fails(rig: &Rig, code: &str, parts: &[&str], arguments: &[&str]) -> Result<Said> {
@@ -15,7 +15,7 @@ fn up_fails(rig: &Rig, code: &str, parts: &[&str], arguments: &[&str]) -> Result
     Ok(said)
 }
 
-/// One machine, one wrong turn after the other, none of which leaves a trace: at the end it becomes ready.
+/// One machine takes one wrong turn after the other. None leaves a trace: at the end it becomes ready.
 pub(super) fn every_wrong_turn_then_ready(rig: &Rig) -> Result<()> {
     up_fails(rig, "config-invalid", &["openclaw-port", "banana"], &["--attr", "openclaw-port=banana"])?;
     let attributes = rig.guest_attributes()?;
@@ -34,32 +34,28 @@ pub(super) fn every_wrong_turn_then_ready(rig: &Rig) -> Result<()> {
         rig.attribute(attribute.split('=').next().unwrap_or_default())?;
     }
 
-    let listen = "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalAddr=>q(127.0.0.1:18789),Listen=>1,ReuseAddr=>1) or die; sleep";
-    rig.shell(&format!("systemd-run --unit=squatter perl -e '{listen}' && sleep 1 && systemctl is-active squatter"))?;
+    rig.lab_ends(0, "exec", &["--", "systemd-run", "--unit=squatter", "perl", "-e", SQUATTER])?;
+    rig.shell("sleep 1 && systemctl is-active squatter")?;
     rig.boot(27)?.has(&["18789"])?;
     rig.shell("systemctl stop squatter")?;
     port_of_nobody(rig)?;
 
-    // So many runs have used the minute's guest-attribute writes: version and detail would keep their values.
+    // The runs before have used up this minute's guest-attribute writes: version and detail would stay as they are.
     rig.shell("sleep 61")?;
     rig.boot(0)?;
     is_ready(rig)?;
     broken_settings(rig)
 }
 
-/// What a power cut while the container starts leaves: an endpoint with the port, in no container's sandbox.
-const LEFT_BY_A_CUT: &str = "set -e
-kv=/var/lib/docker/network/files/local-kv.db
-cp $kv /root/kv
-systemctl stop docker.socket docker.service
-sed 's#v1.0/sandbox/#v1.0/sandboy/#g' /root/kv > $kv
-systemctl start docker.service
-! docker ps --quiet | grep .";
+/// Makes what a power cut while the container starts leaves.
+const LEFT_BY_A_CUT: &str = include_str!("../../scripts/failures/leave-port-to-nobody.sh");
+/// Occupies the gateway's port; in Perl.
+const SQUATTER: &str = include_str!("../../scripts/failures/occupy-port.pl");
 
-/// The engine holds the port for no container until it is restarted; a port that a container has is that one's.
+/// A port that the engine holds for no container is freed by a restart of the engine. A container's port is left to it.
 fn port_of_nobody(rig: &Rig) -> Result<()> {
     rig.boot(0)?;
-    rig.shell(LEFT_BY_A_CUT).context("leaving the port to nobody")?;
+    rig.script(LEFT_BY_A_CUT, &[]).context("leaving the port to nobody")?;
     rig.boot(0)?.has(&["stage=gateway status=ok changes=2", "result=ready"])?;
     let image = rig.shell("docker inspect --format '{{.Config.Image}}' openclaw-gateway")?;
     rig.shell(&format!(
@@ -70,7 +66,7 @@ fn port_of_nobody(rig: &Rig) -> Result<()> {
     rig.shell("docker rm --force other").map(drop)
 }
 
-/// A gateway that runs is left alone beside an `openclaw.json` with which it could not start; one that must start fails.
+/// With an `openclaw.json` that cannot be read, a running gateway is left alone. One that must start fails.
 fn broken_settings(rig: &Rig) -> Result<()> {
     let file = "/home/node/.openclaw/openclaw.json";
     rig.shell(&format!("cp -a {file} /root/kept && echo '{{ gateway: ' > {file}"))?;
@@ -130,15 +126,10 @@ pub(super) fn foreign_disk_is_left_untouched(rig: &Rig) -> Result<()> {
     disk.as_file().set_len(1 << 30)?;
     let made = Command::new("/usr/sbin/mkswap").arg(disk.path()).output().context("running mkswap")?;
     ensure!(made.status.success(), "mkswap: {}", String::from_utf8_lossy(&made.stderr));
-    let before = sha256(disk.path().into())?;
+    let before = sha256(disk.path())?;
     let path = disk.path().to_string_lossy().into_owned();
     up_fails(rig, "disk-foreign", &["swap"], &["--disk", &path, "--attr", "openclaw-docker=distro"])?;
     rig.lab_ends(0, "down", &[])?;
-    ensure!(sha256(disk.path().into())? == before, "the disk was changed");
+    ensure!(sha256(disk.path())? == before, "the disk was changed");
     Ok(())
-}
-
-fn sha256(path: PathBuf) -> Result<String> {
-    let output = Command::new("sha256sum").arg(path).output().context("running sha256sum")?;
-    Ok(String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap_or_default().to_owned())
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::checks::{is_ready, units_are_valid};
 use super::readme::{Block, Reader};
 use super::rig::Rig;
-use crate::{cloud_content, host};
+use crate::cloud::content;
 
 const TOKEN: &str = "grep ^OPENCLAW_GATEWAY_TOKEN= /home/node/.openclaw/.env";
 const CONTAINER: &str = "docker inspect --format '{{.Id}} {{.State.StartedAt}}' openclaw-gateway";
@@ -32,23 +33,6 @@ pub(super) fn main_job_reboots_and_updates(rig: &Rig) -> Result<()> {
     clean_reboot(rig).context("a clean reboot")?;
     hard_reboot(rig).context("a hard reboot")?;
     binary_gone_then_newer(rig).context("the binary at the URL")
-}
-
-/// The most memory that the program may need, in KiB, whatever it does.
-const PEAK_MEMORY_KIB: u64 = 20 * 1024;
-
-pub(super) fn is_ready(rig: &Rig) -> Result<()> {
-    let attributes = rig.guest_attributes()?;
-    ensure!(attributes["state"] == "ready" && attributes["result"] == "ready", "not ready: {attributes}");
-    ensure!(attributes["version"] == "2026.9.6", "wrong version: {attributes}");
-    let boot_id = rig.shell("cat /proc/sys/kernel/random/boot_id")?;
-    ensure!(attributes["boot-id"] == boot_id.as_str(), "boot id {boot_id} is not in {attributes}");
-    let probe = rig.shell("curl -s http://127.0.0.1:18789/readyz")?;
-    ensure!(probe.contains("\"ready\":true"), "readyz says {probe}");
-    let status = rig.status()?;
-    let peak = status["peak-memory-kib"].as_u64().context("the peak memory is missing")?;
-    ensure!(host::profile() != "release" || (1..=PEAK_MEMORY_KIB).contains(&peak), "it needed {peak} KiB of memory");
-    Ok(())
 }
 
 fn data_is_on_the_disk(rig: &Rig) -> Result<()> {
@@ -83,13 +67,6 @@ fn shield_holds(rig: &Rig) -> Result<()> {
     let answer = rig.shell(ask)?;
     ensure!(answer.ends_with("refused"), "the table did not come back: {answer}");
     Ok(())
-}
-
-pub(super) fn units_are_valid(rig: &Rig) -> Result<()> {
-    let units = "openclaw-init.service openclaw-gateway-stop.service";
-    let said = rig.shell(&format!("systemd-analyze verify {units} 2>&1 | grep openclaw || true"))?;
-    ensure!(said.is_empty(), "systemd-analyze verify says {said}");
-    rig.shell(&format!("systemctl is-enabled {units}")).map(|_| ())
 }
 
 fn second_run_changes_nothing(rig: &Rig) -> Result<()> {
@@ -146,9 +123,9 @@ fn is_the_same_gateway(rig: &Rig, before: &Seen) -> Result<()> {
 
 /// Requests for image content that the registry got.
 fn pulls(rig: &Rig) -> Result<usize> {
-    let requests = cloud_content::requests(&rig.machine()?.content())?;
-    let content = |path: &str| path.contains("/manifests/") || path.contains("/blobs/");
-    Ok(requests.iter().filter(|request| content(&request.path)).count())
+    let requests = content::requests(&rig.machine()?.content())?;
+    let is_content = |path: &str| path.contains("/manifests/") || path.contains("/blobs/");
+    Ok(requests.iter().filter(|request| is_content(&request.path)).count())
 }
 
 fn binary_gone_then_newer(rig: &Rig) -> Result<()> {

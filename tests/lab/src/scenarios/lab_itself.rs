@@ -1,4 +1,4 @@
-//! The lab itself, with a stand-in for the product that only reports: what the other scenarios rely on.
+//! The lab itself, with a fake product that only reports: what the other scenarios rely on.
 
 use std::fs;
 use std::io::Write;
@@ -15,16 +15,8 @@ use crate::process::Process;
 use crate::program::run;
 use crate::state::Lab;
 
-/// Reports like the product: the old result away, the boot's id, at last the result.
-const STAND_IN: &str = r#"#!/bin/bash
-set -eu
-url=http://169.254.169.254/computeMetadata/v1/instance/guest-attributes/openclaw
-ask() { curl --fail --silent --show-error --header 'Metadata-Flavor: Google' "$@"; }
-ask --request DELETE $url/result || true
-ask --request PUT --data "$(cat /proc/sys/kernel/random/boot_id)" $url/boot-id
-echo 'openclaw: the stand-in runs' > /dev/console
-ask --request PUT --data ready $url/result
-"#;
+/// Reports like the product.
+const FAKE_PRODUCT: &str = include_str!("../../scripts/lab-itself/fake-product.sh");
 const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
 const SECOND_DISK: &str = "/dev/disk/by-id/google-second";
 
@@ -47,13 +39,13 @@ pub(super) fn lab_itself(rig: &Rig) -> Result<()> {
 }
 
 fn boot(rig: &Rig, options: &[&str]) -> Result<()> {
-    let mut file = NamedTempFile::new().context("making the stand-in")?;
-    file.write_all(STAND_IN.as_bytes()).context("writing the stand-in")?;
+    let mut file = NamedTempFile::new().context("making the fake product")?;
+    file.write_all(FAKE_PRODUCT.as_bytes()).context("writing the fake product")?;
     let executable = fs::Permissions::from_mode(0o755);
-    file.as_file().set_permissions(executable).context("making the stand-in executable")?;
-    let path = file.path().to_str().context("the stand-in's path is no text")?;
+    file.as_file().set_permissions(executable).context("making the fake product executable")?;
+    let path = file.path().to_str().context("the fake product's path is no text")?;
     let up = rig.lab_ends(0, "up", &[&["--binary", path, "--timeout", "90s"], options].concat())?;
-    up.has(&["the stand-in runs", "ready"]).map(drop)
+    up.has(&["the fake product runs", "ready"]).map(drop)
 }
 
 /// A user's way: fetched once by Google's script runner, attributes readable by name, the disk under its name.

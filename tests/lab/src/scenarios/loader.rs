@@ -1,24 +1,24 @@
 //! The loader, as the value of `startup-script`: it runs what is pinned, or the last good copy, or ends with a reason.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::first_boot::is_ready;
-use super::rig::Rig;
+use super::checks::is_ready;
+use super::rig::{Rig, Said};
+use crate::cloud::metadata_server::ACCESS_TOKEN;
+use crate::files::sha256;
 use crate::host;
-use crate::metadata_server::ACCESS_TOKEN;
-use crate::program::run;
-use crate::up::sha256;
 
 const RUN: &str = "google_metadata_script_runner startup 2>&1";
 const WEB: &str = "http://198.18.0.4";
 const BUCKET: &str = "gs://openclaw-lab-openclaw";
 /// Executed in the place of the product, it tells from where.
-const STAND_IN: &str = "#!/bin/sh\necho stand-in at $0\n";
+const FAKE_PROGRAM: &str = "#!/bin/sh\necho fake program at $0\n";
 /// An object's name may hold anything.
-const ODD_NAME: &str = "builds/stand in+50%?&#";
+const ODD_NAME: &str = "builds/fake program+50%?&#";
 const LAST_GOOD_COPY: [&str; 2] = ["running the copy that is installed", "result=ready"];
 
 /// What the two attributes say, what the loader says then, and how many times it asked for the program.
@@ -29,11 +29,31 @@ struct Case {
     requests: usize,
 }
 
-pub(super) fn shell_scripts_are_clean(_: &Rig) -> Result<()> {
-    let directory = host::workspace()?.join("cloud-init");
-    let mut command = Command::new("shellcheck");
-    command.arg(directory.join("startup-script.sh"));
-    run(&mut command).map(|_| ())
+/// Every shell script of the checkout: the loader, the gate, and what tests run.
+pub(super) fn shell_scripts_are_clean(rig: &Rig) -> Result<()> {
+    let checkout = host::workspace()?;
+    let mut scripts = vec![checkout.join(".ci/run")];
+    for directory in ["cloud-init", "tests"] {
+        find_scripts(&checkout.join(directory), &mut scripts)?;
+    }
+    for expected in ["cloud-init/startup-script.sh", "tests/lab/scripts/qemu/lab-markers.sh"] {
+        ensure!(scripts.contains(&checkout.join(expected)), "{expected} is not among {scripts:?}");
+    }
+    let checked = rig.watch().output(Command::new("shellcheck").args(&scripts))?;
+    ensure!(checked.status.success(), "shellcheck says:\n{}", Said::of(&checked).text);
+    Ok(())
+}
+
+fn find_scripts(directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(directory).with_context(|| format!("listing {}", directory.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            find_scripts(&path, found)?;
+        } else if path.extension().is_some_and(|extension| extension == "sh") {
+            found.push(path);
+        }
+    }
+    Ok(())
 }
 
 /// Nothing at the URL at first boot; then what is pinned; then every way in which it can be out of reach.
@@ -46,18 +66,18 @@ pub(super) fn script_with_every_turn_of_the_loader(rig: &Rig) -> Result<()> {
     let journal = rig.shell("journalctl --no-pager; cat /proc/*/cmdline | tr '\\0' ' '")?;
     ensure!(!journal.contains(ACCESS_TOKEN), "the access token can be seen");
 
-    let stand_in = rig.machine()?.files().join("stand-in");
-    fs::write(&stand_in, STAND_IN)?;
+    let fake = rig.machine()?.files().join("fake-program");
+    fs::write(&fake, FAKE_PROGRAM)?;
     let odd = rig.machine()?.files().join(ODD_NAME);
     fs::create_dir_all(odd.parent().context("the file has no directory")?)?;
-    fs::copy(&stand_in, odd)?;
-    let stand_in = sha256(&stand_in)?;
-    for case in cases(&stand_in, &sha256(&rig.binary())?) {
+    fs::copy(&fake, odd)?;
+    let fake = sha256(&fake)?;
+    for case in cases(&fake, &sha256(&rig.binary())?) {
         rig.attribute(&format!("openclaw-init-url={}", case.url))?;
         rig.attribute(&format!("openclaw-init-sha256={}", case.sha256))?;
         says(rig, &case).with_context(|| format!("with {} and {}", case.url, case.sha256))?;
     }
-    attributes_of_the_project_and_none(rig, &stand_in)?;
+    attributes_of_the_project_and_none(rig, &fake)?;
     without_curl_and_without_exec(rig)?;
     temporary_directory_without_exec(rig)
 }
@@ -70,26 +90,26 @@ fn nothing_there_at_first_boot(rig: &Rig) -> Result<()> {
     rig.shell("journalctl -u google-startup-scripts | grep 'exit status 31'").map(|_| ())
 }
 
-fn cases(stand_in: &str, installed: &str) -> Vec<Case> {
+fn cases(fake: &str, installed: &str) -> Vec<Case> {
     let case = |url: &str, sha256: &str, says: &[&str], requests| Case {
         url: url.to_owned(),
         sha256: sha256.to_owned(),
         says: says.iter().map(|part| (*part).to_owned()).collect(),
         requests,
     };
-    let runs = ["stand-in at /usr/local/lib/openclaw-init/openclaw-init"];
+    let runs = ["fake program at /usr/local/lib/openclaw-init/openclaw-init"];
     let last = |why: &'static str| [&[why][..], &LAST_GOOD_COPY].concat();
     vec![
         case(&format!("{BUCKET}/openclaw-init"), installed, &["result=ready"], 0),
-        case(&format!("{WEB}/stand-in"), stand_in, &runs, 1),
-        case(&format!("{BUCKET}/stand-in"), stand_in, &runs, 1),
-        case(&format!("{BUCKET}/{ODD_NAME}"), stand_in, &runs, 1),
-        case(&format!("{WEB}/stand-in"), &"0".repeat(64), &last("is not the file with the SHA-256 0000"), 1),
-        case(&format!("{WEB}/stand-in"), "banana", &last("is not the file with the SHA-256 banana"), 1),
-        case(&format!("{WEB}/missing"), stand_in, &last("cannot fetch http://198.18.0.4/missing"), 1),
-        case("gs://elsewhere/stand-in", stand_in, &last("cannot fetch gs://elsewhere/stand-in"), 1),
-        case(&format!("{WEB}:81/stand-in"), stand_in, &last("cannot fetch http://198.18.0.4:81/stand-in"), 0),
-        case("file:///bin/true", stand_in, &last("neither gs://BUCKET/OBJECT"), 0),
+        case(&format!("{WEB}/fake-program"), fake, &runs, 1),
+        case(&format!("{BUCKET}/fake-program"), fake, &runs, 1),
+        case(&format!("{BUCKET}/{ODD_NAME}"), fake, &runs, 1),
+        case(&format!("{WEB}/fake-program"), &"0".repeat(64), &last("is not the file with the SHA-256 0000"), 1),
+        case(&format!("{WEB}/fake-program"), "banana", &last("is not the file with the SHA-256 banana"), 1),
+        case(&format!("{WEB}/missing"), fake, &last("cannot fetch http://198.18.0.4/missing"), 1),
+        case("gs://elsewhere/fake-program", fake, &last("cannot fetch gs://elsewhere/fake-program"), 1),
+        case(&format!("{WEB}:81/fake-program"), fake, &last("cannot fetch http://198.18.0.4:81/fake-program"), 0),
+        case("file:///bin/true", fake, &last("neither gs://BUCKET/OBJECT"), 0),
     ]
 }
 
@@ -116,17 +136,17 @@ fn attributes_of_the_project_and_none(rig: &Rig, sha256: &str) -> Result<()> {
         let missing = parts.iter().find(|part| !said.contains(**part));
         missing.map_or(Ok(()), |part| Err(anyhow::anyhow!("{part:?} is missing in:\n{said}")))
     };
-    rig.attribute(&format!("openclaw-init-url={WEB}/stand-in"))?;
+    rig.attribute(&format!("openclaw-init-url={WEB}/fake-program"))?;
     rig.attribute("openclaw-init-sha256")?;
     has(&["openclaw-init-sha256 is not set", "result=ready"])?;
     rig.lab_ends(0, "metadata", &["set", "--project", &format!("openclaw-init-sha256={sha256}")])?;
-    has(&["stand-in at"])
+    has(&["fake program at"])
 }
 
 fn without_curl_and_without_exec(rig: &Rig) -> Result<()> {
     rig.shell("dpkg --remove --force-depends curl")?;
     let said = rig.shell(RUN)?;
-    ensure!(said.contains("stand-in at"), "without curl it says {said}");
+    ensure!(said.contains("fake program at"), "without curl it says {said}");
     rig.shell("mount -t tmpfs -o noexec tmpfs /usr/local/lib")?;
     let said = rig.shell(RUN)?;
     ensure!(said.contains("noexec") && said.contains("result=ready"), "without exec it says {said}");
@@ -144,6 +164,6 @@ fn temporary_directory_without_exec(rig: &Rig) -> Result<()> {
     rig.shell("journalctl -b -u google-startup-scripts | grep 'exit status 126'")?;
     rig.shell("sed -i 's|^run_dir =.*|run_dir = /var/lib|' /etc/default/instance_configs.cfg")?;
     let said = rig.shell(RUN)?;
-    ensure!(said.contains("stand-in at"), "with another directory for scripts it says {said}");
+    ensure!(said.contains("fake program at"), "with another directory for scripts it says {said}");
     Ok(())
 }

@@ -2,29 +2,19 @@
 
 use anyhow::{Context, Result, ensure};
 
+use super::checks::is_ready;
 use super::disks::{IDENTITY, TOKEN};
-use super::first_boot::is_ready;
 use super::rig::Rig;
+use crate::product::{BOOT_HERE, FAILPOINT};
 
-/// Files that a plain copy would not bring along.
-const ODD: &str = r"
-mkdir -p /home/node/.openclaw/odd/inner && cd /home/node/.openclaw/odd
-echo private > private && chmod 600 private && chown 1000:1000 private
-echo program > program && chown 1000:1001 program && chmod 6755 program
-ln private inner/same && ln -s /etc/shadow absolute && ln -s nowhere dangling && ln -s loop loop
-truncate -s 1G hole && printf x >> hole && setfattr -n user.kept -v yes private 2> /dev/null
-touch -d '2001-02-03 04:05:06.789' private && touch -h -d '2002-03-04' dangling
-chown -R --no-dereference 1000:1000 inner && touch -d '2003-04-05' inner .
-";
+/// Makes files that a plain copy would not bring along.
+const ODD: &str = include_str!("../../scripts/moving/make-odd-files.sh");
 
-/// What they are: names, kinds, owners, modes, numbers of links, targets, times, sizes, blocks, content.
-const LISTED: &str = r"
-cd /home/node/.openclaw/odd && find . -printf '%P %y %U:%G %m %n %l %T@ %s\n' | sort
-du hole | cut -f 1; sha256sum private program inner/same
-";
+/// What they are.
+const LISTED: &str = include_str!("../../scripts/moving/list-odd-files.sh");
 
 /// Between any two of its steps the move is cut, and the next run goes on from there.
-const CUTS: [&str; 6] = ["intended", "parked", "copied", "verified", "switched", "kept"];
+const CUTS: [&str; 6] = ["begun", "staged", "copied", "verified", "switched", "kept"];
 
 const FORMER: &str = "/var/lib/openclaw-init/data.moved-to-openclaw-data-*";
 
@@ -32,17 +22,17 @@ pub(super) fn state_moves_to_a_data_disk(rig: &Rig) -> Result<()> {
     rig.up(&["--disk", "none"])?;
     is_ready(rig)?;
     let token = rig.shell(TOKEN)?;
-    let identity = rig.shell(IDENTITY)?;
-    rig.shell(ODD)?;
-    let listed = rig.shell(LISTED)?;
+    let identity = rig.script(IDENTITY, &[])?;
+    rig.script(ODD, &[])?;
+    let listed = rig.script(LISTED, &[])?;
 
     rig.lab_ends(0, "disk", &["attach", "openclaw-data", "2G"])?;
     too_small(rig).context("a disk that is too small")?;
     for cut in CUTS {
-        let ended = rig.shell(&format!("OPENCLAW_INIT_CUT=move.{cut} openclaw-init boot > /tmp/run 2>&1; echo $?"))?;
-        ensure!(ended == "137", "cut at move.{cut}, it ended with {ended}:\n{}", rig.shell("cat /tmp/run")?);
+        let ended = rig.shell(&format!("{FAILPOINT}=state.relocate.{cut} {BOOT_HERE} > /tmp/run 2>&1; echo $?"))?;
+        ensure!(ended == "137", "cut at {cut}, it ended with {ended}:\n{}", rig.shell("cat /tmp/run")?);
         let running = rig.shell("docker ps --quiet --filter name=openclaw-gateway")?;
-        ensure!(running.is_empty() || cut == "intended", "the gateway runs after the cut at move.{cut}");
+        ensure!(running.is_empty() || cut == "begun", "the gateway runs after the cut at {cut}");
     }
     rig.boot(0)?;
     is_the_same(rig, &token, &identity, &listed)?;
@@ -50,7 +40,7 @@ pub(super) fn state_moves_to_a_data_disk(rig: &Rig) -> Result<()> {
         rig.shell(&format!("ls {FORMER}/openclaw/odd/private"))?.lines().count() == 1,
         "the former copy is not kept"
     );
-    rig.boot(0)?.has(&["stage=move status=ok changes=0", "changes=0 ms="])?;
+    rig.boot(0)?.has(&["stage=state status=ok changes=0", "changes=0 ms="])?;
     rig.lab_ends(0, "reboot", &[])?;
     is_the_same(rig, &token, &identity, &listed).context("after a reboot")?;
     two_states(rig).context("state on both disks")
@@ -72,9 +62,9 @@ fn is_the_same(rig: &Rig, token: &str, identity: &str, listed: &str) -> Result<(
     ensure!(mounts.contains("/mnt/disks/openclaw-data/openclaw\""), "the container has {mounts}");
     ensure!(rig.shell("findmnt -no FSTYPE /home/node/.openclaw")? == "ext4", "people do not see the data disk");
     ensure!(rig.shell(TOKEN)? == token, "the token changed");
-    let now = rig.shell(IDENTITY)?;
+    let now = rig.script(IDENTITY, &[])?;
     ensure!(now == identity, "the gateway's identity or its devices changed from\n{identity}\nto\n{now}");
-    let now = rig.shell(LISTED)?;
+    let now = rig.script(LISTED, &[])?;
     ensure!(now == listed, "the files were\n{listed}\nand are\n{now}");
     Ok(())
 }

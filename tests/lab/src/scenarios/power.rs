@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::bench::{Bench, COMMAND_LIMIT};
 use super::rig::Rig;
-use crate::qemu::machine::Writes;
+use super::vm_bench::{COMMAND_LIMIT, VmBench};
+use crate::machine::qemu::vm::Writes;
 
 /// How long after the usual time of a boot the power may still be cut.
 const AFTER: Duration = Duration::from_secs(10);
@@ -19,7 +19,7 @@ const SEED: &str = "OPENCLAW_LAB_SEED";
 
 pub(super) fn state_survives_cuts_at_any_moment(rig: &Rig) -> Result<()> {
     let mut random = Random::new()?;
-    let mut bench = Bench::new(rig, Writes::Volatile)?;
+    let mut bench = VmBench::new(rig, Writes::Volatile)?;
     bench.fresh(true)?;
     let machine = bench.start()?;
     let boot = bench.until_ready()?;
@@ -41,7 +41,7 @@ pub(super) fn state_survives_cuts_at_any_moment(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn three_cuts(bench: &mut Bench, mut moment: impl FnMut() -> Duration) -> Result<()> {
+fn three_cuts(bench: &mut VmBench, mut moment: impl FnMut() -> Duration) -> Result<()> {
     bench.fresh(true)?;
     let machine = bench.start()?;
     bench.until_init()?;

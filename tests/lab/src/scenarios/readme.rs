@@ -2,13 +2,16 @@
 //!
 //! `gcloud`, `packer` and `cargo` are the lab's (see [`crate::workstation`]); a command for the VM runs in the machine.
 
-use std::process::Stdio;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
-use super::first_boot::is_ready;
+use super::checks::is_ready;
 use super::rig::{Rig, Said};
+use crate::cache::Cache;
+use crate::cloud::content::Content;
 use crate::host;
+use crate::watch::Watch;
 use crate::workstation::Session;
 
 const README: &str = include_str!("../../../../README.md");
@@ -89,20 +92,23 @@ fn blocks(text: &str) -> Vec<String> {
 #[derive(Debug)]
 pub(super) struct Reader {
     session: Session,
+    watch: Arc<Watch>,
 }
 
 impl Reader {
     pub(super) fn of(rig: &Rig) -> Result<Self> {
+        // A user's directory is no checkout: from there the lab cannot build what its cache does not have.
+        Content::prepare(&Cache::from_env()?)?;
         let machine = rig.machine()?;
         let session = Session::new(&host::workspace()?, &rig.lab_program(), machine.name(), &rig.binary())?;
-        Ok(Self { session })
+        Ok(Self { session, watch: Arc::clone(rig.watch()) })
     }
 
     /// Types the blocks one after the other into one shell, which ends with the first command that fails.
     fn types(&self, blocks: &[Block]) -> Result<Said> {
         let text = blocks.iter().map(|block| block.text()).collect::<Result<Vec<_>>>()?.join("\n");
         let mut shell = self.session.shell()?;
-        let output = shell.arg(text).stdin(Stdio::null()).output().context("starting a shell")?;
+        let output = self.watch.output(shell.arg(text))?;
         Ok(Said::of(&output))
     }
 
@@ -151,29 +157,25 @@ fn saw_the_old_result(reader: &Reader, rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// In a network of its own, so that it is this tunnel and no other that listens on the port.
+/// In a separate network, where no other tunnel can have the port.
 fn control_ui_is_at_the_other_end(reader: &Reader) -> Result<()> {
     let mut shell = reader.session.shell()?;
-    let visit = "ip link set lo up; timeout 60 sh -c \"$0\" & \
-                 curl --silent --fail --retry 50 --retry-connrefused --retry-delay 1 --retry-max-time 30 http://localhost:18789/; \
-                 kill $!";
-    shell.arg("exec unshare --net sh -c \"$0\" \"$1\"").arg(visit).arg(Block::Tunnel.text()?);
-    let output = shell.stdin(Stdio::null()).output().context("starting a shell")?;
+    shell.arg("exec unshare --net sh -c \"$0\" visit \"$1\"").arg(VISIT).arg(Block::Tunnel.text()?);
+    let output = reader.watch.output(&mut shell)?;
     Said::of(&output).has(&["<html"]).map(|_| ())
 }
 
-/// A client of the gateway's port on the VM with an identity of its own, as a browser at the end of the tunnel is one.
-const CLIENT: &str = "docker run --detach --name client --network host --env-file /home/node/.openclaw/.env \
-    --entrypoint openclaw $(docker inspect --format '{{.Image}}' openclaw-gateway) \
-    node run --host 127.0.0.1 --port 18789";
+/// Starts a client of the gateway that nobody has approved.
+const CLIENT: &str = include_str!("../../scripts/readme/start-client.sh");
 /// Waits until it was refused.
-const REFUSED: &str =
-    "for try in $(seq 60); do docker logs client 2>&1 | grep 'pairing required' && exit; sleep 1; done; exit 1";
+const REFUSED: &str = include_str!("../../scripts/readme/wait-until-refused.sh");
+/// Opens a tunnel and visits what is at its end.
+const VISIT: &str = include_str!("../../scripts/readme/visit-tunnel.sh");
 
 /// A new client is refused until its request, which `list` shows, is approved.
 fn approves_a_client(rig: &Rig) -> Result<()> {
-    rig.shell(CLIENT)?;
-    rig.shell(REFUSED).context("a new client is not refused")?;
+    rig.script(CLIENT, &[])?;
+    rig.script(REFUSED, &[]).context("a new client is not refused")?;
     let listed = vm(rig, "devices list", "")?;
     let id = uuid(&listed).with_context(|| format!("no request is listed: {listed}"))?;
     vm(rig, "devices approve", &id)?;

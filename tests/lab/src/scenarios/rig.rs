@@ -1,35 +1,39 @@
 //! One lab machine as a scenario uses it: only through the command line.
 
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::cloud::network::STORAGE;
 use crate::host;
+use crate::product::BINARY;
 use crate::state::Lab;
+use crate::watch::Watch;
 
 /// A default version that no registry has: a gateway that keeps its own never asks for it.
 const NEWER_DEFAULT: (&str, &str) = ("OPENCLAW_INIT_DEFAULT_VERSION", "2099.1.1");
 
 /// The program under test, one like it that is newer, and the lab's own.
 #[derive(Debug)]
-pub(super) struct Binaries {
+pub(crate) struct Binaries {
     directory: TempDir,
 }
 
 /// A machine's name; the machine goes away with the rig.
 #[derive(Debug)]
-pub(super) struct Rig {
+pub(crate) struct Rig {
     name: String,
     binaries: Arc<Binaries>,
+    watch: Arc<Watch>,
 }
 
 impl Binaries {
     /// Builds both, the working tree's own last, so that it is the one that stays.
-    pub(super) fn build() -> Result<Self> {
+    pub(crate) fn build() -> Result<Self> {
         println!("== building the static binary, and one with a newer default");
         let binaries = Self { directory: tempfile::tempdir().context("making a directory for the binaries")? };
         // The running program's own file may be gone: building the tests has put a newer one in its place.
@@ -77,15 +81,16 @@ impl Said {
 
 impl Rig {
     /// A name for a machine that does not exist yet; one left from an earlier run is removed.
-    pub(super) fn new(scenario: &str, binaries: &Arc<Binaries>) -> Result<Self> {
-        let rig = Self { name: format!("t-{scenario}"), binaries: Arc::clone(binaries) };
+    pub(crate) fn new(scenario: &str, binaries: &Arc<Binaries>, watch: &Arc<Watch>) -> Result<Self> {
+        let rig = Self { name: format!("t-{scenario}"), binaries: Arc::clone(binaries), watch: Arc::clone(watch) };
+        watch.has_lab(&rig.name);
         rig.lab("down", &[])?;
         Ok(rig)
     }
 
     /// A second machine of the same scenario.
     pub(super) fn beside(&self, name: &str) -> Result<Self> {
-        Self::new(name, &self.binaries)
+        Self::new(name, &self.binaries, &self.watch)
     }
 
     /// The machine's files on this side.
@@ -93,15 +98,21 @@ impl Rig {
         Lab::named(&self.name)
     }
 
-    /// Runs `lab COMMAND --name … ARGUMENTS` to its end, whatever that is.
+    /// Runs `lab COMMAND --name … ARGUMENTS`; any exit code is fine.
     pub(super) fn lab(&self, command: &str, arguments: &[&str]) -> Result<Said> {
-        let output = Command::new(self.binaries.lab())
-            .args([command, "--name", &self.name])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("running lab {command}"))?;
-        Ok(Said::of(&output))
+        let output = self.watch.output(&mut self.command(command, arguments));
+        Ok(Said::of(&output.with_context(|| format!("running lab {command}"))?))
+    }
+
+    fn command(&self, command: &str, arguments: &[&str]) -> Command {
+        let mut lab = Command::new(self.binaries.lab());
+        lab.args([command, "--name", &self.name]).args(arguments);
+        lab
+    }
+
+    /// What ends the programs of this scenario when its time is over.
+    pub(super) fn watch(&self) -> &Arc<Watch> {
+        &self.watch
     }
 
     /// The same, and an error unless it ends with `code`.
@@ -146,9 +157,20 @@ impl Rig {
         Ok(said.text.trim().to_owned())
     }
 
-    /// Runs `openclaw-init boot` inside the machine, which must end with `code`.
+    /// Runs a script inside the machine with `arguments`, which must succeed; its output, trimmed.
+    pub(super) fn script(&self, script: &str, arguments: &[&str]) -> Result<String> {
+        let said = self.lab_ends(0, "exec", &[&["--", "sh", "-c", script, "script"], arguments].concat())?;
+        Ok(said.text.trim().to_owned())
+    }
+
+    /// Fetches the program under test from the cloud's web server to `path` inside the machine.
+    pub(super) fn fetch(&self, path: &str) -> Result<()> {
+        self.shell(&format!("curl -fsS -o {path} http://{STORAGE}/{BINARY} && chmod 0755 {path}")).map(drop)
+    }
+
+    /// Runs a boot inside the machine, in the foreground, which must end with `code`.
     pub(super) fn boot(&self, code: i32) -> Result<Said> {
-        self.lab_ends(code, "exec", &["--", "openclaw-init", "boot"])
+        self.lab_ends(code, "exec", &["--", "openclaw-init", "boot", "--foreground"])
     }
 
     /// Sets (`KEY=VALUE`) or, without a `=`, unsets an instance attribute.
@@ -189,7 +211,8 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        if std::env::var_os("OPENCLAW_LAB_KEEP").is_some() {
+        // When the time is over, the runner takes the machines down.
+        if std::env::var_os("OPENCLAW_LAB_KEEP").is_some() || self.watch.has_ended() {
             return;
         }
         match self.lab("down", &[]) {

@@ -3,11 +3,11 @@
 use anyhow::{Result, ensure};
 
 use super::binary::resolves_names_by_itself;
-use super::first_boot::{is_ready, units_are_valid};
+use super::checks::{is_ready, units_are_valid};
 use super::rig::Rig;
 use crate::cache::Cache;
-use crate::images::GATEWAY_VERSION;
-use crate::real_clients;
+use crate::cloud::images::GATEWAY_VERSION;
+use crate::cloud::real_clients;
 
 pub(super) fn debian_13(rig: &Rig) -> Result<()> {
     rig.up(&["--os", "debian-13", "--attr", "openclaw-version=latest"])?;

@@ -1,10 +1,10 @@
-//! Another version, and back: image and state go together, whatever happens in between.
+//! Another version, and back: image and state always go together.
 
 use anyhow::{Context, Result, ensure};
 
 use super::rig::{Rig, Said};
-use crate::images::{GATEWAY_VERSION, OLDER_GATEWAY_VERSION};
-use crate::stand_in;
+use crate::cloud::fake_gateway;
+use crate::cloud::images::{GATEWAY_VERSION, OLDER_GATEWAY_VERSION};
 
 const CONTAINER: &str = "docker inspect -f '{{.Id}} {{.State.StartedAt}}' openclaw-gateway";
 const TOKEN: &str = "grep OPENCLAW_GATEWAY_TOKEN /home/node/.openclaw/.env";
@@ -33,7 +33,7 @@ pub(super) fn real_versions_there_and_back(rig: &Rig) -> Result<()> {
     let (token, container) = (rig.shell(TOKEN)?, rig.shell(CONTAINER)?);
     refused_before_anything_is_touched(rig, &container)?;
 
-    // A file that is written all the time while the gateway runs, and so while its state is copied.
+    // A file is written all the time, also while the state is copied.
     let write = "docker exec openclaw-gateway sh -c \"date +%s%N >> /home/node/.openclaw/log\"";
     rig.shell(&format!("systemd-run --unit=writer sh -c 'while sleep 0.2; do {write}; done'"))?;
     rig.attribute(&format!("openclaw-version={new}"))?;
@@ -73,47 +73,48 @@ fn refused_before_anything_is_touched(rig: &Rig, container: &str) -> Result<()> 
     ensure!(rig.shell(CONTAINER)? == container, "the container was touched");
     rig.attribute("openclaw-version=2026.9.999")?;
     rig.boot(0)?.has(&["warning:", "2026.9.999"])?;
-    // Once is enough: from now on it is only told.
+    // It is tried once. From now on a run only says so.
     rig.boot(0)?.has(&["openclaw-version=2026.9.999 is not followed", "changes=0"])?;
     ensure!(rig.shell(CONTAINER)? == container, "the container was touched");
     Ok(())
 }
 
-/// Stand-ins: a version that migrates the state and never becomes ready is undone; one that asks for its doctor is not.
+/// With the fake gateway: a version that migrates the state and never becomes ready is undone. A version that asks for
+/// its doctor is kept.
 pub(super) fn broken_versions_are_undone(rig: &Rig) -> Result<()> {
-    rig.up(&["--attr", &format!("openclaw-version={}", stand_in::FIRST)])?;
-    runs(rig, stand_in::FIRST)?;
+    rig.up(&["--attr", &format!("openclaw-version={}", fake_gateway::FIRST)])?;
+    runs(rig, fake_gateway::FIRST)?;
     rig.shell("echo kept > /home/node/.openclaw/kept")?;
     let token = rig.shell(TOKEN)?;
 
-    rig.attribute(&format!("openclaw-version={}", stand_in::NEVER_READY))?;
+    rig.attribute(&format!("openclaw-version={}", fake_gateway::NEVER_READY))?;
     rig.boot(0)?.has(&["was undone", "openclaw.before-rollback-", "did not become ready"])?;
-    runs(rig, stand_in::FIRST)?;
+    runs(rig, fake_gateway::FIRST)?;
     is_first_state(rig, &token)?;
     let detail = rig.status()?["detail"].to_string();
     ensure!(detail.contains("update-failed") && detail.contains("was undone"), "the report says {detail}");
     let downtime = rig.status()?["update"]["downtime-ms"].as_u64().context("no downtime is reported")?;
     println!("undone update: no gateway answered for {downtime} ms");
     rig.lab_ends(0, "reboot", &[])?;
-    runs(rig, stand_in::FIRST)?;
+    runs(rig, fake_gateway::FIRST)?;
     let told = rig.status()?["detail"]["warnings"].to_string();
     ensure!(told.contains("is not followed"), "the warnings are {told}");
     rig.boot(0)?.has(&["changes=0"])?;
 
-    // What is asked for by hand holds, too, against the attribute. Without its doctor this version would not start.
-    init(rig, 0, &["update", "--to", stand_in::WANTS_DOCTOR])?.has(&["updated OpenClaw"])?;
+    // An update by hand wins over the attribute. Without its doctor this version would not start.
+    init(rig, 0, &["update", "--to", fake_gateway::WANTS_DOCTOR])?.has(&["updated OpenClaw"])?;
     rig.lab_ends(0, "reboot", &[])?;
-    runs(rig, stand_in::WANTS_DOCTOR)?;
+    runs(rig, fake_gateway::WANTS_DOCTOR)?;
     init(rig, 0, &["rollback", "--set-newer-state-aside"])?;
     rig.lab_ends(0, "reboot", &[])?;
-    runs(rig, stand_in::FIRST)?;
+    runs(rig, fake_gateway::FIRST)?;
     is_first_state(rig, &token)
 }
 
 fn is_first_state(rig: &Rig, token: &str) -> Result<()> {
     ensure!(rig.shell("cat /home/node/.openclaw/kept")? == "kept", "a file is gone");
     ensure!(rig.shell(TOKEN)? == token, "the token changed");
-    let state = rig.shell("cat /home/node/.openclaw/state/stand-in.json")?;
+    let state = rig.shell("cat /home/node/.openclaw/state/fake-gateway.json")?;
     ensure!(state.contains("\"schema\":1"), "the state is {state}");
     Ok(())
 }

@@ -4,20 +4,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 
-use super::instances;
+use super::instances::{self, ACCOUNTS, Instance, READERS, object};
 use super::session::Used;
+use crate::product::BINARY;
 use crate::state::Lab;
-use crate::up::BINARY;
 
 /// The project that the CLI is set to: the one of the lab's metadata.
 const PROJECT: &str = "openclaw-lab";
 const BUCKETS: &str = "buckets";
-pub(super) const ACCOUNTS: &str = "service accounts";
-/// Service accounts that may read a bucket.
-pub(super) const READERS: &str = "readers";
-
 /// `gcloud`.
 #[derive(Debug, clap::Parser)]
 #[command(name = "gcloud")]
@@ -116,15 +112,6 @@ pub(super) enum Instances {
     },
 }
 
-/// The one VM.
-#[derive(Debug, Args)]
-pub(super) struct Instance {
-    #[arg(value_parser = ["openclaw-gateway"])]
-    pub(super) instance: String,
-    #[arg(long, value_parser = ["us-central1-a"])]
-    pub(super) zone: String,
-}
-
 impl Gcloud {
     pub(super) fn run(self, session: &Used) -> Result<ExitCode> {
         let lab = Lab::named(&session.machine)?;
@@ -177,13 +164,34 @@ fn bucket(text: &str) -> Result<String> {
     name.map(str::to_owned).context("expected gs://BUCKET")
 }
 
-/// Bucket and object of a `gs://` address.
-pub(super) fn object(text: &str) -> Result<(String, String)> {
-    let (bucket, object) = text.strip_prefix("gs://").and_then(|rest| rest.split_once('/')).unwrap_or_default();
-    ensure!(!bucket.is_empty() && !object.is_empty(), "expected gs://BUCKET/OBJECT");
-    Ok((bucket.to_owned(), object.to_owned()))
-}
-
 fn service_account(text: &str) -> Result<String> {
     text.strip_prefix("serviceAccount:").map(str::to_owned).context("expected serviceAccount:EMAIL")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[test]
+    fn a_command_line_that_gcloud_would_refuse_is_refused() {
+        use clap::CommandFactory as _;
+        Gcloud::command().debug_assert();
+        let good = "gcloud compute instances create openclaw-gateway --zone=us-central1-a --machine-type=e2-small \
+                    --image-family=debian-12 --create-disk=name=d --metadata=a=b,c=d=e";
+        #[rustfmt::skip]
+        let cases = [
+            ("", true),
+            (" --no-service-account --no-scopes", true),
+            (" --no-service-account", false),
+            (" --no-scopes --scopes=storage-ro", false),
+            (" --scope=storage-ro", false),
+            (" --metadata-from-file=startup-script", false),
+        ];
+        for (more, accepted) in cases {
+            let line = format!("{good}{more}");
+            assert_eq!(Gcloud::try_parse_from(line.split_whitespace()).is_ok(), accepted, "{line}");
+        }
+    }
 }

@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser as _};
 
-use super::gcloud::{ACCOUNTS, Instance, READERS, object};
 use super::packer::IMAGES;
 use super::session::Used;
-use crate::cli::{Action, Cli};
-use crate::metadata_server::{BUCKET, Level};
-use crate::progress::NAMESPACE;
+use crate::cli::{Action, Cli, up};
+use crate::cloud::metadata_server::{BUCKET, Level};
+use crate::machine::tunnel;
+use crate::product::NAMESPACE;
 use crate::state::Lab;
-use crate::{cloud, commands, machine, up};
+use crate::{cloud, machine};
 
 /// Which machine stands for a public image (family and project), and for the family that Packer makes. Nothing here
 /// has Ubuntu: a Debian with cloud-init stands for it.
@@ -24,11 +24,24 @@ const IMAGE_FAMILIES: [(&str, Option<&str>, &[&str]); 3] = [
     ("openclaw", None, &["--os", "debian-13", "--boot", "baked", "--cloud-init"]),
 ];
 
+pub(super) const ACCOUNTS: &str = "service accounts";
+/// Service accounts that may read a bucket.
+pub(super) const READERS: &str = "readers";
+
 /// What a disk's description may say.
 const DISK_KEYS: [&str; 5] = ["name", "device-name", "size", "type", "auto-delete"];
 
 /// `KEY=VALUE,…`
 pub(super) type Dictionary = BTreeMap<String, String>;
+
+/// The one VM.
+#[derive(Debug, Args)]
+pub(super) struct Instance {
+    #[arg(value_parser = ["openclaw-gateway"])]
+    pub(super) instance: String,
+    #[arg(long, value_parser = ["us-central1-a"])]
+    pub(super) zone: String,
+}
 
 /// `gcloud compute instances create`.
 #[derive(Debug, Args)]
@@ -100,6 +113,13 @@ impl Create {
     }
 }
 
+/// Bucket and object of a `gs://` address.
+pub(super) fn object(text: &str) -> Result<(String, String)> {
+    let (bucket, object) = text.strip_prefix("gs://").and_then(|rest| rest.split_once('/')).unwrap_or_default();
+    ensure!(!bucket.is_empty() && !object.is_empty(), "expected gs://BUCKET/OBJECT");
+    Ok((bucket.to_owned(), object.to_owned()))
+}
+
 /// The size of a data disk that outlives its VM.
 fn data_disk(disk: &Dictionary) -> Result<String> {
     let unknown: Vec<_> = disk.keys().filter(|key| !DISK_KEYS.contains(&key.as_str())).collect();
@@ -156,34 +176,12 @@ pub(super) fn tunnel(lab: &Lab, ssh_arguments: &[String]) -> Result<()> {
         option == "-L" && target == format!("127.0.0.1:{port}"),
         "the lab's tunnel has one port, the same on both ends"
     );
-    commands::tunnel(lab, port.parse().context("reading the port")?)
+    tunnel::open(lab, port.parse().context("reading the port")?)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::gcloud::Gcloud;
     use super::*;
-
-    #[test]
-    fn a_command_line_that_gcloud_would_refuse_is_refused() {
-        use clap::CommandFactory as _;
-        Gcloud::command().debug_assert();
-        let good = "gcloud compute instances create openclaw-gateway --zone=us-central1-a --machine-type=e2-small \
-                    --image-family=debian-12 --create-disk=name=d --metadata=a=b,c=d=e";
-        #[rustfmt::skip]
-        let cases = [
-            ("", true),
-            (" --no-service-account --no-scopes", true),
-            (" --no-service-account", false),
-            (" --no-scopes --scopes=storage-ro", false),
-            (" --scope=storage-ro", false),
-            (" --metadata-from-file=startup-script", false),
-        ];
-        for (more, accepted) in cases {
-            let line = format!("{good}{more}");
-            assert_eq!(Gcloud::try_parse_from(line.split_whitespace()).is_ok(), accepted, "{line}");
-        }
-    }
 
     #[test]
     fn a_disk_that_would_be_lost_is_refused() {

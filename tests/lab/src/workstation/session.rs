@@ -1,4 +1,4 @@
-//! One user at work: a directory with a copy of the checkout's files, the stand-ins on `PATH`, and what Google Cloud
+//! One user at work: a directory with a copy of the checkout's files, the fakes on `PATH`, and what Google Cloud
 //! and Packer would remember.
 
 use std::ffi::OsString;
@@ -10,7 +10,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-use super::PROGRAMS;
+/// The names by which the fakes are called.
+pub(super) const NAMES: [&str; 3] = ["gcloud", "packer", "cargo"];
 
 const DIRECTORY: &str = "OPENCLAW_LAB_SESSION";
 const MACHINE: &str = "OPENCLAW_LAB_SESSION_MACHINE";
@@ -26,13 +27,13 @@ pub struct Session {
 
 impl Session {
     /// A new user in a copy of the `checkout`, whose one VM is the lab called `machine`, and whose build of the program
-    /// is `binary`; the stand-ins are links to `lab`.
+    /// is `binary`; the fakes are links to `lab`.
     pub fn new(checkout: &Path, lab: &Path, machine: &str, binary: &Path) -> Result<Self> {
         let directory = tempfile::tempdir().context("making a user's directory")?;
         for name in ["bin", "work"] {
             fs::create_dir(directory.path().join(name)).with_context(|| format!("making the directory {name}"))?;
         }
-        for (name, _) in PROGRAMS {
+        for name in NAMES {
             symlink(lab, directory.path().join("bin").join(name)).with_context(|| format!("linking {name}"))?;
         }
         for name in ["cloud-init", "packer"] {
@@ -59,7 +60,7 @@ impl Session {
     }
 }
 
-/// The same, as a stand-in finds it.
+/// The same, as a fake finds it.
 #[derive(Debug)]
 pub(super) struct Used {
     directory: PathBuf,
@@ -105,7 +106,7 @@ impl Used {
         writeln!(file, "{text}").context("noting a call")
     }
 
-    /// `PATH` without the stand-ins.
+    /// `PATH` without the fakes.
     pub(super) fn real_path(&self) -> Result<OsString> {
         let (path, own) = (std::env::var_os("PATH").unwrap_or_default(), self.directory.join("bin"));
         std::env::join_paths(std::env::split_paths(&path).filter(|directory| *directory != own)).context("joining PATH")

@@ -1,0 +1,18 @@
+#!/bin/sh
+# Makes the directory $1 the root and boots the program $2 there, with the flag $3: with this machine's programs, which nothing here can
+# change, and the fakes before them.
+set -e
+cd "$1"
+mount --bind "$2" openclaw-init
+for directory in usr proc dev; do mount --rbind /$directory $directory; done
+for directory in bin sbin lib lib64; do
+  if [ -L /$directory ]; then
+    ln -sf usr/$directory $directory
+  elif [ -d /$directory ]; then
+    mkdir -p $directory
+    mount --rbind /$directory $directory
+  fi
+done
+mount --bind programs usr/local/sbin
+# shellcheck disable=SC2086 # The flag may be none.
+exec chroot . /openclaw-init boot $3

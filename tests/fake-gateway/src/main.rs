@@ -1,0 +1,200 @@
+//! Behaves like the OpenClaw gateway as far as anybody outside can see, in 1.5 MB: for tests in which the
+//! real one is too heavy. Ports, probes, exit codes and commands are those of gateway 2026.9.6.
+//!
+//! It is the only program of its image, under the names `tini`, `node` and `openclaw`. Its versions differ as
+//! releases do: in the schema of their state and in whether they start.
+
+mod http;
+mod state;
+
+use std::env;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Error, Result, bail, ensure};
+use nix::sys::signal::{SigSet, Signal};
+use serde_json::{Value, json};
+
+use crate::state::State;
+
+/// The environment variable by which an image says which version it is.
+const VERSION: &str = "FAKE_GATEWAY_VERSION";
+/// "Starting me again will not help".
+const REFUSED: u8 = 78;
+
+/// What tells one version from another.
+#[derive(Debug, Clone, Copy)]
+struct Release {
+    version: &'static str,
+    /// What it writes, and the highest that it can read.
+    schema: u64,
+    /// Whether it ever answers that it is ready.
+    starts: bool,
+    /// Whether it leaves the migration of an older state to its doctor.
+    wants_doctor: bool,
+}
+
+const RELEASES: [Release; 4] = [
+    Release { version: "0.1.1", schema: 1, starts: true, wants_doctor: false },
+    Release { version: "0.1.2", schema: 2, starts: true, wants_doctor: false },
+    Release { version: "0.1.3", schema: 2, starts: true, wants_doctor: true },
+    Release { version: "0.1.66", schema: 2, starts: false, wants_doctor: false },
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).skip_while(|it| is_launcher(it)).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match run(&words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            let refused = words.first() == Some(&"gateway");
+            if refused { ExitCode::from(REFUSED) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// `tini -s -- node openclaw.mjs …`: what stands before the gateway's own arguments.
+fn is_launcher(word: &str) -> bool {
+    ["-s", "--", "node"].contains(&word) || word.ends_with("openclaw.mjs") || word.ends_with("dist/index.js")
+}
+
+fn run(words: &[&str]) -> Result<()> {
+    let release = release()?;
+    match words {
+        ["--version"] => {
+            println!("OpenClaw {} (fake-gateway)", release.version);
+            Ok(())
+        }
+        ["gateway", options @ ..] => gateway(release, options),
+        ["health", ..] => http::ask_health(),
+        ["config", "set", "--batch-json", batch] => set(batch),
+        ["config", "validate", ..] => validate(),
+        ["doctor", options @ ..] => {
+            if options.contains(&"--fix") {
+                state::migrate(release.schema)?;
+            }
+            println!(
+                "{}",
+                json!({ "schemaVersion": 1, "ok": true, "checksRun": 1, "checksSkipped": 0, "findings": [] })
+            );
+            Ok(())
+        }
+        ["devices", "list", ..] => {
+            println!("{}", json!({ "pending": [], "paired": [] }));
+            Ok(())
+        }
+        ["backup", "create", "--output", file, ..] => state::back_up(file.as_ref(), release.version),
+        _ => bail!("unknown command: {}", words.join(" ")),
+    }
+}
+
+fn release() -> Result<Release> {
+    let wanted = env::var(VERSION).with_context(|| format!("reading {VERSION}"))?;
+    let found = RELEASES.into_iter().find(|release| release.version == wanted);
+    found.with_context(|| format!("there is no version {wanted}"))
+}
+
+/// The gateway's life: until it is told to stop. An error means that it refused to start.
+fn gateway(release: Release, options: &[&str]) -> Result<()> {
+    // As process 1 of its container it has no default actions: without this a stop would take the whole grace.
+    let stop = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    stop.thread_block().context("listening for signals")?;
+    let option = |name: &str| Some(*options.get(options.iter().position(|it| *it == name)? + 1)?);
+    if !options.contains(&"--allow-unconfigured") {
+        let config = read_config()?.context("Missing config. Run `openclaw setup` or set gateway.mode=local")?;
+        ensure!(config.pointer("/gateway/mode").is_some(), "existing config is missing gateway.mode");
+    }
+    let token = token()?;
+    let lan = option("--bind").is_some_and(|bind| bind != "loopback");
+    ensure!(!lan || token.is_some(), "Refusing to bind gateway to lan without auth");
+    println!("[gateway] starting...");
+    let state = State::open(release)?;
+    println!("[gateway] state schema {}, start number {}", state.schema, state.starts);
+    let port = option("--port").unwrap_or("18789").parse().context("reading --port")?;
+    http::serve(lan, port, release, token)?;
+    if release.starts {
+        println!("[gateway] ready");
+    }
+    stop.wait().context("waiting for a signal")?;
+    println!("[gateway] stopped");
+    Ok(())
+}
+
+/// The state directory.
+fn directory() -> PathBuf {
+    env::var_os("OPENCLAW_STATE_DIR").map_or_else(|| "/home/node/.openclaw".into(), PathBuf::from)
+}
+
+fn read_config() -> Result<Option<Value>> {
+    let path = directory().join("openclaw.json");
+    match fs::read_to_string(&path) {
+        Ok(text) => json5::from_str(&text).with_context(|| format!("reading {}", path.display())).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::from(error).context(format!("reading {}", path.display()))),
+    }
+}
+
+/// The token, from `openclaw.json`, the environment or the state directory's `.env`, in this order.
+fn token() -> Result<Option<String>> {
+    let config = read_config()?.unwrap_or_default();
+    let configured = config.pointer("/gateway/auth/token").and_then(Value::as_str).map(str::to_owned);
+    let file = fs::read_to_string(directory().join(".env")).unwrap_or_default();
+    let from_file = || Some(file.lines().find_map(|line| line.strip_prefix("OPENCLAW_GATEWAY_TOKEN="))?.to_owned());
+    let found = configured.or_else(|| env::var("OPENCLAW_GATEWAY_TOKEN").ok()).or_else(from_file);
+    Ok(found.filter(|token| !token.is_empty()))
+}
+
+/// `config set --batch-json '[{"path": "gateway.mode", "value": "local"}, …]'`.
+fn set(batch: &str) -> Result<()> {
+    let edits: Vec<Value> = serde_json::from_str(batch).context("reading the batch")?;
+    let mut config = read_config()?.unwrap_or_else(|| json!({}));
+    for edit in &edits {
+        let path = edit["path"].as_str().context("an edit without a path")?;
+        let mut place = &mut config;
+        for key in path.split('.') {
+            ensure!(place.is_null() || place.is_object(), "{path} is below a value");
+            place = &mut place[key];
+        }
+        *place = edit["value"].clone();
+    }
+    config["meta"] = json!({ "lastTouchedVersion": release()?.version });
+    write(&directory().join("openclaw.json"), serde_json::to_string_pretty(&config)?.as_bytes())
+}
+
+fn validate() -> Result<()> {
+    let valid = read_config()?.is_some();
+    println!("{}", json!({ "valid": valid, "path": directory().join("openclaw.json"), "warnings": [] }));
+    ensure!(valid, "there is no openclaw.json");
+    Ok(())
+}
+
+/// Replaces a file so that a power cut leaves the old one or the new one.
+fn write(path: &std::path::Path, content: &[u8]) -> Result<()> {
+    let directory = path.parent().context("a file has a directory")?;
+    let partial = path.with_extension("partial");
+    let write = || -> std::io::Result<()> {
+        fs::create_dir_all(directory)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)?;
+        fs::File::open(directory)?.sync_all()
+    };
+    write().with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_launcher_is_not_part_of_the_command() {
+        let line = "-s -- node openclaw.mjs gateway --bind lan";
+        let left: Vec<&str> = line.split(' ').skip_while(|it| is_launcher(it)).collect();
+        assert_eq!(left, ["gateway", "--bind", "lan"]);
+    }
+}

@@ -1,0 +1,272 @@
+//! A fake Docker Engine: answers like one on a socket and, while its container runs, like a gateway on a port.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::TcpListener as StdTcpListener;
+use std::os::unix::fs::chown;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::thread;
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::body::{Bytes, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::{Builder, Handle};
+use tokio::task::JoinHandle;
+
+/// The one runtime of all servers, in a thread of its own.
+pub(crate) static SERVERS: LazyLock<Handle> = LazyLock::new(|| {
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let handle = runtime.handle().clone();
+    thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+    handle
+});
+
+/// Runs as long as this lives.
+pub(crate) struct FakeEngine {
+    /// Where its gateway is published.
+    pub(crate) port: u16,
+    known: Arc<Mutex<Known>>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+struct Known {
+    /// What it says of itself.
+    version: Value,
+    /// Method and path of every request, oldest first.
+    requests: Vec<String>,
+    /// The machine, whose paths the mounts name.
+    root: PathBuf,
+    /// By id.
+    images: BTreeMap<String, String>,
+    containers: BTreeMap<String, Container>,
+}
+
+struct Container {
+    body: Value,
+    status: &'static str,
+    started_at: String,
+}
+
+impl FakeEngine {
+    /// Listens at `socket` for the machine below `root`, and says `version` of itself.
+    pub(crate) fn start(root: &Path, socket: &Path, version: Value) -> Result<Self> {
+        let known = Known {
+            version,
+            requests: Vec::new(),
+            root: root.to_owned(),
+            images: BTreeMap::new(),
+            containers: BTreeMap::new(),
+        };
+        let known = Arc::new(Mutex::new(known));
+        let (socket, gateway) = (StdUnixListener::bind(socket)?, StdTcpListener::bind("127.0.0.1:0")?);
+        socket.set_nonblocking(true)?;
+        gateway.set_nonblocking(true)?;
+        let port = gateway.local_addr()?.port();
+        let answers = Router::new().fallback(answer).with_state(Arc::clone(&known));
+        let probes = Router::new().fallback(health).with_state(Arc::clone(&known));
+        let tasks = [
+            SERVERS.spawn(async {
+                let socket = UnixListener::from_std(socket).expect("the socket is taken over");
+                axum::serve(socket, answers).await.expect("the engine serves");
+            }),
+            SERVERS.spawn(async {
+                let gateway = TcpListener::from_std(gateway).expect("the port is taken over");
+                axum::serve(gateway, probes).await.expect("the gateway serves");
+            }),
+        ];
+        Ok(Self { port, known, tasks })
+    }
+
+    /// Method and path of every request, oldest first.
+    pub(crate) fn requests(&self) -> Vec<String> {
+        self.known.lock().unwrap().requests.clone()
+    }
+
+    /// The containers: name, image, status.
+    pub(crate) fn containers(&self) -> Vec<(String, String, &'static str)> {
+        let known = self.known.lock().unwrap();
+        let told = |(name, container): (&String, &Container)| (name.clone(), container.image(), container.status);
+        known.containers.iter().map(told).collect()
+    }
+}
+
+impl Drop for FakeEngine {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+type Shared = State<Arc<Mutex<Known>>>;
+
+async fn health(State(known): Shared) -> Response {
+    let known = known.lock().unwrap();
+    let gateway = known.containers.get("openclaw-gateway").filter(|container| container.status == "running");
+    let Some(gateway) = gateway else { return StatusCode::BAD_GATEWAY.into_response() };
+    // Both answers at once: each reader looks at its own part.
+    axum::Json(json!({"status": "started", "ready": true, "version": version(&gateway.image())})).into_response()
+}
+
+async fn answer(State(known): Shared, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = to_bytes(body, usize::MAX).await.unwrap();
+    let path = parts.uri.path();
+    known.lock().unwrap().requests.push(format!("{} {path}", parts.method));
+    if path.ends_with("/_ping") {
+        return "OK".into_response();
+    }
+    // The version that was negotiated.
+    let path = path.strip_prefix("/v1.").and_then(|rest| rest.split_once('/')).map_or(path, |(_, path)| path);
+    let query = parts.uri.query().unwrap_or_default();
+    let words: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let answer = known.lock().unwrap().answer(parts.method.as_str(), &words, query, &body);
+    let (status, value) = answer.unwrap_or_else(|error| (500, json!({"message": format!("{error:#}")})));
+    let status = StatusCode::from_u16(status).unwrap();
+    if value.is_null() { status.into_response() } else { (status, axum::Json(value)).into_response() }
+}
+
+impl Known {
+    fn answer(&mut self, method: &str, words: &[&str], query: &str, body: &Bytes) -> Result<(u16, Value)> {
+        let absent = |what: &str| (404, json!({"message": format!("no such {what}")}));
+        let value = |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+        Ok(match (method, words) {
+            (_, ["version"]) => (200, self.version.clone()),
+            (_, ["events"]) => (200, Value::Null),
+            (_, ["info"]) => (200, json!({"MemoryLimit": false})),
+            ("POST", ["images", "create"]) => {
+                let name = value("fromImage").context("no image is named")?;
+                let name = name.replace("%2F", "/").replace("%3A", ":");
+                self.images.insert(id(&name), name);
+                (200, json!({"id": "layer", "status": "Pull complete"}))
+            }
+            ("GET", ["images", name @ .., "json"]) => {
+                let name = name.join("/");
+                match self.images.iter().find(|(id, known)| name == **id || name == **known) {
+                    Some((id, _)) => (200, json!({"Id": id, "RepoDigests": []})),
+                    None => absent("image"),
+                }
+            }
+            ("POST", ["containers", "create"]) => self.create(value("name").context("no name")?, body)?,
+            ("GET", ["containers", name, "json"]) => match self.containers.get(*name) {
+                Some(container) => (200, container.told()),
+                None => absent("container"),
+            },
+            ("POST", ["containers", name, "start"]) => self.start(name)?,
+            ("POST", ["containers", _, "wait"]) => (200, json!({"StatusCode": 0})),
+            ("POST", ["containers", name, "stop"]) => match self.containers.get_mut(*name) {
+                Some(container) => {
+                    container.status = "exited";
+                    (204, Value::Null)
+                }
+                None => absent("container"),
+            },
+            ("DELETE", ["containers", name]) => match self.containers.remove(*name) {
+                Some(_) => (204, Value::Null),
+                None => absent("container"),
+            },
+            _ => (501, json!({"message": format!("{method} {} is not known here", words.join("/"))})),
+        })
+    }
+
+    fn create(&mut self, name: &str, body: &Bytes) -> Result<(u16, Value)> {
+        if self.containers.contains_key(name) {
+            return Ok((409, json!({"message": format!("the name {name} is in use")})));
+        }
+        let container = Container { body: serde_json::from_slice(body)?, status: "created", started_at: String::new() };
+        self.containers.insert(name.to_owned(), container);
+        Ok((201, json!({"Id": name, "Warnings": []})))
+    }
+
+    /// A container of the gateway runs; any other one is its `config set` and has ended.
+    fn start(&mut self, name: &str) -> Result<(u16, Value)> {
+        let container = self.containers.get_mut(name).context("no such container")?;
+        let state = container.body.pointer("/HostConfig/Mounts/0/Source").and_then(Value::as_str);
+        let state = self.root.join(state.context("no mount")?.trim_start_matches('/'));
+        if !state.is_dir() {
+            return Ok((400, json!({"message": "bind source path does not exist"})));
+        }
+        let mut command = container.body["Cmd"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        if let Some(batch) = command.rfind(|word| word.starts_with('[')) {
+            set(&state.join("openclaw.json"), &serde_json::from_str(batch)?)?;
+            container.status = "exited";
+        } else {
+            let version = version(&container.image());
+            let starts = migrate(&state, &version)? && version != BROKEN;
+            container.status = if starts { "running" } else { "exited" };
+            container.started_at = Timestamp::now().to_string();
+        }
+        Ok((204, Value::Null))
+    }
+}
+
+/// What an engine of this `version` says of itself; Podman calls its `component` otherwise.
+pub(crate) fn says(version: &str, api: &str, component: &str) -> Value {
+    let components = json!([{"Name": component, "Version": version}]);
+    json!({"Version": version, "ApiVersion": api, "Os": "linux", "Components": components})
+}
+
+/// The id of an image.
+fn id(name: &str) -> String {
+    let number: u64 = name.bytes().fold(7, |number, byte| number.wrapping_mul(31).wrapping_add(byte.into()));
+    format!("sha256:{number:064x}")
+}
+
+/// The version in the tag of an image.
+fn version(image: &str) -> String {
+    image.rsplit(':').next().unwrap_or_default().to_owned()
+}
+
+/// A gateway makes the state one of its version; false when that was already a later one.
+fn migrate(state: &Path, version: &str) -> Result<bool> {
+    let file = state.join(OF_VERSION);
+    let present = fs::read_to_string(&file).unwrap_or_default();
+    if present.as_str() > version {
+        return Ok(false);
+    }
+    fs::write(&file, version)?;
+    chown(&file, Some(1000), Some(1000)).context("giving the state to the gateway's user")?;
+    Ok(true)
+}
+
+/// The version that migrates the state and then ends.
+pub(crate) const BROKEN: &str = "2026.9.66";
+
+/// In the state directory: which version's it is.
+pub(crate) const OF_VERSION: &str = "of-version";
+
+impl Container {
+    fn image(&self) -> String {
+        self.body["Image"].as_str().unwrap_or_default().to_owned()
+    }
+
+    fn told(&self) -> Value {
+        json!({
+            "Config": {"Labels": self.body["Labels"]},
+            "State": {"Status": self.status, "StartedAt": self.started_at, "ExitCode": 1},
+            "RestartCount": 0,
+        })
+    }
+}
+
+/// What the gateway's own `config set --batch-json` does.
+fn set(file: &Path, batch: &Value) -> Result<()> {
+    let mut config = match fs::read(file) {
+        Ok(bytes) => serde_json::from_slice(&bytes)?,
+        Err(_) => json!({}),
+    };
+    for edit in batch.as_array().context("no list")? {
+        let path = edit["path"].as_str().context("no path")?;
+        let at = path.split('.').fold(&mut config, |at, key| &mut at[key]);
+        *at = edit["value"].clone();
+    }
+    fs::write(file, config.to_string())?;
+    chown(file, Some(1000), Some(1000)).context("giving openclaw.json to the gateway's user")
+}

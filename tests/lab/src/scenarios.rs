@@ -1,0 +1,88 @@
+//! What must be seen of a whole machine, from outside: every scenario boots real machines with `lab up`.
+//!
+//! Scenarios are independent and run side by side; each uses the command line that a person would use.
+
+mod backups;
+mod baked;
+mod binary;
+mod checks;
+mod cloud_init;
+mod contents;
+mod cuts;
+mod disks;
+mod engines;
+mod failures;
+mod first_boot;
+mod growth;
+mod lab_itself;
+mod loader;
+mod moving;
+mod packer;
+mod power;
+mod private_registry;
+mod readme;
+mod rig;
+mod sources;
+mod updates;
+mod vm_bench;
+
+use anyhow::Result;
+
+pub(crate) use rig::{Binaries, Rig};
+
+/// A name, which is also the machine's, and what is done with it.
+pub(crate) type Scenario = (&'static str, fn(&Rig) -> Result<()>);
+
+/// Longest first, so that the end of the run is not one machine alone.
+pub(crate) const GATE: &[Scenario] = &[
+    ("silent-metadata", failures::metadata_server_silent_for_ever),
+    ("update-broken", updates::broken_versions_are_undone),
+    ("main-job", first_boot::main_job_reboots_and_updates),
+    ("update-real", updates::real_versions_there_and_back),
+    ("data-disk", disks::data_disk_outlives_its_machine),
+    ("moving-in", moving::state_moves_to_a_data_disk),
+    ("backup-restore", backups::backup_and_restore),
+    ("loader", loader::script_with_every_turn_of_the_loader),
+    ("cloud-init", cloud_init::boots_and_other_carriers),
+    ("baked-image", baked::sealed_image_boots_without_internet),
+    ("private-registry", private_registry::private_registry_with_the_vms_account),
+    ("binaries", contents::binaries_and_packages_are_part_of_the_image),
+    ("source", contents::source_of_a_commit_is_built),
+    ("readme", readme::loader_way_from_top_to_bottom),
+    ("npm", sources::npm_builds_on_the_machine),
+    ("small", sources::two_gigabytes_of_memory_and_a_small_boot_disk),
+    ("debian-13", sources::debian_13),
+    ("cuts", cuts::at_chosen_points),
+    ("wrong-turns", failures::every_wrong_turn_then_ready),
+    ("baked-13", baked::baked_on_debian_13),
+    ("binary-way", readme::binary_way),
+    ("slow-metadata", failures::metadata_server_busy_at_first),
+    ("closed-doors", failures::no_guest_attributes_and_no_docker_repository),
+    ("disk-corpus", disks::every_kind_of_disk),
+    ("foreign-disk", failures::foreign_disk_is_left_untouched),
+    ("wrong-key", failures::docker_repository_with_the_wrong_key),
+    ("two-keys", failures::docker_repository_with_two_keys),
+    ("packer", baked::packer_template_is_valid),
+    ("clients", sources::real_clients_accept_the_metadata_server),
+    ("lab-itself", lab_itself::lab_itself),
+    ("shellcheck", loader::shell_scripts_are_clean),
+    ("binary", binary::static_small_and_alone),
+];
+
+/// What takes too long for every day: `--long`.
+pub(crate) const LONG: &[Scenario] = &[
+    ("sweep-first-boot", cuts::all_of_a_first_boot),
+    ("sweep-update", cuts::all_of_an_update),
+    ("sweep-rollback", cuts::all_of_a_rollback),
+    ("sweep-bare", cuts::all_of_a_bare_machine),
+    ("sweep-reboot", cuts::all_of_a_reboot),
+    ("sweep-container", cuts::all_of_another_container),
+    ("sweep-moving-in", cuts::all_of_moving_in),
+    ("sweep-restore", cuts::all_of_a_restore),
+    ("power-cuts", power::state_survives_cuts_at_any_moment),
+    ("packer-build", packer::built_image_boots_without_internet),
+    ("disk-growth", growth::data_disk_grows_while_it_is_used),
+    ("engines", engines::builds_on_old_and_new_engines),
+    ("one-gigabyte", engines::one_gigabyte_is_enough_or_named),
+    ("ten-updates", engines::ten_updates_leave_two_images),
+];

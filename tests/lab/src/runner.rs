@@ -253,6 +253,6 @@ mod tests {
         let outcomes = outcomes.0.lock().unwrap();
         assert_eq!(outcomes[0].failure, None);
         assert_eq!(outcomes[1].failure.as_deref(), Some("a reason"));
-        assert!(!summary(&outcomes));
+        assert!(!summary(&outcomes, 0));
     }
 }

@@ -44,7 +44,8 @@ pub(super) fn every_wrong_turn_then_ready(rig: &Rig) -> Result<()> {
     rig.shell("sleep 61")?;
     rig.boot(0)?;
     is_ready(rig)?;
-    broken_settings(rig)
+    broken_settings(rig)?;
+    remedy_is_never_refused(rig)
 }
 
 /// Makes what a power cut while the container starts leaves.
@@ -76,6 +77,24 @@ fn broken_settings(rig: &Rig) -> Result<()> {
     rig.boot(28)?.has(&["parsing", "openclaw.json", "left as it is"])?;
     rig.shell(&format!("cp -a /root/kept {file}"))?;
     rig.boot(0).map(|_| ())
+}
+
+/// The command of every remedy hands the work to the unit, follows it and ends with its result, however often. So does
+/// what older remedies named.
+fn remedy_is_never_refused(rig: &Rig) -> Result<()> {
+    rig.attribute("openclaw-data-disk=elsewhere")?;
+    rig.lab_ends(12, "exec", &["--", "openclaw-init", "boot"])?.has(&["elsewhere", "sudo openclaw-init boot"])?;
+    rig.attribute("openclaw-data-disk")?;
+    for time in 1..=10 {
+        let said = rig.lab_ends(0, "exec", &["--", "openclaw-init", "boot"]);
+        said.and_then(|said| said.has(&["result=ready"]).map(drop)).with_context(|| format!("time {time}"))?;
+    }
+    for _ in 0..6 {
+        rig.shell("systemctl restart openclaw-init")?;
+    }
+    let unit = rig.shell("systemctl show --property=Result,ActiveState --value openclaw-init | paste -sd ' '")?;
+    ensure!(unit == "success inactive", "the unit is {unit}");
+    rig.boot(0)?.has(&["changes=0"]).map(drop)
 }
 
 pub(super) fn metadata_server_silent_for_ever(rig: &Rig) -> Result<()> {

@@ -8,6 +8,7 @@ use reqwest::{Client, RequestBuilder, Response, redirect};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::failpoint;
+use crate::host::blocking;
 
 /// The metadata server is one hop away: a connection that takes longer is a link that is not up yet.
 const METADATA_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,7 +35,7 @@ pub fn metadata_client() -> Result<Client> {
 /// proxy may sign with its own), and honours the environment's proxy variables.
 pub async fn internet_client() -> Result<Client> {
     install_crypto_provider();
-    let roots = tokio::task::spawn_blocking(trusted_roots).await.context("reading the machine's trusted roots")?;
+    let roots = blocking(|| Ok(trusted_roots())).await.context("reading the machine's trusted roots")?;
     Client::builder()
         .tls_backend_preconfigured(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
         .connect_timeout(INTERNET_CONNECT_TIMEOUT)
@@ -48,10 +49,10 @@ pub async fn internet_client() -> Result<Client> {
 pub async fn send(request: RequestBuilder) -> reqwest::Result<Response> {
     let (client, request) = request.build_split();
     let request = request?;
-    let step = failpoint::counted(&format!("http-{}", request.method().as_str().to_ascii_lowercase()));
-    step.hit_at("before");
+    let failpoint = failpoint::counted(&format!("http-{}", request.method().as_str().to_ascii_lowercase()));
+    failpoint.hit_at("before");
     let answer = client.execute(request).await;
-    step.hit_at("after");
+    failpoint.hit_at("after");
     answer
 }
 

@@ -6,7 +6,6 @@
 //! warned about and goes on.
 
 use std::fs::File;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use nix::fcntl::posix_fallocate;
 use nix::sys::statfs::{EXT4_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, statfs};
 
 use crate::config::SwapChoice;
-use crate::host::{Access, Host, set_access, sync_dir};
+use crate::host::{Access, Host, blocking, if_exists, set_access, sync_dir};
 use crate::memory;
 use crate::paths::{BOOT_DISK_DIR, SWAP, UNFINISHED_SWAP};
 use crate::text::MIB;
@@ -97,11 +96,9 @@ impl Machine {
         let memory = memory::total(host).await?;
         let swaps = host.read("/proc/swaps").await?.unwrap_or_default();
         let (active, others) = parse_swaps(&String::from_utf8_lossy(&swaps));
-        let ours = match tokio::fs::symlink_metadata(host.path(SWAP)).await {
-            Ok(found) => Some(Ours { size: found.len(), active }),
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(error).with_context(|| format!("looking at {SWAP}")),
-        };
+        let found = if_exists(tokio::fs::symlink_metadata(host.path(SWAP)).await);
+        let found = found.with_context(|| format!("looking at {SWAP}"))?;
+        let ours = found.map(|found| Ours { size: found.len(), active });
         let place = statfs(&host.path("/var/lib")).context("looking at the boot disk's file system")?;
         let free = place.blocks_available() * u64::try_from(place.block_size()).unwrap_or_default();
         Ok(Self { memory, others, ours, free, suitable: is_suitable(place.filesystem_type()) })
@@ -162,16 +159,14 @@ async fn make(host: &Host, size: u64) -> Result<()> {
     host.ensure_dir(BOOT_DISK_DIR, Access::root(0o700)).await?;
     let (file, unfinished) = (host.path(SWAP), host.path(UNFINISHED_SWAP));
     let path = unfinished.clone();
-    tokio::task::spawn_blocking(move || allocate(&path, size))
-        .await?
-        .with_context(|| format!("allocating {UNFINISHED_SWAP}"))?;
+    blocking(move || allocate(&path, size)).await.with_context(|| format!("allocating {UNFINISHED_SWAP}"))?;
     host.command("mkswap").arg(&unfinished).run().await?;
-    tokio::task::spawn_blocking(move || {
+    blocking(move || {
         File::open(&unfinished)?.sync_all()?;
         std::fs::rename(&unfinished, &file)?;
         file.parent().map_or(Ok(()), sync_dir)
     })
-    .await?
+    .await
     .with_context(|| format!("completing {SWAP}"))?;
     host.changed(format!("made a swap file of {} MiB", size / MIB));
     Ok(())

@@ -18,7 +18,7 @@ use backon::{ConstantBuilder, Retryable as _};
 pub use self::engine::{Engine, SOCKET};
 use self::repository::{Diagnosis, Repository, RepositoryTrust};
 use crate::apt::os_release::{self, Distribution};
-use crate::apt::{APT_LIMIT, Apt, installed};
+use crate::apt::{APT_DEADLINE, Apt, installed};
 use crate::config::{DockerConfig, DockerSource};
 use crate::error::{Classify, Code, code_of, one_line};
 use crate::host::Host;
@@ -51,7 +51,7 @@ pub async fn ensure(host: &Host, config: &DockerConfig) -> Result<Engine> {
         return Ok(engine);
     }
     let distribution = os_release::observe(host).await?;
-    let apt = Apt::new(host, APT_LIMIT);
+    let apt = Apt::new(host, APT_DEADLINE);
     apt.repair().await?;
     let names: Vec<&str> = AGAINST_DOCKER_CE.into_iter().chain(AGAINST_DISTRO).collect();
     match decide(config.source, &installed(host, &names).await?)? {

@@ -1,8 +1,8 @@
-//! apt: what is installed, and installing what is missing.
+//! apt: which packages are installed, and installing the missing ones.
 //!
-//! Other programs use apt on a fresh machine at the same moment (unattended upgrades above all), and a power
-//! cut may have interrupted one. So every call waits for the lock whoever holds it, repairs what was cut
-//! short, and tries again when a mirror has a bad moment. Nothing is ever removed to make room.
+//! On a fresh machine other programs use apt at the same moment (unattended upgrades above all), and a power cut may
+//! have interrupted one of them. So every call waits until the lock is free, repairs what was cut short, and tries
+//! again when a mirror has a bad moment. No package is ever removed to make room for another.
 
 pub mod docker_key;
 mod messages;
@@ -15,38 +15,39 @@ use anyhow::{Context, Error, Result, anyhow};
 use backon::{ConstantBuilder, ExponentialBuilder, Retryable as _};
 use tokio::time::Instant;
 
-use self::messages::{Kind, Status, classify, own_words, parse_candidate, parse_status};
-use crate::error::{Classify, Code, one_line};
+use self::messages::{Cause, StatusLine, parse_candidate, parse_status};
+use crate::error::{Classify, Code, RUN_AGAIN, one_line};
 use crate::host::{Command, Host};
 
 /// How long the packages of one stage may take, waiting for locks included.
-pub const APT_LIMIT: Duration = Duration::from_secs(15 * 60);
+pub const APT_DEADLINE: Duration = Duration::from_secs(15 * 60);
 
-/// How often a taken lock is tried again. apt's own `DPkg::Lock::Timeout` waits for one of the locks only
-/// (not for that of the lists), and silently.
-const LOCK_PAUSE: Duration = Duration::from_secs(2);
+/// How often a taken lock is tried again. apt's own `DPkg::Lock::Timeout` waits silently, and not for the lock of the
+/// lists.
+const LOCK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How often in all apt is started for a failure that may pass by itself.
+/// How often apt is started in all when its failures may pass, and the pause before the second time.
 const ATTEMPTS: usize = 3;
+const MIN_BACKOFF: Duration = Duration::from_secs(2);
 
-/// Where dpkg keeps the journal of changes that it has not yet merged; not empty after an interruption.
+/// dpkg's journal of changes that it has not yet merged; not empty after an interruption.
 const DPKG_JOURNAL: &str = "/var/lib/dpkg/updates";
 
-/// apt on this machine, with one deadline for everything that is asked of it.
+/// apt on this machine, with one deadline for all calls together.
 #[derive(Debug)]
 pub struct Apt<'a> {
     host: &'a Host,
     deadline: Instant,
 }
 
-/// Makes sure that `packages` are installed; true when something had to be installed. See [`Apt::ensure_installed`].
+/// [`Apt::ensure_installed`] with a deadline of its own.
 pub async fn ensure_installed(host: &Host, packages: &[&str]) -> Result<bool> {
-    Apt::new(host, APT_LIMIT).ensure_installed(packages).await
+    Apt::new(host, APT_DEADLINE).ensure_installed(packages).await
 }
 
 /// Those of `packages` that are completely installed.
 pub async fn installed(host: &Host, packages: &[&str]) -> Result<BTreeSet<String>> {
-    // 1: one of them is not known at all.
+    // 1: dpkg knows nothing of one of them.
     let query = host.command("dpkg-query").args(["--show", "--showformat=${Package} ${db:Status-Status}\n"]);
     let output = query.args(packages).answers(&[1]).run().await.context("asking which packages are installed")?;
     Ok(parse_installed(&output.stdout))
@@ -57,14 +58,14 @@ fn parse_installed(text: &str) -> BTreeSet<String> {
 }
 
 impl<'a> Apt<'a> {
-    /// apt on `host`; all calls together end within `limit`.
-    pub fn new(host: &'a Host, limit: Duration) -> Self {
-        Self { host, deadline: Instant::now() + limit }
+    /// apt on `host`, whose calls all end within `deadline` from now.
+    pub fn new(host: &'a Host, deadline: Duration) -> Self {
+        Self { host, deadline: Instant::now() + deadline }
     }
 
     /// Makes sure that `packages` are installed; true when something had to be installed.
     ///
-    /// An interrupted dpkg is repaired and the lists are updated first, both only when something is missing.
+    /// When something is missing, an interrupted dpkg is repaired and the lists are updated first.
     /// Errors: [`Code::AptLocked`], [`Code::NoSpace`], [`Code::AptFailed`].
     pub async fn ensure_installed(&self, packages: &[&str]) -> Result<bool> {
         if self.missing(packages).await?.is_empty() {
@@ -75,29 +76,35 @@ impl<'a> Apt<'a> {
         if missing.is_empty() {
             return Ok(true);
         }
-        let names = missing.join(" ");
-        let updated = match self.update().await {
-            // A broken source of the operator's own need not concern our packages: the installation tells.
+        self.install(&missing).await?;
+        let still_missing = self.missing(packages).await?.join(" ");
+        if !still_missing.is_empty() {
+            let error = anyhow!("apt reported success, yet not installed: {still_missing}");
+            return Err(error).classify(Code::AptFailed, remedy());
+        }
+        self.host.changed(format!("installed {}", missing.join(" ")));
+        Ok(true)
+    }
+
+    /// Updates the lists and installs `packages`.
+    async fn install(&self, packages: &[String]) -> Result<()> {
+        let names = packages.join(" ");
+        let update_error = match self.update().await {
+            // A broken source of the operator's need not concern our packages: the installation decides.
             Err(error) if Instant::now() < self.deadline => Some(one_line(&error)),
             other => other.map(|()| None)?,
         };
         let install = ["install", "--no-install-recommends", "--no-remove"];
-        let arguments: Vec<&str> = install.into_iter().chain(missing.iter().map(String::as_str)).collect();
-        self.apt_get(&arguments).await.with_context(|| match &updated {
+        let arguments: Vec<&str> = install.into_iter().chain(packages.iter().map(String::as_str)).collect();
+        self.apt_get(&arguments).await.with_context(|| match &update_error {
             None => format!("installing {names}"),
             Some(error) => format!("installing {names} after a failed update ({error})"),
         })?;
-        if let Some(error) = updated {
+        if let Some(error) = update_error {
             self.host
                 .warn(format!("the needed packages were installed although apt's lists are not up to date: {error}"));
         }
-        let missing = self.missing(packages).await?;
-        if !missing.is_empty() {
-            let error = anyhow!("apt reported success, yet not installed: {}", missing.join(" "));
-            return Err(error).classify(Code::AptFailed, remedy());
-        }
-        self.host.changed(format!("installed {names}"));
-        Ok(true)
+        Ok(())
     }
 
     /// Fetches the lists of all sources.
@@ -105,16 +112,16 @@ impl<'a> Apt<'a> {
         self.apt_get(&["update"]).await.context("updating apt's lists")
     }
 
-    /// Fetches the lists of one file of sources; unlike with [`Apt::update`], any failure is an error. Only
-    /// a lock and a full disk are blamed here: what the rest means is the caller's to say.
+    /// Fetches the lists of one file of sources; unlike with [`Apt::update`], any failure is an error. Only a taken
+    /// lock and a full disk are classified here; the caller knows what the rest means.
     pub async fn update_only(&self, sources: &str) -> Result<()> {
         let list = format!("Dir::Etc::SourceList={sources}");
         let options = ["Dir::Etc::SourceParts=/dev/null", "APT::Get::List-Cleanup=0", "APT::Update::Error-Mode=any"];
         let mut arguments = vec!["update", "-o", &list];
         arguments.extend(options.into_iter().flat_map(|option| ["-o", option]));
-        self.unlocked(|| self.command(&arguments)).await.or_else(|trouble| match trouble.kind {
-            Kind::Locked(_) | Kind::Full => trouble.classify(),
-            Kind::Lasting | Kind::Passing => Err(trouble.error),
+        self.unlocked(|| self.command(&arguments)).await.or_else(|failed| match failed.cause {
+            Cause::Locked(_) | Cause::NoSpace => failed.classify(),
+            Cause::Permanent | Cause::Transient => Err(failed.error),
         })
     }
 
@@ -126,29 +133,29 @@ impl<'a> Apt<'a> {
     }
 
     async fn missing(&self, packages: &[&str]) -> Result<Vec<String>> {
-        let present = installed(self.host, packages).await?;
-        Ok(packages.iter().filter(|name| !present.contains(**name)).map(|name| (*name).to_owned()).collect())
+        let installed = installed(self.host, packages).await?;
+        Ok(packages.iter().filter(|name| !installed.contains(**name)).map(|name| (*name).to_owned()).collect())
     }
 
-    /// Ends what an interrupted dpkg began; does nothing on a machine where all is well.
+    /// Completes what an interrupted dpkg began; does nothing on a machine where all is well.
     pub async fn repair(&self) -> Result<()> {
-        if !self.interrupted().await? {
+        if !self.is_interrupted().await? {
             return Ok(());
         }
         let configure =
             || unattended(self.host.command("dpkg").args(["--configure", "-a", "--force-confdef", "--force-confold"]));
-        if let Err(trouble) = self.unlocked(configure).await {
+        if let Err(failed) = self.unlocked(configure).await {
             // apt below may still repair what dpkg alone cannot (a package that must be unpacked again).
-            tracing::debug!("dpkg --configure -a: {:#}", trouble.error);
+            tracing::debug!("dpkg --configure -a: {:#}", failed.error);
         }
-        if self.interrupted().await? {
+        if self.is_interrupted().await? {
             self.apt_get(&["install", "--fix-broken", "--no-remove"]).await.context("repairing an interrupted dpkg")?;
         }
         self.host.changed("repaired an interrupted dpkg");
         Ok(())
     }
 
-    async fn interrupted(&self) -> Result<bool> {
+    async fn is_interrupted(&self) -> Result<bool> {
         let audit = self.host.command("dpkg").arg("--audit").answers(&[1]).run().await;
         let audit = audit.context("asking dpkg for half-installed packages")?;
         let journal = self.host.path(DPKG_JOURNAL);
@@ -156,39 +163,40 @@ impl<'a> Apt<'a> {
         Ok(!audit.stdout.trim().is_empty() || journal.unwrap_or(false))
     }
 
-    /// Runs apt-get, waiting for locks, and again when the failure may pass.
+    /// Runs apt-get, waiting for its locks; runs it again after a failure that may pass.
     async fn apt_get(&self, arguments: &[&str]) -> Result<()> {
-        let pauses = ExponentialBuilder::default().with_min_delay(Duration::from_secs(2)).with_jitter();
+        let backoff = ExponentialBuilder::default().with_min_delay(MIN_BACKOFF).with_jitter();
         (|| self.unlocked(|| self.command(arguments)))
-            .retry(pauses.with_max_times(ATTEMPTS - 1))
-            .when(|trouble| trouble.kind == Kind::Passing && Instant::now() < self.deadline)
-            .notify(|trouble, _| tracing::debug!("apt is tried again: {:#}", trouble.error))
+            .retry(backoff.with_max_times(ATTEMPTS - 1))
+            .when(|failed| failed.cause == Cause::Transient && Instant::now() < self.deadline)
+            .notify(|failed, _| tracing::debug!("apt is tried again: {:#}", failed.error))
             .await
-            .or_else(Trouble::classify)
+            .or_else(AptError::classify)
     }
 
-    /// Runs a program that needs apt's or dpkg's locks; while another one has them, again and again.
-    async fn unlocked(&self, command: impl Fn() -> Command) -> Result<(), Trouble> {
-        let last = std::cell::RefCell::new(String::new());
+    /// Runs a program that needs apt's or dpkg's locks, again and again while another program has them.
+    async fn unlocked(&self, command: impl Fn() -> Command) -> Result<(), AptError> {
+        let package_error = std::cell::RefCell::new(String::new());
         let run = || async {
             let command = command().timeout(self.deadline.saturating_duration_since(Instant::now()));
-            let output = command.run_lines(|line| self.follow(line, &mut last.borrow_mut())).await;
-            output.map(drop).map_err(|error| Trouble::of(&error, &last.borrow()))
+            let output = command.run_lines(|line| self.follow(line, &mut package_error.borrow_mut())).await;
+            output.map(drop).map_err(|error| AptError::new(&error, &package_error.borrow()))
         };
-        run.retry(ConstantBuilder::default().with_delay(LOCK_PAUSE).without_max_times())
-            .when(|trouble| matches!(trouble.kind, Kind::Locked(_)) && Instant::now() + LOCK_PAUSE < self.deadline)
-            .notify(|trouble, _| {
-                if let Kind::Locked(holder) = &trouble.kind {
+        run.retry(ConstantBuilder::default().with_delay(LOCK_INTERVAL).without_max_times())
+            .when(|failed| matches!(failed.cause, Cause::Locked(_)) && Instant::now() + LOCK_INTERVAL < self.deadline)
+            .notify(|failed, _| {
+                if let Cause::Locked(holder) = &failed.cause {
                     self.host.progress(format!("waiting for apt's lock, held by {holder}"));
                 }
             })
             .await
     }
 
-    fn follow(&self, line: &str, error: &mut String) {
+    /// Follows one line of output; keeps the last error of a package in `package_error`.
+    fn follow(&self, line: &str, package_error: &mut String) {
         match parse_status(line) {
-            Some(Status::Progress { percent, what }) => self.host.progress(format!("{percent:.0} % {what}")),
-            Some(Status::Error { what }) => *error = what,
+            Some(StatusLine::Progress { percent, what }) => self.host.progress(format!("{percent:.0} % {what}")),
+            Some(StatusLine::Error { what }) => *package_error = what,
             None => tracing::debug!("apt: {line}"),
         }
     }
@@ -212,33 +220,39 @@ fn unattended(command: Command) -> Command {
 
 /// A failure of apt or dpkg.
 #[derive(Debug)]
-struct Trouble {
-    kind: Kind,
+struct AptError {
+    cause: Cause,
     error: Error,
 }
 
-impl Trouble {
-    fn of(error: &Error, package_error: &str) -> Self {
-        let said = own_words(&format!("{error:#}")).to_owned();
-        let kind = classify(&said);
-        Self { kind, error: if package_error.is_empty() { anyhow!(said) } else { anyhow!("{package_error}: {said}") } }
+impl AptError {
+    fn new(error: &Error, package_error: &str) -> Self {
+        let message = format!("{error:#}");
+        let output = messages::output(&message);
+        let separator = if package_error.is_empty() { "" } else { ": " };
+        Self { cause: messages::cause(output), error: anyhow!("{package_error}{separator}{output}") }
     }
 
     fn classify(self) -> Result<()> {
         let failed = Err(self.error);
-        match self.kind {
-            Kind::Locked(holder) => failed.classify(
+        match self.cause {
+            Cause::Locked(holder) => failed.classify(
                 Code::AptLocked,
-                format!("{holder} kept apt's lock until the deadline: see what it does (ps -ef), then run `sudo openclaw-init boot`"),
+                format!(
+                    "{holder} kept apt's lock until the deadline: see what it does (ps -ef), then run `{RUN_AGAIN}`"
+                ),
             ),
-            Kind::Full => failed.classify(Code::NoSpace, "Free some space on the boot disk (sudo apt-get clean) or enlarge it: gcloud compute disks resize"),
-            Kind::Lasting | Kind::Passing => failed.classify(Code::AptFailed, remedy()),
+            Cause::NoSpace => failed.classify(
+                Code::NoSpace,
+                "Free some space on the boot disk (sudo apt-get clean) or enlarge it: gcloud compute disks resize",
+            ),
+            Cause::Permanent | Cause::Transient => failed.classify(Code::AptFailed, remedy()),
         }
     }
 }
 
 fn remedy() -> String {
-    "See what apt says with: sudo apt-get update && sudo apt-get install --fix-broken; then run `sudo openclaw-init boot`".to_owned()
+    format!("See what apt says with: sudo apt-get update && sudo apt-get install --fix-broken; then run `{RUN_AGAIN}`")
 }
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
 //! The Docker Engine: installed when there is none, started, answering.
 //!
-//! An engine that answers and speaks API 1.41 or newer is kept as it is, whoever installed it: no apt,
-//! no network, no change. `/etc/docker/daemon.json` is never written: nothing here needs it. Log rotation,
-//! limits and restart policy are set per container, where they bind nobody else; `live-restore` would spare
-//! the gateway a restart of some seconds at an upgrade of the engine, and is refused under swarm. So there is no
-//! file to merge, and [`restart`] is for an engine that cannot go on.
+//! An engine that answers and speaks API 1.41 or newer is kept as it is, whoever installed it: no apt, no network, no
+//! change. `/etc/docker/daemon.json` is never written, so there is no file to merge. Log rotation, limits and restart
+//! policy are set per container, where they bind nobody else. `live-restore` would only spare the gateway a restart of
+//! some seconds when the engine is upgraded, and swarm refuses it. [`restart`] is for an engine that cannot go on.
 
 mod engine;
 mod repository;
@@ -16,48 +15,48 @@ use anyhow::{Context, Result, anyhow, bail};
 use backon::{ConstantBuilder, Retryable as _};
 
 pub use self::engine::{Engine, SOCKET};
-use self::repository::{Diagnosis, Repository, RepositoryTrust};
+use self::repository::{Availability, Repository, RepositoryTrust};
 use crate::apt::os_release::{self, Distribution};
-use crate::apt::{APT_LIMIT, Apt, installed};
+use crate::apt::{APT_DEADLINE, Apt, installed};
 use crate::config::{DockerConfig, DockerSource};
-use crate::error::{Classify, Code, code_of, one_line};
+use crate::error::{Classify, Code, RUN_AGAIN, code_of, one_line};
 use crate::host::Host;
 use crate::systemd;
 
 /// The engine's unit; it pulls in its socket and containerd.
 const UNIT: &str = "docker.service";
 
-/// How long an engine may take to its first answer: after a power cut it first cleans up.
-const ANSWER_LIMIT: Duration = Duration::from_secs(90);
+/// How long an engine may take until it first answers: after a power cut it cleans up before.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(90);
 
 /// How often a started engine is asked whether it answers.
-const ANSWER_PAUSE: Duration = Duration::from_millis(250);
+const ANSWER_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What later stages need on every machine; part of most images.
 const COMPANIONS: [&str; 3] = ["ca-certificates", "e2fsprogs", "nftables"];
 
-/// The packages of Docker's repository; `docker-buildx-plugin` comes on top where the repository has it.
+/// The packages of Docker's repository; `docker-buildx-plugin` is added where the repository has it.
 const DOCKER_CE: [&str; 3] = ["docker-ce", "docker-ce-cli", "containerd.io"];
 
-/// What cannot be installed beside Docker's packages (docs.docker.com/engine/install/debian).
-const AGAINST_DOCKER_CE: [&str; 4] = ["docker.io", "podman-docker", "containerd", "runc"];
+/// What Docker's packages cannot be installed beside (docs.docker.com/engine/install/debian).
+const CONFLICTS_WITH_DOCKER_CE: [&str; 4] = ["docker.io", "podman-docker", "containerd", "runc"];
 
-/// What cannot be installed beside the distribution's packages.
-const AGAINST_DISTRO: [&str; 4] = ["docker-ce", "docker-ce-cli", "containerd.io", "podman-docker"];
+/// What the distribution's packages cannot be installed beside.
+const CONFLICTS_WITH_DISTRO: [&str; 4] = ["docker-ce", "docker-ce-cli", "containerd.io", "podman-docker"];
 
 /// Makes sure that a usable engine runs.
 pub async fn ensure(host: &Host, config: &DockerConfig) -> Result<Engine> {
-    if let Some(engine) = answering(host).await? {
+    if let Some(engine) = connect(host).await? {
         return Ok(engine);
     }
     let distribution = os_release::observe(host).await?;
-    let apt = Apt::new(host, APT_LIMIT);
+    let apt = Apt::new(host, APT_DEADLINE);
     apt.repair().await?;
-    let names: Vec<&str> = AGAINST_DOCKER_CE.into_iter().chain(AGAINST_DISTRO).collect();
+    let names: Vec<&str> = CONFLICTS_WITH_DOCKER_CE.into_iter().chain(CONFLICTS_WITH_DISTRO).collect();
     match decide(config.source, &installed(host, &names).await?)? {
-        Plan::Start => {}
-        Plan::Install(DockerSource::Distro) => install_distro(&apt, distribution).await?,
-        Plan::Install(source) => {
+        Setup::Start => {}
+        Setup::Install(DockerSource::Distro) => install_distro(&apt, distribution).await?,
+        Setup::Install(source) => {
             let trust = RepositoryTrust::of(host).await?;
             let repository = Repository { host, apt: &apt, distribution, url: &config.apt_url, trust: &trust };
             install_docker_ce(host, &repository, source).await?;
@@ -66,23 +65,23 @@ pub async fn ensure(host: &Host, config: &DockerConfig) -> Result<Engine> {
     start(host).await
 }
 
-/// The engine of a machine that has one, started if need be; nothing is installed.
+/// The engine of a machine that has one, which is started if need be. Nothing is installed.
 pub async fn find(host: &Host) -> Result<Option<Engine>> {
-    if let Some(engine) = answering(host).await? {
+    if let Some(engine) = connect(host).await? {
         return Ok(Some(engine));
     }
     if systemd::property(host, UNIT, "LoadState").await? != "loaded" {
         return Ok(None);
     }
     systemd::ensure_started(host, UNIT).await?;
-    answer(host).await.map(Some)
+    wait_for_answer(host).await.map(Some)
 }
 
-/// The engine if one answers, `None` if none does; one that answers and cannot be used is an error.
-async fn answering(host: &Host) -> Result<Option<Engine>> {
+/// The engine, `None` when none answers; one that answers and cannot be used is an error.
+async fn connect(host: &Host) -> Result<Option<Engine>> {
     let socket = host.path(SOCKET);
-    // A socket unit accepts the connection first and starts the engine then.
-    match tokio::time::timeout(ANSWER_LIMIT, Engine::connect(&socket.to_string_lossy())).await {
+    // A socket unit accepts the connection and only then starts the engine.
+    match tokio::time::timeout(ANSWER_DEADLINE, Engine::connect(&socket.to_string_lossy())).await {
         Ok(Ok(engine)) => Ok(Some(engine)),
         Ok(Err(error)) if code_of(&error) == Code::DockerUnusable => Err(error),
         Ok(Err(error)) => {
@@ -93,37 +92,38 @@ async fn answering(host: &Host) -> Result<Option<Engine>> {
     }
 }
 
+/// What is needed for an engine to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Plan {
-    /// An engine is installed and only has to run.
+enum Setup {
+    /// One is installed and only has to be started.
     Start,
-    /// None is installed.
+    /// None is installed: take one from here.
     Install(DockerSource),
 }
 
-/// What to do about an engine that does not answer, on a machine where `installed` is.
-fn decide(source: DockerSource, installed: &BTreeSet<String>) -> Result<Plan> {
+/// What an engine that does not answer needs, on a machine that has the packages `installed`.
+fn decide(source: DockerSource, installed: &BTreeSet<String>) -> Result<Setup> {
     let found = |names: &[&'static str]| -> Vec<&'static str> {
         names.iter().copied().filter(|name| installed.contains(*name)).collect()
     };
     if !found(&["docker-ce", "docker.io"]).is_empty() {
-        return Ok(Plan::Start);
+        return Ok(Setup::Start);
     }
-    let (against_ce, against_distro) = (found(&AGAINST_DOCKER_CE), found(&AGAINST_DISTRO));
+    let (conflicts_ce, conflicts_distro) = (found(&CONFLICTS_WITH_DOCKER_CE), found(&CONFLICTS_WITH_DISTRO));
     match source {
-        DockerSource::Auto if against_ce.is_empty() && against_distro.is_empty() => Ok(Plan::Install(source)),
-        // With what an interrupted installation of Docker's packages left, there is nothing to fall back to.
-        DockerSource::Auto | DockerSource::DockerCe if against_ce.is_empty() => {
-            Ok(Plan::Install(DockerSource::DockerCe))
+        DockerSource::Auto if conflicts_ce.is_empty() && conflicts_distro.is_empty() => Ok(Setup::Install(source)),
+        // The remains of an interrupted installation of Docker's packages rule out the distribution's.
+        DockerSource::Auto | DockerSource::DockerCe if conflicts_ce.is_empty() => {
+            Ok(Setup::Install(DockerSource::DockerCe))
         }
-        // The distribution's own containerd and runc are what its docker.io is made for.
-        DockerSource::Auto | DockerSource::Distro if against_distro.is_empty() => {
-            Ok(Plan::Install(DockerSource::Distro))
+        // The distribution's docker.io is made for its containerd and runc.
+        DockerSource::Auto | DockerSource::Distro if conflicts_distro.is_empty() => {
+            Ok(Setup::Install(DockerSource::Distro))
         }
         _ => {
-            let names = if source == DockerSource::Distro { against_distro } else { against_ce }.join(" ");
+            let names = if source == DockerSource::Distro { conflicts_distro } else { conflicts_ce }.join(" ");
             let remedy = format!(
-                "If nothing else needs them, remove them (sudo apt-get remove {names}), then run `sudo openclaw-init boot`"
+                "If nothing else needs them, remove them (sudo apt-get remove {names}), then run `{RUN_AGAIN}`"
             );
             Err(anyhow!("the engine cannot be installed beside these packages: {names}"))
                 .classify(Code::DockerUnusable, remedy)
@@ -132,8 +132,8 @@ fn decide(source: DockerSource, installed: &BTreeSet<String>) -> Result<Plan> {
 }
 
 async fn install_docker_ce(host: &Host, repository: &Repository<'_>, source: DockerSource) -> Result<()> {
-    let unusable = match repository.ensure().await? {
-        Diagnosis::Usable => {
+    let error = match repository.ensure().await? {
+        Availability::Usable => {
             let mut names = DOCKER_CE.to_vec();
             names.extend(COMPANIONS);
             if repository.apt.offers("docker-buildx-plugin").await? {
@@ -141,7 +141,7 @@ async fn install_docker_ce(host: &Host, repository: &Repository<'_>, source: Doc
             }
             return repository.apt.ensure_installed(&names).await.map(drop);
         }
-        Diagnosis::Unreachable(error) => error,
+        Availability::Unreachable(error) => error,
     };
     if source == DockerSource::DockerCe {
         let remedy = format!(
@@ -149,11 +149,11 @@ async fn install_docker_ce(host: &Host, repository: &Repository<'_>, source: Doc
              gcloud compute instances add-metadata VM --metadata=openclaw-docker=distro",
             repository.url
         );
-        return Err(unusable).classify(Code::AptFailed, remedy);
+        return Err(error).classify(Code::AptFailed, remedy);
     }
     host.warn(format!(
         "Docker's repository cannot be reached, the distribution's packages are used instead: {}",
-        one_line(&unusable)
+        one_line(&error)
     ));
     install_distro(repository.apt, repository.distribution).await
 }
@@ -168,39 +168,41 @@ async fn install_distro(apt: &Apt<'_>, distribution: Distribution) -> Result<()>
     apt.ensure_installed(&names).await.map(drop)
 }
 
+/// Starts the engine now and at every boot.
 async fn start(host: &Host) -> Result<Engine> {
     let started = async {
         systemd::ensure_enabled(host, "docker.socket").await?;
         systemd::ensure_enabled(host, UNIT).await?;
         systemd::ensure_started(host, UNIT).await?;
-        answer(host).await
+        wait_for_answer(host).await
     };
     let error = match started.await {
         Ok(engine) => return Ok(engine),
         Err(error) if code_of(&error) == Code::DockerUnusable => return Err(error),
         Err(error) => error,
     };
-    let said = systemd::last_messages(host, UNIT, 5).await;
-    Err(if said.is_empty() { error } else { error.context(format!("the engine says: {said}")) }).classify(
+    let messages = systemd::last_messages(host, UNIT, 5).await;
+    Err(if messages.is_empty() { error } else { error.context(format!("the engine says: {messages}")) }).classify(
         Code::DockerUnusable,
-        "See: sudo journalctl --boot --unit docker; when it is mended, run `sudo openclaw-init boot`",
+        format!("See: sudo journalctl --boot --unit docker; when it is mended, run `{RUN_AGAIN}`"),
     )
 }
 
-/// Restarts the engine, and with it every container whose restart policy says so.
+/// Restarts the engine, and with it every container whose restart policy asks for that.
 pub async fn restart(host: &Host) -> Result<Engine> {
     systemd::restart(host, UNIT).await?;
-    answer(host).await
+    wait_for_answer(host).await
 }
 
 /// Waits until the engine answers.
-async fn answer(host: &Host) -> Result<Engine> {
-    let ask = || async { answering(host).await?.context("no answer") };
-    let asked = ask.retry(ConstantBuilder::default().with_delay(ANSWER_PAUSE).without_max_times());
-    let asked = asked.when(|error| code_of(error) != Code::DockerUnusable);
-    match tokio::time::timeout(ANSWER_LIMIT, asked).await {
+async fn wait_for_answer(host: &Host) -> Result<Engine> {
+    let ask = || async { connect(host).await?.context("no answer") };
+    let answer = ask
+        .retry(ConstantBuilder::default().with_delay(ANSWER_INTERVAL).without_max_times())
+        .when(|error| code_of(error) != Code::DockerUnusable);
+    match tokio::time::timeout(ANSWER_DEADLINE, answer).await {
         Ok(engine) => engine,
-        Err(_) => bail!("the engine does not answer at {SOCKET} within {} s", ANSWER_LIMIT.as_secs()),
+        Err(_) => bail!("the engine does not answer at {SOCKET} within {} s", ANSWER_DEADLINE.as_secs()),
     }
 }
 
@@ -210,33 +212,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_installed_decides_what_is_done() {
+    fn what_is_installed_decides_what_is_needed() {
         use DockerSource::{Auto, Distro, DockerCe};
-        let cases: [(DockerSource, &[&str], Result<Plan, &str>); 14] = [
-            (Auto, &[], Ok(Plan::Install(Auto))),
-            (DockerCe, &[], Ok(Plan::Install(DockerCe))),
-            (Distro, &[], Ok(Plan::Install(Distro))),
-            (Auto, &["docker.io", "containerd", "runc"], Ok(Plan::Start)),
-            (DockerCe, &["docker.io", "containerd", "runc"], Ok(Plan::Start)),
-            (Distro, &["docker-ce", "docker-ce-cli", "containerd.io"], Ok(Plan::Start)),
-            (Auto, &["containerd", "runc"], Ok(Plan::Install(Distro))),
+        let cases: [(DockerSource, &[&str], Result<Setup, &str>); 14] = [
+            (Auto, &[], Ok(Setup::Install(Auto))),
+            (DockerCe, &[], Ok(Setup::Install(DockerCe))),
+            (Distro, &[], Ok(Setup::Install(Distro))),
+            (Auto, &["docker.io", "containerd", "runc"], Ok(Setup::Start)),
+            (DockerCe, &["docker.io", "containerd", "runc"], Ok(Setup::Start)),
+            (Distro, &["docker-ce", "docker-ce-cli", "containerd.io"], Ok(Setup::Start)),
+            (Auto, &["containerd", "runc"], Ok(Setup::Install(Distro))),
             (DockerCe, &["containerd", "runc"], Err("containerd runc")),
-            (Distro, &["containerd", "runc"], Ok(Plan::Install(Distro))),
-            (Auto, &["containerd.io"], Ok(Plan::Install(DockerCe))),
+            (Distro, &["containerd", "runc"], Ok(Setup::Install(Distro))),
+            (Auto, &["containerd.io"], Ok(Setup::Install(DockerCe))),
             (Distro, &["containerd.io", "docker-ce-cli"], Err("docker-ce-cli containerd.io")),
             (Auto, &["podman-docker"], Err("podman-docker")),
             (DockerCe, &["podman-docker"], Err("podman-docker")),
             (Auto, &["runc", "containerd.io"], Err("runc")),
         ];
-        for (source, packages, wanted) in cases {
+        for (source, packages, expected) in cases {
             let installed = packages.iter().map(ToString::to_string).collect();
-            match (decide(source, &installed), wanted) {
-                (Ok(plan), Ok(wanted)) => assert_eq!(plan, wanted, "{source:?} {packages:?}"),
-                (Err(error), Err(wanted)) => {
+            match (decide(source, &installed), expected) {
+                (Ok(setup), Ok(expected)) => assert_eq!(setup, expected, "{source:?} {packages:?}"),
+                (Err(error), Err(expected)) => {
                     assert_eq!(code_of(&error), Code::DockerUnusable);
-                    assert!(one_line(&error).contains(&format!("packages: {wanted}.")), "{}", one_line(&error));
+                    assert!(one_line(&error).contains(&format!("packages: {expected}.")), "{}", one_line(&error));
                 }
-                (decided, wanted) => panic!("{source:?} {packages:?}: {decided:?} instead of {wanted:?}"),
+                (decided, expected) => panic!("{source:?} {packages:?}: {decided:?} instead of {expected:?}"),
             }
         }
     }

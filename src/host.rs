@@ -1,6 +1,6 @@
 //! The machine as the stages see it: files below a root, programs on a fixed path, and a ledger of what changed.
 //!
-//! Only [`command`] starts programs. Everything a stage changes goes through here or is noted with
+//! Only [`command`] starts programs. Every change that a stage makes goes through here or is noted with
 //! [`Host::changed`], so "the second run changes nothing" is one number.
 
 mod command;
@@ -16,8 +16,8 @@ use anyhow::{Context as _, Result};
 use tokio::sync::watch;
 
 pub use command::{Command, Output};
-pub(crate) use files::set_access;
 pub use files::{Access, sync_dir};
+pub(crate) use files::{if_exists, remove_if_exists, set_access};
 pub use ledger::Ledger;
 
 /// A handle on the machine; clones share the ledger.

@@ -8,7 +8,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Classify as _, Code};
 
-/// Proof that this process is the one run at work. Whatever writes a record takes it as an argument.
+/// Proof that this process is the one run at work. Every function that writes a record takes it as an argument.
 #[derive(Debug)]
 pub struct RunLock {
     _file: Option<Flock<File>>,

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::host::Host;
 use crate::text::head;
 
-/// The longest line: Google's script runner dies of one over 64 KiB, and the serial console is read by people.
+/// The longest line: Google's script runner dies of one over 64 KiB, and people read the serial console.
 const LINE_BYTES: usize = 2000;
 
 /// Sends this program's log lines to standard error; `verbose` adds the details.
@@ -30,32 +30,32 @@ pub fn init(verbose: bool) {
     tracing_subscriber::registry().with(lines.with_filter(filter)).init();
 }
 
-/// How often a command that is not a boot shows how far it is.
+/// How often a command that is not a boot prints how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Prints every change that `work` makes to the machine, as it makes it, and now and then its progress.
 pub async fn narrate<T>(host: &Host, work: impl Future<Output = T>) -> T {
     let (mut work, mut ledger) = (pin!(work), host.ledger());
-    let (mut shown, mut last) = (ledger.borrow().changes.len(), Instant::now());
+    let (mut printed, mut last) = (ledger.borrow().changes.len(), Instant::now());
     loop {
         let outcome = tokio::select! {
             outcome = &mut work => Some(outcome),
             _ = ledger.changed() => None,
         };
         let now = ledger.borrow_and_update().clone();
-        for (_, change) in &now.changes[shown..] {
+        for (_, change) in &now.changes[printed..] {
             tracing::info!("{change}");
         }
         if let Some(outcome) = outcome {
             return outcome;
         }
         if let Some((stage, text)) =
-            now.progress.filter(|_| now.changes.len() == shown && last.elapsed() > PROGRESS_INTERVAL)
+            now.progress.filter(|_| now.changes.len() == printed && last.elapsed() > PROGRESS_INTERVAL)
         {
             tracing::info!("{stage}: {text}");
             last = Instant::now();
         }
-        shown = now.changes.len();
+        printed = now.changes.len();
     }
 }
 
@@ -67,8 +67,8 @@ const ERASE_LINE: &[u8] = b"\r\x1b[K";
 /// Whether an unfinished live line stands on the terminal.
 static LIVE: AtomicBool = AtomicBool::new(false);
 
-/// Standard error for the log: makes way for its lines where a live progress line stands, and keeps them
-/// ASCII, which every serial console can show.
+/// Standard error for the log. A log line takes the place of a live progress line, and is ASCII, which every serial
+/// console can display.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Console;
 
@@ -87,7 +87,8 @@ impl Write for Console {
     }
 }
 
-pub(crate) fn show_live(line: &str) {
+/// Puts `line` in the place of the live line before it.
+pub(crate) fn print_live(line: &str) {
     let mut out = io::stderr().lock();
     let bytes = [ERASE_LINE, &ascii(head(line, LIVE_COLUMNS))].concat();
     // A terminal that went away is no reason to end the run.

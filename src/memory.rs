@@ -1,4 +1,4 @@
-//! How much memory the machine has, whether the kernel had to kill for lack of it, and what helps then.
+//! How much memory the machine has, whether the kernel killed for lack of it, and what helps then.
 
 pub mod swap;
 
@@ -17,7 +17,7 @@ pub async fn total(host: &Host) -> Result<u64> {
 }
 
 /// How many processes the kernel has killed since it started because memory had run out, the machine's or a
-/// container's. Exit code 137 alone does not tell that: anyone may send SIGKILL.
+/// container's. Exit code 137 is no proof of that: anyone may send SIGKILL.
 pub async fn kills(host: &Host) -> u64 {
     match host.read("/proc/vmstat").await {
         Ok(vmstat) => oom_kill(&String::from_utf8_lossy(&vmstat.unwrap_or_default())),

@@ -1,11 +1,11 @@
 //! The instance metadata server's client.
 //!
-//! What Google documents and what its own clients do: by address and never by name (a static resolver
-//! may not know the search suffix), no proxy, the reply's `Metadata-Flavor` checked, 404 means "no such
-//! key" and is not an empty value, 503 is normal while a VM boots or is migrated
+//! It does what Google documents and what Google's own clients do. The server is asked by address, since a static
+//! resolver may not know the search suffix, and never through a proxy. Every reply's `Metadata-Flavor` is checked. 404
+//! means "no such key", not an empty value. 503 is normal while a VM boots or is migrated
 //! (cloud.google.com/compute/docs/troubleshooting/troubleshoot-metadata-server).
 
-mod retry;
+mod request_error;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -17,34 +17,34 @@ use reqwest::{Method, RequestBuilder, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use crate::error::{Classify, Code, one_line};
-use crate::http;
+use crate::error::{Classify, Code, RUN_AGAIN, one_line};
+use crate::http::{self, Retry};
 use crate::secret::Secret;
 
-pub use retry::{Heals, Trouble};
+pub use request_error::RequestError;
 
-/// Documented as stable, and the same in every zone.
+/// The server's address: documented as stable, and the same in every zone.
 const ADDRESS: &str = "169.254.169.254";
 
-/// The header that both sides must send; a captive portal or a stray proxy does not.
+/// Both sides must send this header; a captive portal or a stray proxy does not.
 const FLAVOR: (&str, &str) = ("Metadata-Flavor", "Google");
 
-/// Far above any answer on a healthy VM; shorter than the deadline, so that a lost packet costs one try.
+/// Far above any answer on a healthy VM, and shorter than the deadlines, so that a lost packet costs one try.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-const FIRST_DELAY: Duration = Duration::from_millis(100);
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
 
-/// Before the jitter, which adds up to as much again: at most 5 s between two tries.
-const LONGEST_DELAY: Duration = Duration::from_millis(2500);
+/// Jitter adds up to as much again: at most 5 s between two tries.
+const MAX_BACKOFF: Duration = Duration::from_millis(2500);
 
-/// A 403 can be the host's own passing security check; it is asked once more, after this long.
-const FORBIDDEN_DELAY: Duration = Duration::from_secs(2);
+/// A 403 can be a passing security check of the host: one more try, after this long.
+const FORBIDDEN_BACKOFF: Duration = Duration::from_secs(2);
 
 /// How long a token may take: the server has answered before.
 const TOKEN_DEADLINE: Duration = Duration::from_secs(30);
 
-/// When a person who watches the boot should be told what it waits for.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A wait longer than this is reported, once, to a person who watches the boot.
+const QUIET_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A client of one metadata server; clones share the connection pool.
 #[derive(Debug, Clone)]
@@ -89,13 +89,13 @@ pub struct Disk {
 
 /// What became of a guest-attribute write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Write {
-    /// It holds now.
+pub enum WriteOutcome {
+    /// The attribute has the value now.
     Done,
     /// 403: guest attributes are disabled for this instance.
     Disabled,
     /// 405 or 501: this server knows no such request.
-    Refused,
+    Unsupported,
 }
 
 impl Client {
@@ -105,7 +105,7 @@ impl Client {
         Ok(Self { http: http::metadata_client()?, base: format!("http://{host}/computeMetadata/v1/") })
     }
 
-    /// Reads this machine's metadata, retrying what may heal until `deadline` has passed.
+    /// Reads this machine's metadata; what may pass is tried again until `deadline`.
     ///
     /// Fails with [`Code::MetadataUnreachable`]; the sentence names the address, the number of tries and
     /// the last error.
@@ -113,9 +113,9 @@ impl Client {
         let mut tries = Tries::new(deadline);
         self.read(&mut tries)
             .await
-            .map_err(|trouble| {
+            .map_err(|error| {
                 let (count, seconds) = (tries.count, tries.started.elapsed().as_secs());
-                let reason = one_line(&trouble.into());
+                let reason = one_line(&error.into());
                 anyhow!("no usable answer from {} after {count} tries in {seconds} s, the last one: {reason}", self.base)
             })
             .classify(
@@ -123,15 +123,15 @@ impl Client {
                 format!(
                     "See what `curl -sS -i -H 'Metadata-Flavor: Google' {}instance/id` says on the VM; a firewall rule, \
                      a route or a VPN that takes over 169.254.169.254 must let it through. Then run \
-                     `sudo openclaw-init boot`.",
+                     `{RUN_AGAIN}`.",
                     self.base
                 ),
             )
     }
 
-    async fn read(&self, tries: &mut Tries) -> Result<Instance, Trouble> {
+    async fn read(&self, tries: &mut Tries) -> Result<Instance, RequestError> {
         let instance: Option<tree::Instance> = self.json("instance/?recursive=true&alt=json", tries).await?;
-        let instance = instance.ok_or_else(|| Trouble::new(Heals::Never, anyhow!("it knows no instance (404)")))?;
+        let instance = instance.ok_or_else(|| RequestError::new(Retry::No, anyhow!("it knows no instance (404)")))?;
         let project: Option<tree::Project> = self.json("project/?recursive=true&alt=json", tries).await?;
         Ok(tree::merge(instance, project.unwrap_or_default()))
     }
@@ -143,25 +143,34 @@ impl Client {
         Ok(token.map(|token| token.access_token))
     }
 
-    /// Sets a guest attribute. One request, no retry; [`Trouble::heals`] says whether another may do better.
-    pub async fn put_guest_attribute(&self, namespace: &str, key: &str, value: &str) -> Result<Write, Trouble> {
+    /// Sets a guest attribute. One request, no retry; [`RequestError::retry`] says whether another may do better.
+    pub async fn put_guest_attribute(
+        &self,
+        namespace: &str,
+        key: &str,
+        value: &str,
+    ) -> Result<WriteOutcome, RequestError> {
         let request = self.guest_attribute(Method::PUT, namespace, key).body(value.to_owned());
         let (status, _) = send(request).await?;
         match status {
-            StatusCode::OK => Ok(Write::Done),
-            StatusCode::FORBIDDEN => Ok(Write::Disabled),
-            other => Err(Trouble::of_status(other).doing(format!("writing the guest attribute {namespace}/{key}"))),
+            StatusCode::OK => Ok(WriteOutcome::Done),
+            StatusCode::FORBIDDEN => Ok(WriteOutcome::Disabled),
+            other => {
+                Err(RequestError::of_status(other).doing(format!("writing the guest attribute {namespace}/{key}")))
+            }
         }
     }
 
-    /// Deletes a guest attribute; one that is not there is deleted. One request, no retry.
-    pub async fn delete_guest_attribute(&self, namespace: &str, key: &str) -> Result<Write, Trouble> {
+    /// Deletes a guest attribute; fine when there is none. One request, no retry.
+    pub async fn delete_guest_attribute(&self, namespace: &str, key: &str) -> Result<WriteOutcome, RequestError> {
         let (status, _) = send(self.guest_attribute(Method::DELETE, namespace, key)).await?;
         match status {
-            StatusCode::OK | StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => Ok(Write::Done),
-            StatusCode::FORBIDDEN => Ok(Write::Disabled),
-            StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => Ok(Write::Refused),
-            other => Err(Trouble::of_status(other).doing(format!("deleting the guest attribute {namespace}/{key}"))),
+            StatusCode::OK | StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => Ok(WriteOutcome::Done),
+            StatusCode::FORBIDDEN => Ok(WriteOutcome::Disabled),
+            StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => Ok(WriteOutcome::Unsupported),
+            other => {
+                Err(RequestError::of_status(other).doing(format!("deleting the guest attribute {namespace}/{key}")))
+            }
         }
     }
 
@@ -174,42 +183,41 @@ impl Client {
     }
 
     /// Reads what the server has at `path` as JSON, `None` when it has nothing there.
-    async fn json<T: DeserializeOwned>(&self, path: &str, tries: &mut Tries) -> Result<Option<T>, Trouble> {
+    async fn json<T: DeserializeOwned>(&self, path: &str, tries: &mut Tries) -> Result<Option<T>, RequestError> {
         loop {
-            let asked = self.json_once(path, tries.request_timeout()).await;
-            match asked {
-                Err(trouble) => match tries.delay_after(&trouble) {
-                    Some(delay) => tokio::time::sleep(delay).await,
-                    None => return Err(trouble.doing(format!("reading {}", path.split('?').next().unwrap_or(path)))),
+            match self.json_once(path, tries.request_timeout()).await {
+                Err(error) => match tries.backoff_after(&error) {
+                    Some(backoff) => tokio::time::sleep(backoff).await,
+                    None => return Err(error.doing(format!("reading {}", path.split('?').next().unwrap_or(path)))),
                 },
                 answer => return answer,
             }
         }
     }
 
-    async fn json_once<T: DeserializeOwned>(&self, path: &str, timeout: Duration) -> Result<Option<T>, Trouble> {
+    async fn json_once<T: DeserializeOwned>(&self, path: &str, timeout: Duration) -> Result<Option<T>, RequestError> {
         let (status, body) = send(self.request(Method::GET, path, timeout)).await?;
         match status {
-            StatusCode::OK => serde_json::from_slice(&body).map(Some).map_err(|error| Trouble::of_json(&error)),
+            StatusCode::OK => serde_json::from_slice(&body).map(Some).map_err(|error| RequestError::of_json(&error)),
             StatusCode::NOT_FOUND => Ok(None),
-            other => Err(Trouble::of_status(other)),
+            other => Err(RequestError::of_status(other)),
         }
     }
 }
 
 /// One request: its status and whole body, if the answer really is a metadata server's.
-async fn send(request: RequestBuilder) -> Result<(StatusCode, Vec<u8>), Trouble> {
-    let response = http::send(request).await.map_err(Trouble::of_transport)?;
+async fn send(request: RequestBuilder) -> Result<(StatusCode, Vec<u8>), RequestError> {
+    let response = http::send(request).await.map_err(RequestError::of_transport)?;
     let status = response.status();
     let flavored = response.headers().get(FLAVOR.0).is_some_and(|flavor| flavor == FLAVOR.1);
-    // An error page may come without the header; what claims to be an answer may not.
-    if !flavored && Heals::of_status(status) == Heals::Never {
-        return Err(Trouble::new(
-            Heals::Soon,
+    // An error page may lack the header; an answer may not.
+    if !flavored && Retry::of_status(status) == Retry::No {
+        return Err(RequestError::new(
+            Retry::Yes,
             anyhow!("an answer ({status}) without the metadata server's flavor header: something else answers there"),
         ));
     }
-    let body = response.bytes().await.map_err(Trouble::of_transport)?;
+    let body = response.bytes().await.map_err(RequestError::of_transport)?;
     Ok((status, body.to_vec()))
 }
 
@@ -217,22 +225,22 @@ async fn send(request: RequestBuilder) -> Result<(StatusCode, Vec<u8>), Trouble>
 struct Tries {
     started: Instant,
     deadline: Instant,
-    delays: ExponentialBackoff,
+    backoffs: ExponentialBackoff,
     count: u32,
-    forbidden: bool,
-    told: bool,
+    was_forbidden: bool,
+    was_reported: bool,
 }
 
 impl Tries {
     fn new(deadline: Duration) -> Self {
-        let delays = ExponentialBuilder::new()
+        let backoffs = ExponentialBuilder::new()
             .with_jitter()
-            .with_min_delay(FIRST_DELAY)
-            .with_max_delay(LONGEST_DELAY)
+            .with_min_delay(MIN_BACKOFF)
+            .with_max_delay(MAX_BACKOFF)
             .without_max_times()
             .build();
         let started = Instant::now();
-        Self { started, deadline: started + deadline, delays, count: 0, forbidden: false, told: false }
+        Self { started, deadline: started + deadline, backoffs, count: 0, was_forbidden: false, was_reported: false }
     }
 
     /// Counts a try and says how long it may take.
@@ -241,21 +249,21 @@ impl Tries {
         REQUEST_TIMEOUT.min(self.deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// How long to wait before the next try; `None` when there should be none.
-    fn delay_after(&mut self, trouble: &Trouble) -> Option<Duration> {
-        let delay = match trouble.heals {
-            Heals::Soon => self.delays.next()?,
-            Heals::Once if !self.forbidden => {
-                self.forbidden = true;
-                FORBIDDEN_DELAY
+    /// How long to wait before the next try; `None` when there is none.
+    fn backoff_after(&mut self, error: &RequestError) -> Option<Duration> {
+        let backoff = match error.retry {
+            Retry::Yes => self.backoffs.next()?,
+            Retry::Once if !self.was_forbidden => {
+                self.was_forbidden = true;
+                FORBIDDEN_BACKOFF
             }
-            Heals::Once | Heals::Never => return None,
+            Retry::Once | Retry::No => return None,
         };
-        tracing::debug!("metadata server, try {}: {trouble:#}; next in {delay:?}", self.count);
-        if !self.told && self.started.elapsed() > PATIENCE {
-            self.told = true;
-            tracing::info!("stage=metadata waiting for the metadata server: {trouble:#}");
+        tracing::debug!("metadata server, try {}: {error:#}; next in {backoff:?}", self.count);
+        if !self.was_reported && self.started.elapsed() > QUIET_DEADLINE {
+            self.was_reported = true;
+            tracing::info!("stage=metadata waiting for the metadata server: {error:#}");
         }
-        (Instant::now() + delay < self.deadline).then_some(delay)
+        (Instant::now() + backoff < self.deadline).then_some(backoff)
     }
 }

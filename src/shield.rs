@@ -1,12 +1,12 @@
 //! Containers and build steps cannot reach the metadata server.
 //!
-//! It would give any of them the VM's service account token and every attribute. An own nftables table on
-//! the forward hook, independent of Docker's and of its firewall backend, rejects what containers send
-//! there, except DNS: 169.254.169.254 is the VM's resolver as well. Programs of the VM itself, and
-//! containers in the host's network, do not pass the forward hook and are not concerned.
+//! It would give any of them the VM's service account token and every attribute. An nftables table of our own on the
+//! forward hook, independent of Docker and its firewall backend, rejects what containers send there, except DNS:
+//! 169.254.169.254 is the VM's resolver as well. Programs of the VM, and containers in the host's network, do not pass
+//! the forward hook and are not affected.
 //!
-//! After a power cut Docker may start containers before our own boot; so a small unit loads the same table
-//! before Docker starts.
+//! After a power cut Docker may start containers before our own boot, so a small unit loads the table before Docker
+//! starts.
 
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
@@ -16,33 +16,17 @@ use crate::config::MetadataAccess;
 use crate::error::{Classify, Code};
 use crate::host::{Access, Host};
 use crate::paths::{ETC_DIR, SHIELD_RULESET};
+use crate::text::hex;
 use crate::{apt, systemd};
 
 const UNIT: &str = "openclaw-shield.service";
 
-/// Loads the table before Docker starts; `nftables.service` flushes every table when it starts.
-const UNIT_TEXT: &str = "\
-[Unit]
-Description=Keep containers away from the metadata server
-After=nftables.service
-PartOf=nftables.service
-Before=docker.service
-
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=/usr/sbin/nft -f /etc/openclaw-init/shield.nft
-
-[Install]
-WantedBy=docker.service
-";
-
 /// The metadata server's addresses, with the words that match them.
 const SERVERS: [&str; 2] = ["ip daddr 169.254.169.254", "ip6 daddr fd20:ce::254"];
 
-/// Makes the table be there and say exactly what it should, or ([`MetadataAccess::Allow`]) not be there.
+/// Makes the kernel have exactly this table, or none of ours ([`MetadataAccess::Allow`]).
 ///
-/// Loaded as one transaction: there is no moment without it. Verified by reading it back from the kernel.
+/// It is loaded in one transaction, so that there is no moment without it, and verified by reading it back.
 pub async fn ensure(host: &Host, access: MetadataAccess) -> Result<()> {
     match access {
         MetadataAccess::Block => block(host).await,
@@ -60,8 +44,8 @@ async fn block(host: &Host) -> Result<()> {
     apt::ensure_installed(host, &["nftables"]).await?;
     host.ensure_dir(ETC_DIR, Access::root(0o755)).await?;
     host.ensure_file(SHIELD_RULESET, ruleset(), Access::root(0o644)).await?;
-    systemd::ensure_unit(host, UNIT, UNIT_TEXT).await?;
-    if !is_wanted(&observe(host).await?) {
+    systemd::ensure_unit(host, UNIT, &unit()).await?;
+    if !is_desired(&observe(host).await?) {
         load(host).await.classify(
             Code::UnsupportedSystem,
             "Use an image whose kernel has nf_tables, or accept containers that can reach the metadata server: \
@@ -78,7 +62,7 @@ async fn load(host: &Host) -> Result<()> {
     load.context("loading the table that shields the metadata server")?;
     host.changed("shielded the metadata server from containers");
     let found = observe(host).await?;
-    is_wanted(&found).then_some(()).ok_or_else(|| anyhow!("the loaded table is not what was written: {found}"))
+    is_desired(&found).then_some(()).ok_or_else(|| anyhow!("the loaded table is not what was written: {found}"))
 }
 
 /// Removes the table and what loads it.
@@ -106,7 +90,28 @@ async fn observe(host: &Host) -> Result<Value> {
     Ok(Value::Null)
 }
 
-/// The rules, without their comments. Only what the metadata server speaks is of interest: HTTP, and DNS.
+/// Loads the table before Docker starts; `nftables.service` flushes every table when it starts.
+fn unit() -> String {
+    format!(
+        "\
+[Unit]
+Description=Keep containers away from the metadata server
+After=nftables.service
+PartOf=nftables.service
+Before=docker.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/sbin/nft -f {SHIELD_RULESET}
+
+[Install]
+WantedBy=docker.service
+"
+    )
+}
+
+/// The rules without their comments, about what the metadata server speaks: HTTP and DNS.
 fn rules() -> [String; SERVERS.len()] {
     SERVERS.map(|server| format!("{server} meta l4proto {{ tcp, udp }} th dport != 53 reject"))
 }
@@ -128,14 +133,13 @@ fn ruleset() -> String {
     )
 }
 
-/// What each rule carries as its comment: tells these rules from those of another version.
+/// The comment of each rule, which sets these rules apart from those of another version.
 fn mark() -> String {
-    let hash = Sha256::digest(rules().join("\n"));
-    format!("openclaw-init {}", hash.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<String>())
+    format!("openclaw-init {}", hex(&Sha256::digest(rules().join("\n"))[..6]))
 }
 
-/// Whether the table is the one of [`ruleset`]: our chain where it should be, and our rules only.
-fn is_wanted(table: &Value) -> bool {
+/// Whether the table is that of [`ruleset`]: our chain in its place, with our rules and no others.
+fn is_desired(table: &Value) -> bool {
     let objects = table["nftables"].as_array().map_or(&[][..], Vec::as_slice);
     let all = |kind: &str| objects.iter().filter_map(|object| object.get(kind)).collect::<Vec<_>>();
     let hook = json!({"type": "filter", "hook": "forward", "prio": -10, "policy": "accept"});
@@ -151,9 +155,11 @@ fn is_wanted(table: &Value) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use expect_test::expect;
+
     use super::*;
 
-    /// What `nft -j` 1.0.6 said about the loaded [`ruleset`].
+    /// What `nft -j` 1.0.6 prints about the loaded [`ruleset`].
     const LISTED: &str = include_str!("../tests/fixtures/nft/shield.json");
 
     fn listed() -> Value {
@@ -162,7 +168,7 @@ mod tests {
 
     #[test]
     fn the_loaded_table_is_recognised() {
-        assert!(is_wanted(&listed()));
+        assert!(is_desired(&listed()));
     }
 
     #[test]
@@ -186,8 +192,44 @@ mod tests {
             ("another hook", with(2, "chain", "hook", json!("input"))),
             ("after Docker's chains", with(2, "chain", "prio", json!(10))),
         ] {
-            assert!(!is_wanted(&table), "{name}");
+            assert!(!is_desired(&table), "{name}");
         }
+    }
+
+    #[test]
+    fn the_ruleset_as_nft_loads_it() {
+        expect![[r##"
+            # Written by openclaw-init at every boot: containers cannot reach the metadata server, except its DNS.
+            add table inet openclaw_init
+            delete table inet openclaw_init
+            table inet openclaw_init {
+            	chain forward {
+            		type filter hook forward priority filter - 10; policy accept;
+            		ip daddr 169.254.169.254 meta l4proto { tcp, udp } th dport != 53 reject comment "openclaw-init 40a9b9fee8bd"
+            		ip6 daddr fd20:ce::254 meta l4proto { tcp, udp } th dport != 53 reject comment "openclaw-init 40a9b9fee8bd"
+            	}
+            }
+        "##]].assert_eq(&ruleset());
+    }
+
+    #[test]
+    fn the_unit_as_systemd_reads_it() {
+        expect![[r#"
+            [Unit]
+            Description=Keep containers away from the metadata server
+            After=nftables.service
+            PartOf=nftables.service
+            Before=docker.service
+
+            [Service]
+            Type=oneshot
+            RemainAfterExit=yes
+            ExecStart=/usr/sbin/nft -f /etc/openclaw-init/shield.nft
+
+            [Install]
+            WantedBy=docker.service
+        "#]]
+        .assert_eq(&unit());
     }
 
     #[test]

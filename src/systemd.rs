@@ -4,23 +4,22 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::host::{Access, Host};
+use crate::host::{Access, Command, Host};
 
-/// How long a unit may take to start: above the limit of the engine and of systemd (90 s).
-const START_LIMIT: Duration = Duration::from_secs(120);
+/// How long systemd may take to start or stop a unit: above the limits of the engine and of systemd (90 s).
+const UNIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Where an administrator's units live.
-const UNIT_DIRECTORY: &str = "/etc/systemd/system";
+const UNIT_DIR: &str = "/etc/systemd/system";
 
 /// Makes systemd read its units again.
 pub async fn daemon_reload(host: &Host) -> Result<()> {
-    host.command("systemctl").arg("daemon-reload").run().await.context("making systemd read its units again")?;
-    Ok(())
+    run(host, "making systemd read its units again", &["daemon-reload"]).await
 }
 
 /// Makes the unit `name` have exactly `content`, and systemd know it; true when the file was changed.
 pub async fn ensure_unit(host: &Host, name: &str, content: &str) -> Result<bool> {
-    let changed = host.ensure_file(format!("{UNIT_DIRECTORY}/{name}"), content, Access::root(0o644)).await?;
+    let changed = host.ensure_file(format!("{UNIT_DIR}/{name}"), content, Access::root(0o644)).await?;
     // A run that was cut between the two steps left systemd with the old text.
     if changed || property(host, name, "NeedDaemonReload").await? == "yes" {
         daemon_reload(host).await?;
@@ -28,14 +27,13 @@ pub async fn ensure_unit(host: &Host, name: &str, content: &str) -> Result<bool>
     Ok(changed)
 }
 
-/// Stops and disables the unit `name` of [`ensure_unit`] and removes it; true when it was there.
+/// Stops and disables the unit `name` of [`ensure_unit`] and removes it; true when there was one.
 pub async fn remove_unit(host: &Host, name: &str) -> Result<bool> {
-    let path = format!("{UNIT_DIRECTORY}/{name}");
+    let path = format!("{UNIT_DIR}/{name}");
     if host.read(&path).await?.is_none() {
         return Ok(false);
     }
-    let disable = host.command("systemctl").args(["disable", "--now", name]);
-    disable.run().await.with_context(|| format!("disabling {name}"))?;
+    run(host, &format!("disabling {name}"), &["disable", "--now", name]).await?;
     host.remove_file(&path).await?;
     daemon_reload(host).await?;
     Ok(true)
@@ -43,61 +41,52 @@ pub async fn remove_unit(host: &Host, name: &str) -> Result<bool> {
 
 /// Makes the unit start at every boot; true when something was changed.
 pub async fn ensure_enabled(host: &Host, name: &str) -> Result<bool> {
-    if word(host, "is-enabled", name).await? == "enabled" {
+    if state(host, "is-enabled", name).await? == "enabled" {
         return Ok(false);
     }
-    let enable = host.command("systemctl").args(["enable", "--quiet", name]);
-    enable.run().await.with_context(|| format!("enabling {name}"))?;
+    run(host, &format!("enabling {name}"), &["enable", "--quiet", name]).await?;
     host.changed(format!("enabled {name}"));
     Ok(true)
 }
 
-/// Makes the unit run, waiting until systemd calls it started; true when it did not run before.
+/// Makes the unit run and waits until systemd calls it started; true when it did not run before.
 pub async fn ensure_started(host: &Host, name: &str) -> Result<bool> {
     if is_active(host, name).await? {
         return Ok(false);
     }
-    let start = host.command("systemctl").args(["start", name]).timeout(START_LIMIT);
-    start.run().await.with_context(|| format!("starting {name}"))?;
+    run(host, &format!("starting {name}"), &["start", name]).await?;
     host.changed(format!("started {name}"));
     Ok(true)
 }
 
-/// Asks systemd to start the unit and does not wait for it; fine when it runs or starts already.
+/// Has systemd start the unit without waiting for it; fine when it runs or starts already.
 pub async fn start_without_waiting(host: &Host, name: &str) -> Result<()> {
-    let start = host.command("systemctl").args(["start", "--no-block", name]);
-    start.run().await.with_context(|| format!("starting {name}"))?;
-    Ok(())
+    run(host, &format!("starting {name}"), &["start", "--no-block", name]).await
 }
 
-/// Starts the unit anew, waiting until systemd calls it started.
+/// Starts the unit anew and waits until systemd calls it started.
 pub async fn restart(host: &Host, name: &str) -> Result<()> {
-    let restart = host.command("systemctl").args(["restart", name]).timeout(START_LIMIT);
-    restart.run().await.with_context(|| format!("restarting {name}"))?;
+    run(host, &format!("restarting {name}"), &["restart", name]).await?;
     host.changed(format!("restarted {name}"));
     Ok(())
 }
 
-/// Asks systemd to start the unit anew, also when it ran or failed before, and does not wait for it.
+/// Has systemd start the unit anew, also one that runs or has failed, without waiting for it.
 pub async fn restart_without_waiting(host: &Host, name: &str) -> Result<()> {
-    // Starts that an operator asks for do not count towards the start limit.
-    let forget = host.command("systemctl").args(["reset-failed", name]).answers(&[1]);
-    forget.run().await.with_context(|| format!("forgetting failures of {name}"))?;
-    let restart = host.command("systemctl").args(["restart", "--no-block", name]);
-    restart.run().await.with_context(|| format!("restarting {name}"))?;
-    Ok(())
+    // Starts that an operator asks for do not count towards the start limit. 1: the unit is not loaded.
+    let reset = systemctl(host, &["reset-failed", name]).answers(&[1]);
+    reset.run().await.with_context(|| format!("forgetting failures of {name}"))?;
+    run(host, &format!("restarting {name}"), &["restart", "--no-block", name]).await
 }
 
 /// Whether the unit is active (not: starting, failed, unknown).
 pub async fn is_active(host: &Host, name: &str) -> Result<bool> {
-    Ok(word(host, "is-active", name).await? == "active")
+    Ok(state(host, "is-active", name).await? == "active")
 }
 
 /// A property of the unit (`systemctl show`), empty when it has none; also for units that do not exist.
 pub async fn property(host: &Host, name: &str, property: &str) -> Result<String> {
-    let show = host.command("systemctl").args(["show", "--value", "--property", property, name]);
-    let output = show.run().await.with_context(|| format!("asking systemd about {name}"))?;
-    Ok(output.stdout.trim().to_owned())
+    query(systemctl(host, &["show", "--value", "--property", property, name]), name).await
 }
 
 /// The last `lines` messages of the unit in this boot, on one line; empty when there are none.
@@ -114,8 +103,20 @@ pub async fn last_messages(host: &Host, name: &str, lines: u8) -> String {
 }
 
 /// One of systemctl's one-word answers; its exit code repeats the word.
-async fn word(host: &Host, question: &str, name: &str) -> Result<String> {
-    let ask = host.command("systemctl").args([question, name]).answers(&[1, 3, 4]);
-    let output = ask.run().await.with_context(|| format!("asking systemd about {name}"))?;
+async fn state(host: &Host, question: &str, name: &str) -> Result<String> {
+    query(systemctl(host, &[question, name]).answers(&[1, 3, 4]), name).await
+}
+
+async fn query(command: Command, name: &str) -> Result<String> {
+    let output = command.run().await.with_context(|| format!("asking systemd about {name}"))?;
     Ok(output.stdout.trim().to_owned())
+}
+
+/// Runs systemctl; `doing` begins the error.
+async fn run(host: &Host, doing: &str, arguments: &[&str]) -> Result<()> {
+    systemctl(host, arguments).run().await.with_context(|| doing.to_owned()).map(drop)
+}
+
+fn systemctl(host: &Host, arguments: &[&str]) -> Command {
+    host.command("systemctl").args(arguments).timeout(UNIT_TIMEOUT)
 }

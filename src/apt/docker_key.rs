@@ -1,4 +1,4 @@
-//! Which `OpenPGP` key a file for apt's `Signed-By` holds: exactly one, told by its fingerprint.
+//! Which `OpenPGP` key a file for apt's `Signed-By` holds: exactly one, known by its fingerprint.
 //!
 //! apt trusts every primary key in such a file, so a second one beside the expected key would be a way in.
 //! Signatures in the file are not verified here: the fingerprint covers the primary key itself, and what
@@ -143,7 +143,7 @@ mod tests {
     const TWO: &str = include_str!("../../tests/fixtures/keys/two-keys.asc");
     const SUBKEY: &str = include_str!("../../tests/fixtures/keys/with-subkey.asc");
     const MESSAGE: &str = include_str!("../../tests/fixtures/keys/not-a-key.asc");
-    /// As `gpg --list-keys` tells them.
+    /// As `gpg --list-keys` prints them.
     const ONE_FINGERPRINT: &str = "45E5705DC647C9D6C6FB174F1846DF8A096B2903";
     const SUBKEY_FINGERPRINT: &str = "B2A36D58F8DE8D0A4B507E9939816DBD2DD4E1B0";
 
@@ -152,10 +152,11 @@ mod tests {
     }
 
     #[test]
-    fn one_key_has_the_fingerprint_that_gnupg_tells() {
+    fn one_key_has_the_fingerprint_that_gnupg_prints() {
         let with_header = ONE.replace(BEGIN, &format!("{BEGIN}\r\nVersion: 1")).replace('\n', "\r\n");
-        for (file, wanted) in [(ONE, ONE_FINGERPRINT), (SUBKEY, SUBKEY_FINGERPRINT), (&with_header, ONE_FINGERPRINT)] {
-            assert_eq!(only_key(file.as_bytes()).unwrap().to_string(), wanted);
+        for (file, expected) in [(ONE, ONE_FINGERPRINT), (SUBKEY, SUBKEY_FINGERPRINT), (&with_header, ONE_FINGERPRINT)]
+        {
+            assert_eq!(only_key(file.as_bytes()).unwrap().to_string(), expected);
         }
     }
 
@@ -197,9 +198,9 @@ mod tests {
             ("partial length", armored(&[0xc6, 0xe1, 4, 4]), "partial length"),
             ("version 6", armored(&[0xc6, 2, 6, 0]), "not version 4"),
         ];
-        for (name, file, wanted) in cases {
+        for (name, file, expected) in cases {
             let error = format!("{:#}", only_key(&file).unwrap_err());
-            assert!(error.contains(wanted), "{name}: {error}");
+            assert!(error.contains(expected), "{name}: {error}");
         }
     }
 

@@ -1,40 +1,40 @@
-//! What apt and dpkg say, in the C locale: their status lines and why they failed.
+//! What apt and dpkg print in the C locale: their status lines and why they failed.
 
 /// Why apt or dpkg failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Another program has the lock: who, as far as the message tells.
+pub(super) enum Cause {
+    /// Another program has the lock: this one, as far as the message names it.
     Locked(String),
     /// The disk is full.
-    Full,
-    /// Trying again would not help.
-    Lasting,
+    NoSpace,
+    /// Another try would not help.
+    Permanent,
     /// A mirror or the network may have had a bad moment.
-    Passing,
+    Transient,
 }
 
-/// What the failed program itself said, without the long command line in front: a report has little room.
-pub(super) fn own_words(message: &str) -> &str {
+/// What the failed program printed, without the long command line in front of it: a report has little room.
+pub(super) fn output(message: &str) -> &str {
     let after = message.split_once(" ended with exit code ").and_then(|(_, rest)| rest.split_once(": "));
-    after.map_or(message, |(_, said)| said)
+    after.map_or(message, |(_, output)| output)
 }
 
-/// What a failure's message means; the texts are those of apt 2.4 to 3.0 and dpkg 1.21 to 1.22 in the C locale.
-pub(super) fn classify(message: &str) -> Kind {
+/// Why a program failed, from its message; the texts are those of apt 2.4 to 3.0 and dpkg 1.21 to 1.22 in the C locale.
+pub(super) fn cause(message: &str) -> Cause {
     let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
     if let Some(holder) = lock_holder(message) {
-        Kind::Locked(holder)
+        Cause::Locked(holder)
     } else if says(&["No space left on device", "You don't have enough free space"]) {
-        Kind::Full
+        Cause::NoSpace
     } else if says(&[
         "Unable to locate package",
         "has no installation candidate",
         "but remove is disabled",
         "unmet dependencies",
     ]) {
-        Kind::Lasting
+        Cause::Permanent
     } else {
-        Kind::Passing
+        Cause::Transient
     }
 }
 
@@ -63,12 +63,12 @@ fn lock_holder(message: &str) -> Option<String> {
 
 /// A line of apt's status protocol (`README.progress-reporting` in apt's documentation).
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Status {
+pub(super) enum StatusLine {
     Progress { percent: f64, what: String },
     Error { what: String },
 }
 
-pub(super) fn parse_status(line: &str) -> Option<Status> {
+pub(super) fn parse_status(line: &str) -> Option<StatusLine> {
     let (kind, rest) = line.split_once(':')?;
     // `kind:package:percent:text`, where the package may be `name:architecture`.
     let (subject, percent, what) = rest.match_indices(':').find_map(|(at, _)| {
@@ -76,8 +76,8 @@ pub(super) fn parse_status(line: &str) -> Option<Status> {
         Some((&rest[..at], percent.parse::<f64>().ok()?, what.trim()))
     })?;
     match kind {
-        "dlstatus" | "pmstatus" => Some(Status::Progress { percent, what: what.to_owned() }),
-        "pmerror" => Some(Status::Error { what: format!("{subject}: {what}") }),
+        "dlstatus" | "pmstatus" => Some(StatusLine::Progress { percent, what: what.to_owned() }),
+        "pmerror" => Some(StatusLine::Error { what: format!("{subject}: {what}") }),
         _ => None,
     }
 }
@@ -93,8 +93,8 @@ mod tests {
 
     #[test]
     fn status_lines_of_apt() {
-        let progress = |percent, what: &str| Some(Status::Progress { percent, what: what.into() });
-        for (line, wanted) in [
+        let progress = |percent, what: &str| Some(StatusLine::Progress { percent, what: what.into() });
+        for (line, expected) in [
             (
                 "dlstatus:1:12.5000:Retrieving file 2 of 5 (3s remaining)",
                 progress(12.5, "Retrieving file 2 of 5 (3s remaining)"),
@@ -107,7 +107,7 @@ mod tests {
             ("pmstatus:dpkg-exec:0.0000:Running dpkg", progress(0.0, "Running dpkg")),
             (
                 "pmerror:/var/cache/apt/archives/x.deb:60:trying to overwrite '/usr/bin/docker'",
-                Some(Status::Error {
+                Some(StatusLine::Error {
                     what: "/var/cache/apt/archives/x.deb: trying to overwrite '/usr/bin/docker'".into(),
                 }),
             ),
@@ -116,14 +116,14 @@ mod tests {
             ("dlstatus:nonsense", None),
             ("", None),
         ] {
-            assert_eq!(parse_status(line), wanted, "{line}");
+            assert_eq!(parse_status(line), expected, "{line}");
         }
     }
 
     #[test]
     fn failures_are_told_apart() {
-        let locked = |holder: &str| Kind::Locked(holder.into());
-        for (message, wanted) in [
+        let locked = |holder: &str| Cause::Locked(holder.into());
+        for (message, expected) in [
             (
                 "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 812 (apt-get) E: Unable to lock directory /var/lib/apt/lists/",
                 locked("apt-get (process 812)"),
@@ -137,37 +137,37 @@ mod tests {
                 locked("another program"),
             ),
             ("dpkg: error: dpkg frontend lock was locked by another process with pid 16863", locked("process 16863")),
-            ("dpkg: error processing archive x.deb: failed to write: No space left on device", Kind::Full),
-            ("E: You don't have enough free space in /var/cache/apt/archives/.", Kind::Full),
-            ("E: Unable to locate package docker-ce", Kind::Lasting),
-            ("E: Packages need to be removed but remove is disabled.", Kind::Lasting),
-            ("E: Failed to fetch http://mirror/x.deb  503  Service Unavailable", Kind::Passing),
+            ("dpkg: error processing archive x.deb: failed to write: No space left on device", Cause::NoSpace),
+            ("E: You don't have enough free space in /var/cache/apt/archives/.", Cause::NoSpace),
+            ("E: Unable to locate package docker-ce", Cause::Permanent),
+            ("E: Packages need to be removed but remove is disabled.", Cause::Permanent),
+            ("E: Failed to fetch http://mirror/x.deb  503  Service Unavailable", Cause::Transient),
         ] {
-            assert_eq!(classify(message), wanted, "{message}");
+            assert_eq!(cause(message), expected, "{message}");
         }
     }
 
     #[test]
-    fn a_failure_is_told_in_the_program_s_own_words() {
-        for (message, wanted) in [
+    fn a_failure_is_reported_in_the_program_s_own_words() {
+        for (message, expected) in [
             (
                 "apt-get -y -o A=b install x ended with exit code 100: E: Unable to locate package x",
                 "E: Unable to locate package x",
             ),
             ("apt-get update did not end within 900 s", "apt-get update did not end within 900 s"),
         ] {
-            assert_eq!(own_words(message), wanted);
+            assert_eq!(output(message), expected);
         }
     }
 
     #[test]
     fn a_candidate_is_a_version() {
-        for (policy, wanted) in [
+        for (policy, expected) in [
             ("docker.io:\n  Installed: (none)\n  Candidate: 20.10.24+dfsg1-1\n  Version table:\n", true),
             ("docker-ce:\n  Installed: (none)\n  Candidate: (none)\n", false),
             ("", false),
         ] {
-            assert_eq!(parse_candidate(policy), wanted);
+            assert_eq!(parse_candidate(policy), expected);
         }
     }
 }

@@ -7,8 +7,8 @@ use crate::host::Host;
 
 const PATH: &str = "/etc/os-release";
 
-/// What this program runs on: `ID`, `VERSION_ID`, code name. The Debian releases are tested end to end in
-/// the lab; the Ubuntu releases use the same packages and paths, and are not.
+/// What this program runs on: `ID`, `VERSION_ID`, code name. The Debian releases are tested end to end in the lab. The
+/// Ubuntu releases, which have the same packages and paths, are not.
 const SUPPORTED: &[(&str, &str, &str)] = &[
     ("debian", "12", "bookworm"),
     ("debian", "13", "trixie"),
@@ -27,7 +27,7 @@ pub struct Distribution {
     pub codename: &'static str,
 }
 
-/// Reads which distribution this is; anything that is not supported is an error that names what was found.
+/// The distribution of this machine; one that is not supported is an error that names it.
 pub async fn observe(host: &Host) -> Result<Distribution> {
     let bytes = host
         .read(PATH)
@@ -67,20 +67,20 @@ mod tests {
     use crate::error::{code_of, one_line};
 
     #[test]
-    fn supported_releases_are_told_with_their_code_name() {
-        for (text, wanted) in [
+    fn supported_releases_have_their_code_name() {
+        for (text, expected) in [
             ("PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nVERSION_ID=\"12\"\nID=debian\n", "bookworm"),
             ("ID=debian\nVERSION_ID=13\n", "trixie"),
             ("VERSION_ID=\"22.04\"\nID=ubuntu\nID_LIKE=debian\n", "jammy"),
             ("ID='ubuntu'\nVERSION_ID='24.04'\nUBUNTU_CODENAME=noble", "noble"),
         ] {
-            assert_eq!(parse(text).unwrap().codename, wanted);
+            assert_eq!(parse(text).unwrap().codename, expected);
         }
     }
 
     #[test]
     fn everything_else_is_named() {
-        for (text, wanted) in [
+        for (text, expected) in [
             ("ID=debian\nVERSION_ID=\"11\"\nPRETTY_NAME=\"Debian GNU/Linux 11 (bullseye)\"\n", "Debian GNU/Linux 11"),
             ("ID=debian\nPRETTY_NAME=\"Debian GNU/Linux forky/sid\"\n", "forky/sid"),
             ("ID=\"rocky\"\nVERSION_ID=\"9.4\"\n", "runs rocky"),
@@ -89,7 +89,7 @@ mod tests {
         ] {
             let error = parse(text).unwrap_err();
             assert_eq!(code_of(&error), Code::UnsupportedSystem);
-            assert!(one_line(&error).contains(wanted), "{}", one_line(&error));
+            assert!(one_line(&error).contains(expected), "{}", one_line(&error));
         }
     }
 }

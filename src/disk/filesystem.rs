@@ -11,7 +11,7 @@ use super::format_intent::{self, Intent};
 use super::marker::MARKER;
 use super::probe::{Content, Superblock, look};
 use crate::error::{Classify as _, Code};
-use crate::host::{Access, Host};
+use crate::host::{Access, Host, blocking, remove_if_exists};
 use crate::paths::{BOOT_DISK_DIR, E2FSCK_UNDO};
 
 /// The label of the file systems that this program makes.
@@ -212,12 +212,8 @@ pub(super) async fn check(host: &Host, node: &Path) -> Result<()> {
 
 /// Removes an undo file, if there is one.
 async fn forget(undo: &Path) -> Result<()> {
-    match tokio::fs::remove_file(undo).await {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", undo.display()))
-        }
-        _ => Ok(()),
-    }
+    let undo = undo.to_owned();
+    blocking(move || remove_if_exists(&undo)).await.map(drop)
 }
 
 /// Checks an unmounted file system of somebody else, writing nothing. It is read in full, whatever it says of

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::mount::{MntFlags, MsFlags};
 
 use crate::error::{Classify as _, Code};
-use crate::host::{Access, Host, blocking};
+use crate::host::{Access, Host, blocking, if_exists};
 
 /// Nothing on the disk may act as a device or with another user's rights; programs may run, since agents
 /// run things in their workspace.
@@ -126,11 +126,7 @@ fn unescape(field: &str) -> PathBuf {
 /// The path as it stands in the mount table, without symbolic links; `None` when it does not exist.
 pub(crate) async fn resolved(host: &Host, path: &Path) -> Result<Option<PathBuf>> {
     let path = host.path(path);
-    match tokio::fs::canonicalize(&path).await {
-        Ok(path) => Ok(Some(path)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("resolving {}", path.display())),
-    }
+    if_exists(tokio::fs::canonicalize(&path).await).with_context(|| format!("resolving {}", path.display()))
 }
 
 /// Mounts the ext4 file system on `node` at `point`, which it makes if need be.
@@ -174,10 +170,10 @@ pub(crate) fn same_directory(one: &Path, other: &Path) -> Result<bool> {
 
 /// True when `path` is an empty directory or does not exist.
 pub(crate) async fn is_empty(host: &Host, path: &Path) -> Result<bool> {
-    match tokio::fs::read_dir(host.path(path)).await {
-        Ok(mut entries) => Ok(entries.next_entry().await?.is_none()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(error).with_context(|| format!("listing {}", path.display())),
+    let entries = if_exists(tokio::fs::read_dir(host.path(path)).await);
+    match entries.with_context(|| format!("listing {}", path.display()))? {
+        Some(mut entries) => Ok(entries.next_entry().await?.is_none()),
+        None => Ok(true),
     }
 }
 

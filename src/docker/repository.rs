@@ -1,4 +1,4 @@
-//! Docker's apt repository: its key checked, its source written, its lists fetched.
+//! Docker's apt repository: check its key, write its source, fetch its lists.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,24 +9,22 @@ use backon::{ExponentialBuilder, Retryable as _};
 use crate::apt::Apt;
 use crate::apt::docker_key::{DOCKER_FINGERPRINT, Fingerprint, only_key};
 use crate::apt::os_release::Distribution;
-use crate::error::{Classify, Code, code_of};
+use crate::error::{Classify, Code, RUN_AGAIN, code_of};
 use crate::host::{Access, Host};
-use crate::http;
+use crate::http::{self, Retry};
+use crate::paths::DOCKER_KEY_FINGERPRINT;
 
-/// Root's own decision on this machine to trust another key: for mirrors that sign themselves.
-const TRUST_FILE: &str = "/etc/openclaw-init/docker-key.fingerprint";
-
-const KEY_DIRECTORY: &str = "/etc/apt/keyrings";
+const KEY_DIR: &str = "/etc/apt/keyrings";
 const KEY_FILE: &str = "/etc/apt/keyrings/docker.asc";
-const SOURCES_DIRECTORY: &str = "/etc/apt/sources.list.d";
+const SOURCES_DIR: &str = "/etc/apt/sources.list.d";
 const SOURCES_FILE: &str = "/etc/apt/sources.list.d/docker.sources";
 
-/// How long one try for the key may take, and how many there are: with the pauses less than 30 s in all.
-const KEY_TRY_LIMIT: Duration = Duration::from_secs(8);
-const KEY_TRIES: usize = 3;
+/// How long one try for the key may take, and how many there are: less than 30 s in all.
+const KEY_TIMEOUT: Duration = Duration::from_secs(8);
+const KEY_ATTEMPTS: usize = 3;
 
 /// No key file comes near this; Docker's has 4 KB.
-const KEY_LIMIT_BYTES: usize = 1 << 20;
+const MAX_KEY_BYTES: usize = 1 << 20;
 
 /// The key that Docker's repository must be signed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,14 +39,16 @@ impl RepositoryTrust {
         Self { fingerprint, overridden: false }
     }
 
-    /// What this machine trusts: the fingerprint in `/etc/openclaw-init/docker-key.fingerprint` if root put
-    /// one there, else that of Docker's own key.
+    /// The key that this machine trusts: the one with the fingerprint in [`DOCKER_KEY_FINGERPRINT`] if root has put
+    /// one there (for mirrors that sign themselves), else Docker's own.
     pub(super) async fn of(host: &Host) -> Result<Self> {
-        let Some(bytes) = host.read(TRUST_FILE).await? else {
+        let Some(bytes) = host.read(DOCKER_KEY_FINGERPRINT).await? else {
             return DOCKER_FINGERPRINT.parse().map(Self::new);
         };
-        let fingerprint = String::from_utf8_lossy(&bytes).parse().with_context(|| format!("reading {TRUST_FILE}"));
-        let remedy = format!("Write the key's fingerprint into {TRUST_FILE} (gpg --show-keys FILE), or remove it.");
+        let fingerprint =
+            String::from_utf8_lossy(&bytes).parse().with_context(|| format!("reading {DOCKER_KEY_FINGERPRINT}"));
+        let remedy =
+            format!("Write the key's fingerprint into {DOCKER_KEY_FINGERPRINT} (gpg --show-keys FILE), or remove it.");
         Ok(Self { fingerprint: fingerprint.classify(Code::DockerUnusable, remedy)?, overridden: true })
     }
 }
@@ -64,22 +64,30 @@ pub(super) struct Repository<'a> {
     pub(super) trust: &'a RepositoryTrust,
 }
 
+/// An entry for the repository among apt's sources.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Source {
+    file: PathBuf,
+    /// The key file that it names.
+    key: Option<PathBuf>,
+}
+
 /// Whether packages can be installed from the repository.
 #[derive(Debug)]
-pub(super) enum Diagnosis {
-    /// Its lists are here, signed by the trusted key.
+pub(super) enum Availability {
+    /// apt has its lists, signed by the trusted key.
     Usable,
-    /// It cannot be had now; no trace of it is left on the machine.
+    /// It cannot be used now, and no trace of it is left on the machine.
     Unreachable(Error),
 }
 
 impl Repository<'_> {
-    /// Makes apt know the repository. A wrong key, a second key and a wrong signature are never taken for
-    /// "cannot be reached": a repository under attack must be loud.
-    pub(super) async fn ensure(&self) -> Result<Diagnosis> {
-        if let Some(file) = self.foreign_source().await? {
-            tracing::info!("Docker's repository is already in {}, with the trust given there", file.display());
-            return self.fetch_lists(&file.to_string_lossy()).await;
+    /// Makes apt know the repository. A wrong key, a second key and a wrong signature are errors and never count as
+    /// unreachable: a repository under attack must be loud.
+    pub(super) async fn ensure(&self) -> Result<Availability> {
+        if let Some(source) = self.foreign_source().await? {
+            tracing::info!("Docker's repository is already in {}, with the trust given there", source.file.display());
+            return self.fetch_lists(&source).await;
         }
         let key = match self.fetch_key().await {
             Ok(key) => key,
@@ -87,8 +95,8 @@ impl Repository<'_> {
         };
         self.check_key(&key)?;
         self.write(key).await?;
-        match self.fetch_lists(SOURCES_FILE).await {
-            Ok(Diagnosis::Unreachable(error)) => self.give_up(error).await,
+        match self.fetch_lists(&Source { file: SOURCES_FILE.into(), key: Some(KEY_FILE.into()) }).await {
+            Ok(Availability::Unreachable(error)) => self.give_up(error).await,
             Err(error) if code_of(&error) == Code::DockerUnusable => {
                 self.remove().await?;
                 Err(error)
@@ -102,23 +110,22 @@ impl Repository<'_> {
         format!("{}/{}", self.url, self.distribution.id)
     }
 
-    /// A file in which somebody else has already told apt about this repository. A second entry with
-    /// another `Signed-By` would make apt refuse all of its sources.
-    async fn foreign_source(&self) -> Result<Option<PathBuf>> {
+    /// An entry for this repository that is not ours. A second one with another `Signed-By` would make apt refuse all
+    /// of its sources.
+    async fn foreign_source(&self) -> Result<Option<Source>> {
         let uri = self.uri();
         let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-        let mut entries =
-            tokio::fs::read_dir(self.host.path(SOURCES_DIRECTORY)).await.context("listing apt's sources")?;
+        let mut entries = tokio::fs::read_dir(self.host.path(SOURCES_DIR)).await.context("listing apt's sources")?;
         while let Some(entry) = entries.next_entry().await.context("listing apt's sources")? {
-            files.push(Path::new(SOURCES_DIRECTORY).join(entry.file_name()));
+            files.push(Path::new(SOURCES_DIR).join(entry.file_name()));
         }
         for file in files {
             let read_by_apt =
                 matches!(file.extension().and_then(|extension| extension.to_str()), Some("list" | "sources"));
             if read_by_apt && file != Path::new(SOURCES_FILE) {
                 let text = self.host.read(&file).await?.unwrap_or_default();
-                if names_source(&String::from_utf8_lossy(&text), &uri) {
-                    return Ok(Some(file));
+                if let Some(source) = find_source(&file, &String::from_utf8_lossy(&text), &uri) {
+                    return Ok(Some(source));
                 }
             }
         }
@@ -128,24 +135,27 @@ impl Repository<'_> {
     async fn fetch_key(&self) -> Result<Vec<u8>> {
         let (client, url) = (http::internet_client().await?, format!("{}/gpg", self.uri()));
         let fetch = || async {
-            let mut reply = http::send(client.get(&url).timeout(KEY_TRY_LIMIT)).await?.error_for_status()?;
+            let mut reply = http::send(client.get(&url).timeout(KEY_TIMEOUT)).await?.error_for_status()?;
             let mut key = Vec::new();
             while let Some(chunk) = reply.chunk().await? {
                 key.extend_from_slice(&chunk);
-                if key.len() > KEY_LIMIT_BYTES {
+                if key.len() > MAX_KEY_BYTES {
                     bail!("the reply is larger than any key");
                 }
             }
             Ok(key)
         };
-        let fetched = fetch.retry(ExponentialBuilder::default().with_jitter().with_max_times(KEY_TRIES - 1)).await;
-        fetched.with_context(|| format!("fetching {url}"))
+        fetch
+            .retry(ExponentialBuilder::default().with_jitter().with_max_times(KEY_ATTEMPTS - 1))
+            .when(|error| error.downcast_ref().is_none_or(|error| Retry::of_error(error) != Retry::No))
+            .await
+            .with_context(|| format!("fetching {url}"))
     }
 
     fn check_key(&self, key: &[u8]) -> Result<()> {
         let trusted = self.trust.fingerprint;
         if self.trust.overridden {
-            self.host.warn(format!("{TRUST_FILE} replaces Docker's key by {trusted}"));
+            self.host.warn(format!("{DOCKER_KEY_FINGERPRINT} replaces Docker's key by {trusted}"));
         }
         let found = match only_key(key) {
             Ok(found) if found == trusted => return Ok(()),
@@ -154,7 +164,7 @@ impl Repository<'_> {
         };
         let remedy = format!(
             "Do not trust this repository. If it is your own mirror with a key of its own, put that key's \
-             fingerprint into {TRUST_FILE}; else choose the distribution's packages: openclaw-docker=distro"
+             fingerprint into {DOCKER_KEY_FINGERPRINT}; else choose the distribution's packages: openclaw-docker=distro"
         );
         let refused = Err(found).with_context(|| format!("checking the key at {}/gpg", self.uri()));
         refused.classify(Code::DockerUnusable, remedy)
@@ -164,33 +174,51 @@ impl Repository<'_> {
         let architecture = self.host.command("dpkg").arg("--print-architecture").run().await;
         let architecture = architecture.context("asking dpkg for the architecture")?.stdout;
         let sources = sources(&self.uri(), self.distribution.codename, architecture.trim());
-        self.host.ensure_dir(KEY_DIRECTORY, Access::root(0o755)).await?;
+        self.host.ensure_dir(KEY_DIR, Access::root(0o755)).await?;
         self.host.ensure_file(KEY_FILE, key, Access::root(0o644)).await?;
         self.host.ensure_file(SOURCES_FILE, sources, Access::root(0o644)).await?;
         Ok(())
     }
 
-    async fn fetch_lists(&self, sources: &str) -> Result<Diagnosis> {
-        match self.apt.update_only(sources).await {
-            Ok(()) => Ok(Diagnosis::Usable),
+    async fn fetch_lists(&self, source: &Source) -> Result<Availability> {
+        match self.apt.update_only(&source.file.to_string_lossy()).await {
+            Ok(()) => Ok(Availability::Usable),
             // A lock, a full disk: not about the repository.
             Err(error) if code_of(&error) != Code::Internal => Err(error),
             Err(error) if is_about_signature(&format!("{error:#}")) => {
-                let remedy = "Do not trust this repository until it is known why; to go on with the distribution's \
-                              packages, set openclaw-docker=distro";
                 let refused = Err(error).with_context(|| format!("verifying the signature of {}", self.uri()));
-                refused.classify(Code::DockerUnusable, remedy)
+                refused.classify(Code::DockerUnusable, self.signature_remedy(source))
             }
-            Err(error) => Ok(Diagnosis::Unreachable(error.context(format!("fetching the lists of {}", self.uri())))),
+            Err(error) => Ok(Availability::Unreachable(error.context(format!("fetching the lists of {}", self.uri())))),
         }
     }
 
-    async fn give_up(&self, error: Error) -> Result<Diagnosis> {
-        self.remove().await?;
-        Ok(Diagnosis::Unreachable(error))
+    /// A key file that does not exist is a mistake on this machine and no attack.
+    fn signature_remedy(&self, source: &Source) -> String {
+        let Source { file, key } = source;
+        let file = file.display();
+        let advice = match key {
+            Some(key) if !self.host.path(key).exists() => format!(
+                "{file} names the key file {0}, which does not exist: put Docker's key into {0}, or remove {file} and run \
+                 `{RUN_AGAIN}`",
+                key.display()
+            ),
+            Some(key) => format!(
+                "Do not trust this repository until it is known why its signature does not belong to the key in {}, which \
+                 {file} names",
+                key.display()
+            ),
+            None => format!("Do not trust this repository, which is in {file}, until it is known why"),
+        };
+        format!("{advice}; to go on with the distribution's packages, set openclaw-docker=distro")
     }
 
-    /// Removes what this or an interrupted earlier run wrote, so that apt does not stumble over it.
+    async fn give_up(&self, error: Error) -> Result<Availability> {
+        self.remove().await?;
+        Ok(Availability::Unreachable(error))
+    }
+
+    /// Removes what this run or an interrupted earlier one wrote, so that apt does not stumble over it.
     async fn remove(&self) -> Result<()> {
         self.host.remove_file(SOURCES_FILE).await?;
         self.host.remove_file(KEY_FILE).await?;
@@ -204,15 +232,22 @@ fn sources(uri: &str, codename: &str, architecture: &str) -> String {
     )
 }
 
-/// Whether a file of apt's sources, in either format, has an active entry for `uri`.
-fn names_source(text: &str, uri: &str) -> bool {
+/// The active entry for `uri` in `text`, which is that of `file` among apt's sources, in either format.
+fn find_source(file: &Path, text: &str, uri: &str) -> Option<Source> {
     // A disabled paragraph of a `.sources` file is no entry.
     let paragraphs = text.split("\n\n").filter(|paragraph| !paragraph.lines().any(|line| line.trim() == "Enabled: no"));
-    let lines = paragraphs.flat_map(str::lines).filter(|line| !line.trim_start().starts_with('#'));
-    lines.flat_map(str::split_whitespace).any(|word| word.trim_end_matches('/') == uri)
+    paragraphs.into_iter().find_map(|paragraph| {
+        let lines = || paragraph.lines().filter(|line| !line.trim_start().starts_with('#'));
+        let line = lines().find(|line| line.split_whitespace().any(|word| word.trim_end_matches('/') == uri))?;
+        let option = line.split(['[', ']', ' ', '\t']).find_map(|word| word.strip_prefix("signed-by="));
+        let key = option.or_else(|| lines().find_map(|line| line.strip_prefix("Signed-By:")));
+        // The key itself can be there in place of a file's name.
+        let key = key.map(str::trim).filter(|key| key.starts_with('/')).map(PathBuf::from);
+        Some(Source { file: file.to_owned(), key })
+    })
 }
 
-/// Whether apt refused the lists for their signature; gpgv's words (Debian 12, Ubuntu), then sqv's (Debian 13).
+/// Whether apt refused the lists for their signature: the words of gpgv (Debian 12, Ubuntu), then of sqv (Debian 13).
 fn is_about_signature(message: &str) -> bool {
     ["GPG error", "is not signed", "no longer signed", "signatures were invalid", "signature verification failed"]
         .iter()
@@ -226,25 +261,33 @@ mod tests {
     use crate::error::one_line;
 
     #[test]
-    fn entries_of_others_are_found_in_both_formats() {
+    fn entries_of_others_are_found_in_both_formats_with_their_key_files() {
         let uri = "https://download.docker.com/linux/debian";
-        for (text, wanted) in [
-            ("deb [arch=amd64 signed-by=/x.asc] https://download.docker.com/linux/debian bookworm stable\n", true),
-            ("deb https://download.docker.com/linux/debian/ bookworm stable\n", true),
-            ("# deb https://download.docker.com/linux/debian bookworm stable\n", false),
-            ("deb https://download.docker.com/linux/debian-other bookworm stable\n", false),
-            ("Types: deb\nURIs: https://download.docker.com/linux/debian\nSuites: bookworm\n", true),
-            ("Types: deb\nEnabled: no\nURIs: https://download.docker.com/linux/debian\n", false),
-            ("Enabled: no\nURIs: https://other\n\nURIs: https://download.docker.com/linux/debian\n", true),
-            ("", false),
+        let [keyless, x, y] = [Some(None), Some(Some("/x.asc")), Some(Some("/y.gpg"))];
+        for (text, expected) in [
+            ("deb [arch=amd64 signed-by=/x.asc] https://download.docker.com/linux/debian bookworm stable\n", x),
+            (
+                "deb [signed-by=/y.gpg] http://a b c\ndeb [signed-by=/x.asc] https://download.docker.com/linux/debian a b",
+                x,
+            ),
+            ("deb https://download.docker.com/linux/debian/ bookworm stable\n", keyless),
+            ("# deb https://download.docker.com/linux/debian bookworm stable\n", None),
+            ("deb https://download.docker.com/linux/debian-other bookworm stable\n", None),
+            ("Types: deb\nURIs: https://download.docker.com/linux/debian\nSuites: bookworm\n", keyless),
+            ("Types: deb\nURIs: https://download.docker.com/linux/debian\nSigned-By: /y.gpg\n", y),
+            ("URIs: https://download.docker.com/linux/debian\nSigned-By:\n -----BEGIN PGP\n", keyless),
+            ("Types: deb\nEnabled: no\nURIs: https://download.docker.com/linux/debian\n", None),
+            ("Enabled: no\nURIs: https://other\n\nURIs: https://download.docker.com/linux/debian\n", keyless),
+            ("", None),
         ] {
-            assert_eq!(names_source(text, uri), wanted, "{text}");
+            let found = find_source(Path::new("/file"), text, uri).map(|source| source.key);
+            assert_eq!(found, expected.map(|key: Option<&str>| key.map(PathBuf::from)), "{text}");
         }
     }
 
     #[test]
     fn a_wrong_signature_is_not_an_unreachable_repository() {
-        for (message, wanted) in [
+        for (message, expected) in [
             (
                 "W: GPG error: https://x bookworm InRelease: The following signatures couldn't be verified NO_PUBKEY 1",
                 true,
@@ -257,7 +300,7 @@ mod tests {
             ("E: Failed to fetch https://x/InRelease  Could not connect to x:443, connection timed out", false),
             ("E: The repository 'https://x forky Release' does not have a Release file.", false),
         ] {
-            assert_eq!(is_about_signature(message), wanted, "{message}");
+            assert_eq!(is_about_signature(message), expected, "{message}");
         }
     }
 
@@ -269,42 +312,60 @@ mod tests {
         assert_eq!((docker.fingerprint.to_string().as_str(), docker.overridden), (DOCKER_FINGERPRINT, false));
 
         std::fs::create_dir_all(root.path().join("etc/openclaw-init"))?;
-        std::fs::write(host.path(TRUST_FILE), "45e5 705d c647 c9d6 c6fb  174f 1846 df8a 096b 2903\n")?;
+        std::fs::write(host.path(DOCKER_KEY_FINGERPRINT), "45e5 705d c647 c9d6 c6fb  174f 1846 df8a 096b 2903\n")?;
         let own = RepositoryTrust::of(&host).await?;
         assert_eq!(
             (own.fingerprint.to_string().as_str(), own.overridden),
             ("45E5705DC647C9D6C6FB174F1846DF8A096B2903", true)
         );
 
-        std::fs::write(host.path(TRUST_FILE), "none\n")?;
+        std::fs::write(host.path(DOCKER_KEY_FINGERPRINT), "none\n")?;
         let error = RepositoryTrust::of(&host).await.unwrap_err();
         assert_eq!(code_of(&error), Code::DockerUnusable);
         Ok(())
     }
 
-    #[test]
-    fn a_refused_key_names_both_fingerprints() -> Result<()> {
-        let host = Host::new("/nonexistent");
-        let apt = Apt::new(&host, Duration::ZERO);
+    fn with_repository(host: &Host, test: impl FnOnce(Repository<'_>) -> Result<()>) -> Result<()> {
         let trust = RepositoryTrust::new(DOCKER_FINGERPRINT.parse()?);
         let distribution = Distribution { id: "debian", version: "12", codename: "bookworm" };
-        let repository = Repository {
-            host: &host,
-            apt: &apt,
-            distribution,
-            url: "https://download.docker.com/linux",
-            trust: &trust,
-        };
-        let one = "45E5705DC647C9D6C6FB174F1846DF8A096B2903";
-        for file in ["one-key.asc", "two-keys.asc"] {
-            let key = std::fs::read(Path::new("tests/fixtures/keys").join(file))?;
-            let error = repository.check_key(&key).unwrap_err();
-            let sentence = one_line(&error);
-            assert_eq!(code_of(&error), Code::DockerUnusable);
-            assert!(sentence.contains(DOCKER_FINGERPRINT) && sentence.contains(one), "{sentence}");
-            let own = RepositoryTrust::new(one.parse()?);
-            assert_eq!(Repository { trust: &own, ..repository }.check_key(&key).is_ok(), file == "one-key.asc");
-        }
-        Ok(())
+        let (apt, url) = (&Apt::new(host, Duration::ZERO), "https://download.docker.com/linux");
+        test(Repository { host, apt, distribution, url, trust: &trust })
+    }
+
+    #[test]
+    fn a_missing_key_file_is_no_attack_and_both_files_are_named() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let host = Host::new(root.path());
+        let (file, key) = ("/etc/apt/sources.list.d/docker.list", "/etc/apt/keyrings/docker.gpg");
+        let source = Source { file: file.into(), key: Some(key.into()) };
+        with_repository(&host, |repository| {
+            let missing = repository.signature_remedy(&source);
+            std::fs::create_dir_all(host.path("/etc/apt/keyrings"))?;
+            std::fs::write(host.path(key), "")?;
+            let wrong = repository.signature_remedy(&source);
+            for remedy in [&missing, &wrong] {
+                assert!([file, key, "openclaw-docker=distro"].iter().all(|part| remedy.contains(part)), "{remedy}");
+            }
+            assert!(missing.contains("does not exist") && !missing.contains("trust"), "{missing}");
+            assert!(wrong.contains("Do not trust"), "{wrong}");
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_refused_key_names_both_fingerprints() -> Result<()> {
+        with_repository(&Host::new("/nonexistent"), |repository| {
+            let one = "45E5705DC647C9D6C6FB174F1846DF8A096B2903";
+            for file in ["one-key.asc", "two-keys.asc"] {
+                let key = std::fs::read(Path::new("tests/fixtures/keys").join(file))?;
+                let error = repository.check_key(&key).unwrap_err();
+                let sentence = one_line(&error);
+                assert_eq!(code_of(&error), Code::DockerUnusable);
+                assert!(sentence.contains(DOCKER_FINGERPRINT) && sentence.contains(one), "{sentence}");
+                let own = RepositoryTrust::new(one.parse()?);
+                assert_eq!(Repository { trust: &own, ..repository }.check_key(&key).is_ok(), file == "one-key.asc");
+            }
+            Ok(())
+        })
     }
 }

@@ -1,4 +1,4 @@
-//! Programs: an empty environment, a time limit, an error that names the program and the end of what it said.
+//! Programs: an empty environment, a time limit, an error that names the program and the end of its output.
 
 use std::ffi::{OsStr, OsString};
 use std::process::Stdio;
@@ -46,7 +46,7 @@ pub struct Command {
     answers: Vec<i32>,
 }
 
-/// What a program said.
+/// What a program printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
     /// Its exit code, one of the accepted ones.
@@ -106,28 +106,29 @@ impl Command {
         self.run_lines(|_| {}).await
     }
 
-    /// Like [`Command::run`], and shows each line of standard output while the program runs.
+    /// Like [`Command::run`]; `on_line` gets each line of standard output while the program runs.
     pub async fn run_lines(self, on_line: impl FnMut(&str)) -> Result<Output> {
-        let (shown, step) = (self.shown(), failpoint::counted(&self.program.to_string_lossy()));
-        tracing::debug!("running {shown}");
-        step.hit_at("before");
-        let child = self.spawn().with_context(|| format!("starting {shown}"))?;
+        let (words, failpoint) = (self.words(), failpoint::counted(&self.program.to_string_lossy()));
+        tracing::debug!("running {words}");
+        failpoint.hit_at("before");
+        let child = self.spawn().with_context(|| format!("starting {words}"))?;
         let output = tokio::time::timeout(self.timeout, collect(child, self.stdin, on_line))
             .await
-            .map_err(|_| anyhow!("{shown} did not end within {} s", self.timeout.as_secs()))?
-            .with_context(|| format!("running {shown}"))?;
-        step.hit_at("after");
+            .map_err(|_| anyhow!("{words} did not end within {} s", self.timeout.as_secs()))?
+            .with_context(|| format!("running {words}"))?;
+        failpoint.hit_at("after");
         match output {
             (Some(code), stdout, stderr) if self.answers.contains(&code) => Ok(Output { code, stdout, stderr }),
             (code, stdout, stderr) => {
                 let ended = code.map_or("was killed".to_owned(), |code| format!("ended with exit code {code}"));
-                let said = if stderr.trim().is_empty() { stdout } else { stderr };
-                bail!("{shown} {ended}: {}", tail(said.trim(), ERROR_TAIL_BYTES))
+                let output = if stderr.trim().is_empty() { stdout } else { stderr };
+                bail!("{words} {ended}: {}", tail(output.trim(), ERROR_TAIL_BYTES))
             }
         }
     }
 
-    fn shown(&self) -> String {
+    /// The program and its arguments, for messages.
+    fn words(&self) -> String {
         let words = std::iter::once(&self.program).chain(&self.args);
         words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
@@ -191,11 +192,11 @@ mod tests {
     #[tokio::test]
     async fn a_program_gets_the_proxy_and_nothing_else_of_the_environment() -> Result<()> {
         let proxy = vec![("https_proxy".to_owned(), "http://proxy.example:3128".to_owned())];
-        let said = Host::new("/").with_proxy(proxy).command("env").run().await?.stdout;
-        let mut names: Vec<_> = said.lines().filter_map(|line| line.split('=').next()).collect();
+        let output = Host::new("/").with_proxy(proxy).command("env").run().await?.stdout;
+        let mut names: Vec<_> = output.lines().filter_map(|line| line.split('=').next()).collect();
         names.sort_unstable();
         assert_eq!(names, ["LC_ALL", "PATH", "https_proxy"]);
-        assert!(said.contains("https_proxy=http://proxy.example:3128"), "{said}");
+        assert!(output.contains("https_proxy=http://proxy.example:3128"), "{output}");
         Ok(())
     }
 }

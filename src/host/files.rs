@@ -1,17 +1,17 @@
 //! Files of root's own: read, written durably, given exactly one owner and mode.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::fcntl::OFlag;
 
-use super::Host;
+use super::{Host, blocking};
 use crate::failpoint::{self, Failpoint};
 
-/// Opens a directory and nothing that stands in its place.
+/// Opens a directory, and neither a file nor a link of its name.
 const DIRECTORY_ONLY: i32 = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).bits();
 
 /// Mode and owner of a file or directory that must be exactly so.
@@ -41,17 +41,13 @@ impl Host {
     /// The file's content, `None` when there is no such file.
     pub async fn read(&self, path: impl AsRef<Path>) -> Result<Option<Vec<u8>>> {
         let path = self.path(path);
-        match tokio::fs::read(&path).await {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
-        }
+        if_exists(tokio::fs::read(&path).await).with_context(|| format!("reading {}", path.display()))
     }
 
     /// Makes the file hold exactly `content` with exactly `access`; true when something was changed.
     ///
-    /// Written to a temporary name in the same directory, synced, renamed, and the directory synced:
-    /// after a power cut there is the old file or the new one. Parent directories must exist.
+    /// After a power cut there is the old file or the new one: it is written under a temporary name beside its own,
+    /// synced and renamed, and the directory is synced. Parent directories must exist.
     pub async fn ensure_file(
         &self,
         path: impl AsRef<Path>,
@@ -59,59 +55,65 @@ impl Host {
         access: Access,
     ) -> Result<bool> {
         let (path, content) = (self.path(path), content.into());
-        let (shown, step) = (path.display().to_string(), failpoint::counted("write"));
-        let changed = tokio::task::spawn_blocking(move || {
+        let (display_path, failpoint) = (path.display().to_string(), failpoint::counted("write"));
+        let changed = blocking(move || {
             if holds(&path, &content, access)? {
                 return Ok(false);
             }
-            write_durably(&path, &content, access, &step).map(|()| true)
+            write_durably(&path, &content, access, &failpoint).map(|()| true)
         })
         .await
-        .context("waiting for a file to be written")?
-        .with_context(|| format!("writing {shown}"))?;
+        .with_context(|| format!("writing {display_path}"))?;
         if changed {
-            self.changed(format!("wrote {shown}"));
+            self.changed(format!("wrote {display_path}"));
         }
         Ok(changed)
     }
 
-    /// Makes `path` a directory with exactly `access`; true when something was changed. Parents are
-    /// made as needed with mode 0755, owned by root.
+    /// Makes `path` a directory with exactly `access`; true when something was changed. Missing parents are made
+    /// with mode 0755, owned by root.
     pub async fn ensure_dir(&self, path: impl AsRef<Path>, access: Access) -> Result<bool> {
         let path = self.path(path);
-        let shown = path.display().to_string();
-        let changed = tokio::task::spawn_blocking(move || make_dir(&path, access))
-            .await
-            .context("waiting for a directory to be made")?
-            .with_context(|| format!("making the directory {shown}"))?;
+        let display_path = path.display().to_string();
+        let made = blocking(move || make_dir(&path, access)).await;
+        let changed = made.with_context(|| format!("making the directory {display_path}"))?;
         if changed {
-            self.changed(format!("made the directory {shown}"));
+            self.changed(format!("made the directory {display_path}"));
         }
         Ok(changed)
     }
 
-    /// Removes the file if it is there; true when it was.
+    /// Removes a file and notes the change; false when there is none of that name.
     pub async fn remove_file(&self, path: impl AsRef<Path>) -> Result<bool> {
         let path = self.path(path);
-        match tokio::fs::remove_file(&path).await {
-            Ok(()) => {
-                self.changed(format!("removed {}", path.display()));
-                Ok(true)
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
+        let display_path = path.display().to_string();
+        let removed = blocking(move || remove_if_exists(&path)).await?;
+        if removed {
+            self.changed(format!("removed {display_path}"));
         }
+        Ok(removed)
     }
 }
 
-fn holds(path: &Path, content: &[u8], access: Access) -> Result<bool> {
-    match std::fs::metadata(path) {
-        Ok(found) => Ok(has_access(&found, access)
-            && found.len() == content.len() as u64
-            && std::fs::read(path).context("comparing with the present file")? == content),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error.into()),
+/// The answer to a question about a file, `None` when there is no file of that name.
+pub(crate) fn if_exists<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
+    match answer {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        answer => answer.map(Some),
     }
+}
+
+/// Removes a file, which is no change worth noting; false when there is none of that name.
+pub(crate) fn remove_if_exists(path: &Path) -> Result<bool> {
+    let removed = if_exists(std::fs::remove_file(path)).with_context(|| format!("removing {}", path.display()))?;
+    Ok(removed.is_some())
+}
+
+fn holds(path: &Path, content: &[u8], access: Access) -> Result<bool> {
+    let Some(found) = if_exists(std::fs::metadata(path))? else { return Ok(false) };
+    Ok(has_access(&found, access)
+        && found.len() == content.len() as u64
+        && std::fs::read(path).context("comparing with the current file")? == content)
 }
 
 fn has_access(found: &std::fs::Metadata, access: Access) -> bool {
@@ -120,7 +122,7 @@ fn has_access(found: &std::fs::Metadata, access: Access) -> bool {
 
 /// Gives the file exactly `access`; true when it had another.
 ///
-/// Through the open file: its path may lie where the gateway can put a link to something else.
+/// Takes the open file, since its path may lie where the gateway can put a link to something else.
 pub(crate) fn set_access(file: &File, access: Access) -> Result<bool> {
     if has_access(&file.metadata()?, access) {
         return Ok(false);
@@ -132,17 +134,17 @@ pub(crate) fn set_access(file: &File, access: Access) -> Result<bool> {
     Ok(true)
 }
 
-fn write_durably(path: &Path, content: &[u8], access: Access, step: &Failpoint) -> Result<()> {
+fn write_durably(path: &Path, content: &[u8], access: Access, failpoint: &Failpoint) -> Result<()> {
     let directory = path.parent().ok_or_else(|| anyhow!("the path has no directory"))?;
-    step.hit_at("before");
+    failpoint.hit_at("before");
     let mut file = tempfile::NamedTempFile::new_in(directory).context("creating a temporary file beside it")?;
     file.write_all(content).context("writing the temporary file")?;
     set_access(file.as_file(), access)?;
     file.as_file().sync_all().context("syncing the temporary file")?;
-    step.hit_at("written");
+    failpoint.hit_at("written");
     file.persist(path).map_err(|error| error.error).context("renaming the temporary file")?;
     sync_dir(directory)?;
-    step.hit_at("after");
+    failpoint.hit_at("after");
     Ok(())
 }
 
@@ -154,12 +156,11 @@ pub fn sync_dir(directory: &Path) -> Result<()> {
 }
 
 fn make_dir(path: &Path, access: Access) -> Result<bool> {
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if !found.is_dir() => bail!("something that is not a directory is in its place"),
-        Ok(found) if has_access(&found, access) => return Ok(false),
-        Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => std::fs::create_dir_all(path)?,
-        Err(error) => return Err(error.into()),
+    match if_exists(std::fs::symlink_metadata(path))? {
+        Some(found) if !found.is_dir() => bail!("something that is not a directory is in its place"),
+        Some(found) if has_access(&found, access) => return Ok(false),
+        Some(_) => {}
+        None => std::fs::create_dir_all(path)?,
     }
     let directory = File::options().read(true).custom_flags(DIRECTORY_ONLY).open(path)?;
     set_access(&directory, access)?;

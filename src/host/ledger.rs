@@ -18,7 +18,7 @@ pub struct Ledger {
 }
 
 impl Host {
-    /// Ledger a change that was made to the machine (past tense: `formatted /dev/sdb`).
+    /// Notes a change that was made to the machine (past tense: `formatted /dev/sdb`).
     pub fn changed(&self, what: impl Into<String>) {
         let what = what.into();
         tracing::debug!("changed: {what}");
@@ -44,7 +44,7 @@ impl Host {
         });
     }
 
-    /// Tells how far long work is; called as often as one likes, printed at a reader's pace.
+    /// Notes how far long work is. Call it as often as you like: it is printed at a reader's pace.
     pub fn progress(&self, what: impl Into<String>) {
         if let Some(stage) = stage::current() {
             self.ledger.send_modify(|ledger| ledger.progress = Some((stage, what.into())));

@@ -1,14 +1,14 @@
 //! Files in directories that the container writes to: never through a symbolic link, never from a pipe or device.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read as _};
+use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::fcntl::OFlag;
 
-use super::blocking;
+use super::{blocking, if_exists};
 use crate::error::{Classify as _, Code};
 
 /// No file of settings is larger; a larger one is not read into memory.
@@ -17,7 +17,7 @@ const MAX_BYTES: u64 = 4 << 20;
 /// The text of a file in a directory that the container writes to: never through a symbolic link, never
 /// from a pipe or device. `None` when there is no such file.
 pub(crate) async fn read(path: PathBuf) -> Result<Option<String>> {
-    let shown = path.display().to_string();
+    let display_path = path.display().to_string();
     blocking(move || {
         let Some(file) = open(&path)? else { return Ok(None) };
         let mut text = String::new();
@@ -28,15 +28,15 @@ pub(crate) async fn read(path: PathBuf) -> Result<Option<String>> {
         Ok(Some(text))
     })
     .await
-    .with_context(|| format!("reading {shown}"))
+    .with_context(|| format!("reading {display_path}"))
 }
 
 /// Opens a regular file where the container can put anything; `None` when there is nothing of that name.
 pub(crate) fn open(path: &Path) -> Result<Option<File>> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let file = match File::options().read(true).custom_flags(flags.bits()).open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+    let file = match if_exists(File::options().read(true).custom_flags(flags.bits()).open(path)) {
+        Ok(Some(file)) => file,
+        Ok(None) => return Ok(None),
         Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => {
             return Err(anyhow!("it is a symbolic link"))
                 .classify(Code::GatewayRefused, format!("Replace the link {} by a regular file.", path.display()));

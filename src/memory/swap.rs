@@ -1,12 +1,10 @@
-//! Swap of a small machine: a file on the boot disk, active from this program's run on, at every boot.
+//! Swap for a small machine: a file on the boot disk, which each run activates.
 //!
-//! A gateway with agents needs 1.4 - 1.7 GB, an npm build or an update beside it 0.6 GB more, each command of
-//! its own 0.3 GB: on less than 4 GiB a moment's peak would otherwise be the end of the gateway. There is no
-//! line in `/etc/fstab`: what the machine has is looked at anew in each run. A machine that cannot have swap is
-//! warned about and goes on.
+//! A gateway with agents needs 1.4 - 1.7 GB, an npm build or an update beside it 0.6 GB more, and each command of its
+//! own 0.3 GB: with less than 4 GiB a short peak would be the end of the gateway. `/etc/fstab` has no line of it, since
+//! each run looks anew at what the machine has. A machine that cannot have swap goes on with a warning.
 
 use std::fs::File;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,28 +13,31 @@ use nix::fcntl::posix_fallocate;
 use nix::sys::statfs::{EXT4_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, statfs};
 
 use crate::config::SwapChoice;
-use crate::host::{Access, Host, set_access, sync_dir};
+use crate::host::{Access, Host, blocking, if_exists, set_access, sync_dir};
 use crate::memory;
 use crate::paths::{BOOT_DISK_DIR, SWAP, UNFINISHED_SWAP};
 use crate::text::MIB;
 
-/// A machine with this much memory needs none (see above).
-const ENOUGH_MEMORY: u64 = 4096 * MIB;
+/// A machine with this much memory needs no swap (see above).
+const ENOUGH_MEMORY_BYTES: u64 = 4096 * MIB;
 
-/// The size that nobody chose: a gateway on 2 GB was seen to need no more, less than the least helps nobody.
-const LARGEST: u64 = 2048 * MIB;
-const LEAST: u64 = 512 * MIB;
+/// Sizes that nobody chose: a gateway on 2 GB was seen to need no more than the maximum, and less than the minimum does
+/// not help.
+const MAX_BYTES: u64 = 2048 * MIB;
+const MIN_BYTES: u64 = 512 * MIB;
 
-/// At most this part of the free disk, since images need the rest; and what must stay of it for a chosen size.
-const PART: u64 = 4;
-const RESERVE: u64 = 1024 * MIB;
+/// Images need the boot disk, too: a size that nobody chose is at most this part of what is free, one quarter; one that
+/// was chosen leaves this much.
+const FREE_SHARE: u64 = 4;
+const RESERVE_BYTES: u64 = 1024 * MIB;
 
-const STEP: u64 = 64 * MIB;
+/// A size that nobody chose is a multiple of this.
+const STEP_BYTES: u64 = 64 * MIB;
 
-/// Everything in it must find room in memory first.
+/// Everything that was swapped out must find room in memory first.
 const SWAPOFF_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Makes the machine have the swap that `choice` asks for. What goes wrong is a warning.
+/// Makes the machine have the swap of `choice`. A failure is a warning.
 pub async fn ensure(host: &Host, choice: SwapChoice) -> Result<()> {
     if let Err(error) = apply(host, choice).await {
         host.warn(format!("the machine goes on without the swap that it should have: {error:#}"));
@@ -44,10 +45,10 @@ pub async fn ensure(host: &Host, choice: SwapChoice) -> Result<()> {
     Ok(())
 }
 
-/// Takes our swap away: what was swapped out may hold secrets, so an image must not have it.
+/// Removes our swap: it may hold secrets, so an image must not have it.
 pub async fn remove(host: &Host) -> Result<()> {
-    let machine = Machine::observe(host).await?;
-    take_away(host, machine.ours.is_some_and(|ours| ours.active)).await
+    let found = Swap::observe(host).await?;
+    remove_file(host, found.is_active()).await
 }
 
 async fn apply(host: &Host, choice: SwapChoice) -> Result<()> {
@@ -56,32 +57,32 @@ async fn apply(host: &Host, choice: SwapChoice) -> Result<()> {
         tracing::debug!("a container has its kernel's swap, not one of its own");
         return Ok(());
     }
-    let machine = Machine::observe(host).await?;
-    let plan = decide(choice, machine)?;
-    tracing::debug!("swap: {plan:?}, {machine:?}");
-    match plan {
-        Plan::Nothing => Ok(()),
-        Plan::Remove => take_away(host, machine.ours.is_some_and(|ours| ours.active)).await,
-        Plan::Activate => activate(host).await,
-        Plan::Make(size) => {
-            take_away(host, machine.ours.is_some_and(|ours| ours.active)).await?;
+    let found = Swap::observe(host).await?;
+    let change = decide(choice, found)?;
+    tracing::debug!("swap: {change:?}, {found:?}");
+    match change {
+        SwapChange::Nothing => Ok(()),
+        SwapChange::Remove => remove_file(host, found.is_active()).await,
+        SwapChange::Activate => activate(host).await,
+        SwapChange::Make(size) => {
+            remove_file(host, found.is_active()).await?;
             make(host, size).await?;
             activate(host).await
         }
     }
 }
 
-/// What the machine has.
+/// The machine's swap, and what decides about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Machine {
-    /// In bytes.
+struct Swap {
+    /// The machine's memory, in bytes.
     memory: u64,
     /// Whether there is active swap that is not ours.
     others: bool,
     ours: Option<Ours>,
     /// Free bytes on the boot disk.
     free: u64,
-    /// Whether its file system can hold swap in a file that is merely allocated.
+    /// Whether a file on it can hold swap once it is allocated.
     suitable: bool,
 }
 
@@ -92,23 +93,25 @@ struct Ours {
     active: bool,
 }
 
-impl Machine {
+impl Swap {
+    fn is_active(self) -> bool {
+        self.ours.is_some_and(|ours| ours.active)
+    }
+
     async fn observe(host: &Host) -> Result<Self> {
         let memory = memory::total(host).await?;
         let swaps = host.read("/proc/swaps").await?.unwrap_or_default();
         let (active, others) = parse_swaps(&String::from_utf8_lossy(&swaps));
-        let ours = match tokio::fs::symlink_metadata(host.path(SWAP)).await {
-            Ok(found) => Some(Ours { size: found.len(), active }),
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(error).with_context(|| format!("looking at {SWAP}")),
-        };
+        let found = if_exists(tokio::fs::symlink_metadata(host.path(SWAP)).await);
+        let found = found.with_context(|| format!("looking at {SWAP}"))?;
+        let ours = found.map(|found| Ours { size: found.len(), active });
         let place = statfs(&host.path("/var/lib")).context("looking at the boot disk's file system")?;
         let free = place.blocks_available() * u64::try_from(place.block_size()).unwrap_or_default();
         Ok(Self { memory, others, ours, free, suitable: is_suitable(place.filesystem_type()) })
     }
 }
 
-/// Others copy on write or compress: there swap needs files made in their own ways.
+/// Other file systems copy on write or compress, and need swap files made in ways of their own.
 fn is_suitable(kind: FsType) -> bool {
     kind == EXT4_SUPER_MAGIC || kind == XFS_SUPER_MAGIC
 }
@@ -119,59 +122,57 @@ fn parse_swaps(swaps: &str) -> (bool, bool) {
     areas.by_ref().fold((false, false), |(ours, others), area| (ours || area == SWAP, others || area != SWAP))
 }
 
+/// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Plan {
+enum SwapChange {
     Nothing,
     Remove,
     Activate,
     Make(u64),
 }
 
-fn decide(choice: SwapChoice, machine: Machine) -> Result<Plan> {
-    let free = machine.free + machine.ours.map_or(0, |ours| ours.size);
+fn decide(choice: SwapChoice, found: Swap) -> Result<SwapChange> {
+    let free = found.free + found.ours.map_or(0, |ours| ours.size);
     let size = match choice {
         SwapChoice::Off => None,
-        SwapChoice::Auto if machine.memory >= ENOUGH_MEMORY || machine.others => None,
-        SwapChoice::Auto => Some(machine.ours.map_or(LARGEST.min(free / PART) / STEP * STEP, |ours| ours.size)),
+        SwapChoice::Auto if found.memory >= ENOUGH_MEMORY_BYTES || found.others => None,
+        SwapChoice::Auto => {
+            Some(found.ours.map_or(MAX_BYTES.min(free / FREE_SHARE) / STEP_BYTES * STEP_BYTES, |ours| ours.size))
+        }
         SwapChoice::Size(size) => Some(size),
     };
     let Some(size) = size else {
-        return Ok(if machine.ours.is_some() { Plan::Remove } else { Plan::Nothing });
+        return Ok(if found.ours.is_some() { SwapChange::Remove } else { SwapChange::Nothing });
     };
-    match machine.ours {
-        Some(Ours { size: present, active }) if present == size => {
-            return Ok(if active { Plan::Nothing } else { Plan::Activate });
-        }
-        _ => {}
+    if let Some(ours) = found.ours.filter(|ours| ours.size == size) {
+        return Ok(if ours.active { SwapChange::Nothing } else { SwapChange::Activate });
     }
-    if !machine.suitable {
+    if !found.suitable {
         bail!("the boot disk's file system is neither ext4 nor xfs");
     }
-    let short = match choice {
-        SwapChoice::Size(size) => free < size + RESERVE,
-        _ => size < LEAST,
+    let is_short = match choice {
+        SwapChoice::Size(size) => free < size + RESERVE_BYTES,
+        _ => size < MIN_BYTES,
     };
-    if short {
+    if is_short {
         bail!("the boot disk has only {} MiB left (grow it: gcloud compute disks resize)", free / MIB);
     }
-    Ok(Plan::Make(size))
+    Ok(SwapChange::Make(size))
 }
 
-/// Allocated in full, since swap cannot have holes, and given its name when it is complete.
+/// Makes the file: allocated in full, since swap cannot have holes, and under its name only when it is complete.
 async fn make(host: &Host, size: u64) -> Result<()> {
     host.ensure_dir(BOOT_DISK_DIR, Access::root(0o700)).await?;
     let (file, unfinished) = (host.path(SWAP), host.path(UNFINISHED_SWAP));
     let path = unfinished.clone();
-    tokio::task::spawn_blocking(move || allocate(&path, size))
-        .await?
-        .with_context(|| format!("allocating {UNFINISHED_SWAP}"))?;
+    blocking(move || allocate(&path, size)).await.with_context(|| format!("allocating {UNFINISHED_SWAP}"))?;
     host.command("mkswap").arg(&unfinished).run().await?;
-    tokio::task::spawn_blocking(move || {
+    blocking(move || {
         File::open(&unfinished)?.sync_all()?;
         std::fs::rename(&unfinished, &file)?;
         file.parent().map_or(Ok(()), sync_dir)
     })
-    .await?
+    .await
     .with_context(|| format!("completing {SWAP}"))?;
     host.changed(format!("made a swap file of {} MiB", size / MIB));
     Ok(())
@@ -190,7 +191,8 @@ async fn activate(host: &Host) -> Result<()> {
     Ok(())
 }
 
-async fn take_away(host: &Host, active: bool) -> Result<()> {
+/// Removes the file, whether or not it is complete, after it has been deactivated.
+async fn remove_file(host: &Host, active: bool) -> Result<()> {
     if active {
         host.command("swapoff").arg(host.path(SWAP)).timeout(SWAPOFF_TIMEOUT).run().await?;
         host.changed("deactivated swap");
@@ -206,45 +208,44 @@ mod tests {
 
     use super::*;
 
-    const SMALL: Machine =
-        Machine { memory: 2000 * MIB, others: false, ours: None, free: 20_000 * MIB, suitable: true };
+    const SMALL: Swap = Swap { memory: 2000 * MIB, others: false, ours: None, free: 20_000 * MIB, suitable: true };
 
-    fn with(size: u64, active: bool) -> Machine {
-        Machine { ours: Some(Ours { size: size * MIB, active }), ..SMALL }
+    fn with(size: u64, active: bool) -> Swap {
+        Swap { ours: Some(Ours { size: size * MIB, active }), ..SMALL }
     }
 
     #[test]
     fn memory_disk_and_the_operator_decide() {
         use SwapChoice::{Auto, Off, Size};
         let size = |mib: u64| Size(mib * MIB);
-        let make = |mib: u64| Ok(Plan::Make(mib * MIB));
+        let make = |mib: u64| Ok(SwapChange::Make(mib * MIB));
         #[rustfmt::skip]
-        let cases: &[(&str, SwapChoice, Machine, Result<Plan, &str>)] = &[
+        let cases: &[(&str, SwapChoice, Swap, Result<SwapChange, &str>)] = &[
             ("small", Auto, SMALL, make(2048)),
-            ("e2-medium: 4 GB less the kernel's part", Auto, Machine { memory: 3936 * MIB, ..SMALL }, make(2048)),
-            ("8 GB", Auto, Machine { memory: 7900 * MIB, ..SMALL }, Ok(Plan::Nothing)),
-            ("has swap of its own", Auto, Machine { others: true, ..SMALL }, Ok(Plan::Nothing)),
-            ("has swap of its own, and more is asked for", size(1024), Machine { others: true, ..SMALL }, make(1024)),
-            ("little disk", Auto, Machine { free: 5000 * MIB, ..SMALL }, make(1216)),
-            ("too little disk", Auto, Machine { free: 1500 * MIB, ..SMALL }, Err("only 1500 MiB")),
-            ("too little disk for this size", size(1024), Machine { free: 1500 * MIB, ..SMALL }, Err("only 1500 MiB")),
-            ("btrfs", Auto, Machine { suitable: false, ..SMALL }, Err("neither ext4 nor xfs")),
-            ("second run", Auto, with(2048, true), Ok(Plan::Nothing)),
-            ("second run, disk nearly full", Auto, Machine { free: 0, ..with(2048, true) }, Ok(Plan::Nothing)),
-            ("next boot", Auto, with(2048, false), Ok(Plan::Activate)),
-            ("larger machine type", Auto, Machine { memory: 7900 * MIB, ..with(2048, false) }, Ok(Plan::Remove)),
+            ("e2-medium: 4 GB less the kernel's part", Auto, Swap { memory: 3936 * MIB, ..SMALL }, make(2048)),
+            ("8 GB", Auto, Swap { memory: 7900 * MIB, ..SMALL }, Ok(SwapChange::Nothing)),
+            ("has swap of its own", Auto, Swap { others: true, ..SMALL }, Ok(SwapChange::Nothing)),
+            ("has swap of its own, and more is asked for", size(1024), Swap { others: true, ..SMALL }, make(1024)),
+            ("little disk", Auto, Swap { free: 5000 * MIB, ..SMALL }, make(1216)),
+            ("too little disk", Auto, Swap { free: 1500 * MIB, ..SMALL }, Err("only 1500 MiB")),
+            ("too little disk for this size", size(1024), Swap { free: 1500 * MIB, ..SMALL }, Err("only 1500 MiB")),
+            ("btrfs", Auto, Swap { suitable: false, ..SMALL }, Err("neither ext4 nor xfs")),
+            ("second run", Auto, with(2048, true), Ok(SwapChange::Nothing)),
+            ("second run, disk nearly full", Auto, Swap { free: 0, ..with(2048, true) }, Ok(SwapChange::Nothing)),
+            ("next boot", Auto, with(2048, false), Ok(SwapChange::Activate)),
+            ("larger machine type", Auto, Swap { memory: 7900 * MIB, ..with(2048, false) }, Ok(SwapChange::Remove)),
             ("another size", size(1024), with(2048, true), make(1024)),
-            ("another size in the room of the old", size(2048), Machine { free: 0, ..with(3072, true) }, make(2048)),
-            ("the same size", size(2048), with(2048, true), Ok(Plan::Nothing)),
-            ("off", Off, with(2048, true), Ok(Plan::Remove)),
-            ("off already", Off, SMALL, Ok(Plan::Nothing)),
-            ("off leaves others alone", Off, Machine { others: true, ..SMALL }, Ok(Plan::Nothing)),
+            ("another size in the room of the old", size(2048), Swap { free: 0, ..with(3072, true) }, make(2048)),
+            ("the same size", size(2048), with(2048, true), Ok(SwapChange::Nothing)),
+            ("off", Off, with(2048, true), Ok(SwapChange::Remove)),
+            ("off already", Off, SMALL, Ok(SwapChange::Nothing)),
+            ("off leaves others alone", Off, Swap { others: true, ..SMALL }, Ok(SwapChange::Nothing)),
         ];
-        for (case, choice, machine, wanted) in cases {
-            match (decide(*choice, *machine), wanted) {
-                (Ok(plan), Ok(wanted)) => assert_eq!(plan, *wanted, "{case}"),
-                (Err(error), Err(wanted)) => assert!(error.to_string().contains(wanted), "{case}: {error}"),
-                (plan, _) => panic!("{case}: {plan:?}"),
+        for (case, choice, found, expected) in cases {
+            match (decide(*choice, *found), expected) {
+                (Ok(change), Ok(expected)) => assert_eq!(change, *expected, "{case}"),
+                (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{case}: {error}"),
+                (change, _) => panic!("{case}: {change:?}"),
             }
         }
     }
@@ -272,14 +273,14 @@ mod tests {
         let host = Host::new(root.path());
         std::fs::create_dir_all(host.path(BOOT_DISK_DIR))?;
         std::fs::write(host.path(UNFINISHED_SWAP), "of a run that was cut")?;
-        make(&host, STEP).await?;
+        make(&host, STEP_BYTES).await?;
         let found = std::fs::metadata(host.path(SWAP))?;
-        assert_eq!((found.len(), found.permissions().mode() & 0o777), (STEP, 0o600));
-        assert!(found.blocks() * 512 >= STEP, "it has holes: {} blocks", found.blocks());
+        assert_eq!((found.len(), found.permissions().mode() & 0o777), (STEP_BYTES, 0o600));
+        assert!(found.blocks() * 512 >= STEP_BYTES, "it has holes: {} blocks", found.blocks());
         let page = std::fs::read(host.path(SWAP))?;
         assert_eq!(&page[4086..4096], b"SWAPSPACE2");
         assert!(!host.path(UNFINISHED_SWAP).exists());
-        take_away(&host, false).await?;
+        remove_file(&host, false).await?;
         assert!(!host.path(SWAP).exists());
         Ok(())
     }
@@ -290,7 +291,7 @@ mod tests {
         let host = Host::new(root.path());
         std::fs::create_dir_all(host.path("/run/systemd"))?;
         std::fs::write(host.path("/run/systemd/container"), "systemd-nspawn")?;
-        ensure(&host, SwapChoice::Size(STEP)).await?;
+        ensure(&host, SwapChoice::Size(STEP_BYTES)).await?;
         assert_eq!(*host.ledger().borrow(), crate::host::Ledger::default());
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The recursive JSON of the metadata server, as far as it concerns us.
+//! The recursive JSON of the metadata server, as far as this program uses it.
 
 use std::collections::BTreeMap;
 

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::run::Run;
 use crate::host::Ledger;
-use crate::log::show_live;
+use crate::log::print_live;
 use crate::text::head;
 
 /// On a serial console and in the journal every line stays: few of them.
@@ -30,7 +30,7 @@ pub(super) async fn show_progress(mut notes: watch::Receiver<Ledger>, run: watch
             continue;
         }
         if live {
-            show_live(&format!("openclaw: stage={stage} {text}"));
+            print_live(&format!("openclaw: stage={stage} {text}"));
         } else {
             tracing::info!("stage={stage} {}", head(&text, LINE_BYTES));
         }

@@ -11,7 +11,8 @@ use super::run::View;
 use super::status::{State, Status};
 use crate::error::one_line;
 use crate::host::Host;
-use crate::metadata::{Client, Heals, Trouble, Write};
+use crate::http::Retry;
+use crate::metadata::{Client, RequestError, WriteOutcome};
 
 const NAMESPACE: &str = "openclaw";
 
@@ -139,18 +140,18 @@ impl Writer {
             return Some(wait);
         }
         match self.send(step, status).await {
-            Ok(Write::Done) => self.done(step),
+            Ok(WriteOutcome::Done) => self.done(step),
             Ok(_) if *step == Step::Clear => self.no_delete = true,
             Ok(_) => {
                 self.host.warn(disabled(status));
                 return None;
             }
-            Err(trouble) => self.failed(step, trouble, ending),
+            Err(error) => self.failed(step, error, ending),
         }
         Some(Duration::ZERO)
     }
 
-    async fn send(&self, step: &Step, status: &Status) -> Result<Write, Trouble> {
+    async fn send(&self, step: &Step, status: &Status) -> Result<WriteOutcome, RequestError> {
         match step {
             Step::Clear => self.client.delete_guest_attribute(NAMESPACE, "result").await,
             Step::Put("detail", _) => {
@@ -179,10 +180,10 @@ impl Writer {
         self.remember(step);
     }
 
-    fn failed(&mut self, step: &Step, trouble: Trouble, ending: bool) {
-        let heals = trouble.heals;
-        let reason = one_line(&trouble.into());
-        if heals == Heals::Never {
+    fn failed(&mut self, step: &Step, error: RequestError, ending: bool) {
+        let retry = error.retry;
+        let reason = one_line(&error.into());
+        if retry == Retry::No {
             self.host.warn(format!("a guest attribute cannot be written: {reason}"));
             return self.give_up(step);
         }

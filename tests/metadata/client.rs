@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use openclaw_init::error::{Code, code_of, one_line};
-use openclaw_init::metadata::{Client, Write};
+use openclaw_init::metadata::{Client, WriteOutcome};
 use openclaw_lab::metadata_server::{Disk, Instance, Level, Server};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -97,16 +97,16 @@ async fn a_server_that_comes_late_is_found() {
 #[tokio::test]
 async fn guest_attributes_are_one_checked_request_each() {
     let (server, client) = machine(&[]).await;
-    assert_eq!(client.put_guest_attribute("openclaw", "state", "x").await.unwrap(), Write::Disabled);
+    assert_eq!(client.put_guest_attribute("openclaw", "state", "x").await.unwrap(), WriteOutcome::Disabled);
     server.set_attribute(Level::Instance, "enable-guest-attributes", "TRUE").unwrap();
-    assert_eq!(client.put_guest_attribute("openclaw", "state", "x").await.unwrap(), Write::Done);
+    assert_eq!(client.put_guest_attribute("openclaw", "state", "x").await.unwrap(), WriteOutcome::Done);
     assert_eq!(server.guest_attributes("openclaw")["state"], "x");
     for _ in 0..2 {
-        assert_eq!(client.delete_guest_attribute("openclaw", "state").await.unwrap(), Write::Done);
+        assert_eq!(client.delete_guest_attribute("openclaw", "state").await.unwrap(), WriteOutcome::Done);
     }
     assert!(server.guest_attributes("openclaw").is_empty());
     server.fault("method=DELETE,status=405,times=1".parse().unwrap());
-    assert_eq!(client.delete_guest_attribute("openclaw", "state").await.unwrap(), Write::Refused);
+    assert_eq!(client.delete_guest_attribute("openclaw", "state").await.unwrap(), WriteOutcome::Unsupported);
     server.fault("status=503,times=1".parse().unwrap());
     client.put_guest_attribute("openclaw", "state", "x").await.unwrap_err();
     assert_eq!(server.requests().len(), 6);

@@ -1,5 +1,6 @@
 //! The one container: wanted spec, observed spec, decide, replace or start, wait until ready.
 
+mod env;
 mod logs;
 mod native_backup;
 mod one_off;

@@ -1,6 +1,6 @@
 //! What the container must be: a pure function of the image, the directories, the attributes and the machine.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use bollard::models::{
@@ -9,18 +9,16 @@ use bollard::models::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{NAME, SPEC_LABEL};
+use super::{NAME, SPEC_LABEL, env};
 use crate::config::GatewayConfig;
 use crate::docker::Engine;
 use crate::gateway::openclaw_json::INNER_PORT;
 use crate::host::Host;
 use crate::image::Image;
 use crate::memory;
+use crate::paths::STATE_ALIAS;
 use crate::state::DataDir;
 use crate::text::MIB;
-
-/// The state directory inside the container.
-const STATE: &str = "/home/node/.openclaw";
 
 /// Where the gateway keeps the key of its stored logins; upstream mounts it apart from the state.
 pub(super) const CONFIG: &str = "/home/node/.config/openclaw";
@@ -157,7 +155,6 @@ impl Spec {
 
 /// What both kinds of container share. Entry point and working directory are the image's.
 fn base(image: &Image, data: &DataDir, config: &GatewayConfig, machine: Machine) -> ContainerCreateBody {
-    let env = environment(config, machine).into_iter().map(|(name, value)| format!("{name}={value}")).collect();
     let bind = |source: &std::path::Path, target: &str| Mount {
         typ: Some(MountType::BIND),
         source: Some(source.display().to_string()),
@@ -169,11 +166,11 @@ fn base(image: &Image, data: &DataDir, config: &GatewayConfig, machine: Machine)
         // The gateway's owner lease is keyed by the host name (openclaw issue 155644).
         hostname: Some(NAME.to_owned()),
         user: Some(USER.to_owned()),
-        env: Some(env),
+        env: Some(env::variables(&config.env, machine.limit())),
         image: Some(image.reference.clone()),
         stop_timeout: Some(STOP_SECONDS.into()),
         host_config: Some(HostConfig {
-            mounts: Some(vec![bind(&data.state, STATE), bind(&data.config, CONFIG)]),
+            mounts: Some(vec![bind(&data.state, STATE_ALIAS), bind(&data.config, CONFIG)]),
             cap_drop: Some(vec!["ALL".to_owned()]),
             security_opt: Some(vec!["no-new-privileges".to_owned()]),
             pids_limit: Some(PIDS),
@@ -189,29 +186,6 @@ fn base(image: &Image, data: &DataDir, config: &GatewayConfig, machine: Machine)
     }
 }
 
-/// Defaults, over them the operator's variables, over them what must not be changed.
-fn environment(config: &GatewayConfig, machine: Machine) -> BTreeMap<String, String> {
-    let heap = machine.limit() / 2 / MIB;
-    let heap = format!("--max-old-space-size={heap}");
-    let defaults = [("TZ", "UTC"), ("TERM", "xterm-256color"), ("NODE_OPTIONS", heap.as_str())];
-    let pinned = [
-        ("HOME", "/home/node"),
-        ("OPENCLAW_HOME", "/home/node"),
-        ("OPENCLAW_STATE_DIR", STATE),
-        ("OPENCLAW_CONFIG_PATH", "/home/node/.openclaw/openclaw.json"),
-        ("XDG_CACHE_HOME", "/home/node/.openclaw/cache"),
-        ("GOG_HOME", "/home/node/.openclaw/gogcli"),
-        ("GOG_KEYRING_BACKEND", "file"),
-        ("NODE_ENV", "production"),
-        ("NO_COLOR", "1"),
-        ("OPENCLAW_NO_AUTO_UPDATE", "1"),
-        ("OPENCLAW_SUPERVISOR_MODE", "external"),
-    ];
-    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
-    let operator = config.env.iter().map(|(name, value)| (name.clone(), value.clone()));
-    defaults.map(owned).into_iter().chain(operator).chain(pinned.map(owned)).collect()
-}
-
 fn fingerprint(body: &ContainerCreateBody, image: &Image) -> Result<String> {
     // Through `Value`, whose objects are sorted by key: the body's own maps have no order.
     let value = serde_json::to_value((body, &image.id)).context("describing the container")?;
@@ -222,6 +196,8 @@ fn fingerprint(body: &ContainerCreateBody, image: &Image) -> Result<String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeMap;
+
     use super::*;
 
     const MACHINE: Machine = Machine { memory: 4 << 30, memory_limit: true, own_init: true };
@@ -285,14 +261,6 @@ mod tests {
         let ports = host.port_bindings.unwrap();
         let expected = PortBinding { host_ip: Some("127.0.0.1".to_owned()), host_port: Some("8080".to_owned()) };
         assert_eq!(ports, HashMap::from([("18789/tcp".to_owned(), Some(vec![expected]))]));
-    }
-
-    #[test]
-    fn pinned_variables_win_over_the_operators_and_those_over_defaults() {
-        let env = [("HOME", "/x"), ("TZ", "Asia/Tokyo")].map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let env = environment(&GatewayConfig { env: env.into(), ..config() }, MACHINE);
-        assert_eq!((env["HOME"].as_str(), env["TZ"].as_str()), ("/home/node", "Asia/Tokyo"));
-        assert_eq!(env["NODE_OPTIONS"], "--max-old-space-size=1536");
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! The one container: wanted spec, observed spec, decide, replace or start, wait until ready.
 
+mod dotenv;
 mod env;
 mod logs;
 mod native_backup;
 mod one_off;
-pub(crate) mod openclaw_json;
+mod openclaw_json;
 mod probe;
 mod readiness;
 pub(crate) mod secrets;

@@ -4,6 +4,7 @@
 mod attributes;
 pub mod baked;
 mod check;
+pub mod env;
 mod extras;
 mod keys;
 mod source;

@@ -1,6 +1,6 @@
 //! What a value may look like. Every check returns what is allowed as its error: "must be …".
 
-use super::LATEST;
+use super::{LATEST, env};
 use crate::secret::Secret;
 
 /// A checked value, or what would have been allowed.
@@ -14,23 +14,6 @@ const SWAP_SIZES: std::ops::RangeInclusive<u64> = (64 << 20)..=(64 << 30);
 
 /// What people leave in a template. The gateway exits on some of these, takes others for real.
 const PLACEHOLDERS: &[&str] = &["change-me", "changeme", "undefined", "null", "blank", "placeholder", "your-token"];
-
-/// Variables that the container gets from this program: two sources would fight at every boot.
-const OWN_VARIABLES: &[&str] = &[
-    "GOG_KEYRING_PASSWORD",
-    "HOME",
-    "OPENCLAW_CONFIG_DIR",
-    "OPENCLAW_CONFIG_PATH",
-    "OPENCLAW_GATEWAY_BIND",
-    "OPENCLAW_GATEWAY_PASSWORD",
-    "OPENCLAW_GATEWAY_PORT",
-    "OPENCLAW_GATEWAY_TOKEN",
-    "OPENCLAW_HOME",
-    "OPENCLAW_NO_AUTO_UPDATE",
-    "OPENCLAW_STATE_DIR",
-    "OPENCLAW_SUPERVISOR_MODE",
-    "PATH",
-];
 
 /// One of the words of a closed list.
 pub(super) fn one_of<T: Copy>(value: &str, words: &[(&str, T)]) -> Checked<T> {
@@ -232,7 +215,7 @@ pub(super) fn variable(name: &str) -> Checked<()> {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     if !good {
         Err("must end in the name of an environment variable (letters, digits and underscores)".to_owned())
-    } else if OWN_VARIABLES.contains(&name) {
+    } else if env::is_own(name) {
         Err(format!("openclaw-init sets {name} itself"))
     } else {
         Ok(())

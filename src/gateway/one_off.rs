@@ -9,86 +9,83 @@ use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOp
 use futures_util::StreamExt as _;
 use serde_json::Value;
 
-use super::{is_missing, logs};
+use super::spec::Inputs;
+use super::{Gateway, is_missing, logs};
 use crate::docker::Engine;
-use crate::error::{Classify, Code};
-use crate::gateway::secrets::Secrets;
+use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::Host;
+use crate::paths::STATE_ALIAS;
+use crate::secret::Secret;
 
 /// The name of the container; one at a time.
 const NAME: &str = "openclaw-one-off";
 
 /// A command of the gateway takes 4 s on two free cores, ten times that on a busy shared one.
-const DEADLINE: Duration = Duration::from_secs(180);
+const TIMEOUT: Duration = Duration::from_secs(180);
 
-/// Sets values in `openclaw.json` with the image's own `config set`, which keeps the rest of the file and
-/// creates it where there is none. The gateway must not run.
-pub(super) async fn set(
-    host: &Host,
-    engine: &Engine,
-    edits: &[Value],
-    secrets: &Secrets,
-    container: impl FnOnce(&[&str]) -> ContainerCreateBody,
-) -> Result<()> {
-    let paths = edits.iter().filter_map(|edit| edit["path"].as_str()).collect::<Vec<_>>().join(", ");
-    host.progress(format!("setting {paths} in openclaw.json"));
+/// Sets values in `openclaw.json` with the image's own `config set`, which keeps the rest of the file and creates it
+/// where there is none. The gateway must not run.
+pub(super) async fn set(gateway: &Gateway<'_>, inputs: &Inputs<'_>, token: &Secret, edits: &[Value]) -> Result<()> {
+    let setting = format!("setting {} in openclaw.json", paths(edits));
+    gateway.host.progress(&setting);
     let batch = Value::from(edits.to_vec()).to_string();
-    run(engine, secrets, container(&["config", "set", "--batch-json", &batch]), DEADLINE)
-        .await
-        .with_context(|| format!("setting {paths} in openclaw.json"))
+    let body = inputs.one_off(&["config", "set", "--batch-json", &batch]);
+    run(gateway.engine, body, token, TIMEOUT).await.context(setting)
 }
 
-/// Runs it to its end, which must be a good one within `deadline`: else [`Code::GatewayRefused`], or
-/// [`Code::GatewayNotReady`] for one that had not ended, since a busy machine may be at fault.
-pub(super) async fn run(
-    engine: &Engine,
-    secrets: &Secrets,
-    body: ContainerCreateBody,
-    deadline: Duration,
-) -> Result<()> {
+/// The names of the values that `edits` set.
+pub(super) fn paths(edits: &[Value]) -> String {
+    edits.iter().filter_map(|edit| edit["path"].as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// Runs it to its end. [`Code::GatewayRefused`]: it failed. [`Code::GatewayNotReady`]: it did not end within
+/// `timeout`, for which a busy machine may be at fault. The error has its last lines, without the token.
+pub(super) async fn run(engine: &Engine, body: ContainerCreateBody, token: &Secret, timeout: Duration) -> Result<()> {
     let options = CreateContainerOptionsBuilder::default().name(NAME).build();
     engine.client.create_container(Some(options), body).await.with_context(|| format!("creating container {NAME}"))?;
-    let outcome = finish(engine, secrets, deadline).await;
+    let outcome = finish(engine, token, timeout).await;
     remove(engine).await?;
     outcome
 }
 
-async fn finish(engine: &Engine, secrets: &Secrets, deadline: Duration) -> Result<()> {
+async fn finish(engine: &Engine, token: &Secret, timeout: Duration) -> Result<()> {
     engine.client.start_container(NAME, None).await.with_context(|| format!("starting container {NAME}"))?;
-    let client = engine.client.clone().with_timeout(deadline);
+    let client = engine.client.clone().with_timeout(timeout);
     let mut end = client.wait_container(NAME, None);
-    let code = match tokio::time::timeout(deadline, end.next()).await {
+    let code = match tokio::time::timeout(timeout, end.next()).await {
         Ok(Some(Ok(ended))) => ended.status_code,
         Ok(Some(Err(DockerError::DockerContainerWaitError { code, .. }))) => code,
         Ok(Some(Err(error))) => return Err(error).with_context(|| format!("waiting for container {NAME}")),
         Ok(None) => return Err(anyhow!("the engine did not say how container {NAME} ended")),
         Err(_) => {
-            return Err(anyhow!("it did not end within {} s", deadline.as_secs())).classify(
+            return Err(anyhow!("it did not end within {} s", timeout.as_secs())).classify(
                 Code::GatewayNotReady,
-                "See with `top` what keeps the VM busy, then run `sudo openclaw-init boot`.",
+                format!("See with `top` what keeps the VM busy, then run `{RUN_AGAIN}`."),
             );
         }
     };
     if code != 0 {
-        let said = logs::last_lines(engine, NAME, &secrets.token).await;
-        return Err(anyhow!("it ended with exit code {code}: {said}")).classify(
+        let lines = logs::last_lines(engine, NAME, token).await;
+        return Err(anyhow!("it ended with exit code {code}: {lines}")).classify(
             Code::GatewayRefused,
-            "Correct openclaw.json in the state directory /home/node/.openclaw as its message says, \
-             then run `sudo openclaw-init boot`.",
+            format!(
+                "Correct openclaw.json in the state directory {STATE_ALIAS} as its message says, then run \
+                 `{RUN_AGAIN}`."
+            ),
         );
     }
     Ok(())
 }
 
-/// Removes the container that a run which was cut left behind: it may still be at work on the state.
-pub(super) async fn remove_left(host: &Host, engine: &Engine) -> Result<()> {
+/// Removes the container of a run that was cut: it may still be at work on the state.
+pub(super) async fn remove_leftover(host: &Host, engine: &Engine) -> Result<()> {
     if remove(engine).await? {
         host.changed(format!("removed container {NAME}, left by a run that was cut"));
     }
     Ok(())
 }
 
-/// Removes the container, true when there was one. It holds no state: killing it is fine.
+/// Removes the container, killing it: it holds no state. True when there was one.
 async fn remove(engine: &Engine) -> Result<bool> {
     let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
     match engine.client.remove_container(NAME, Some(options)).await {

@@ -3,70 +3,68 @@
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::dotenv::TOKEN_VARIABLE;
 use crate::config::GatewayConfig;
-use crate::error::{Classify, Code};
-use crate::host::{Access, Host, set_access, untrusted};
+use crate::error::{Classify as _, Code, RUN_AGAIN};
+use crate::host::{Access, Host, blocking, set_access, untrusted};
+use crate::secret::Secret;
 use crate::state::DataDir;
 
 /// The port inside the container; the published one may differ.
-pub(crate) const INNER_PORT: u16 = 18789;
+pub(super) const INNER_PORT: u16 = 18789;
 
 /// The file's name in the state directory.
-pub(crate) const FILE: &str = "openclaw.json";
+const FILE: &str = "openclaw.json";
 
-/// What is required of the file: the gateway's user must be able to read and replace it, nobody else.
+/// The gateway's user can read and replace the file, nobody else.
 const ACCESS: Access = Access::gateway(0o600);
 
-/// Where the gateway takes its token from, as far as `openclaw.json` says.
+/// Where `openclaw.json` has the gateway take its token from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum ConfiguredToken {
+pub(super) enum ConfiguredToken {
     /// It says nothing, or refers to our variable.
     Unset,
     /// The token itself. It wins over `.env` (measured, gateway 2026.9.6).
-    Literal(crate::secret::Secret),
+    Literal(Secret),
     /// A reference that this program does not follow; the source's name.
     Elsewhere(String),
 }
 
 /// The parsed file, `None` when there is none.
 ///
-/// A file that cannot be parsed stops the gateway (exit code 78) and is left as it is:
-/// [`Code::GatewayRefused`]. So is anything but a regular file, a symbolic link for example.
-pub(crate) async fn read(host: &Host, data: &DataDir) -> Result<Option<Value>> {
-    let path = host.path(data.state.join(FILE));
-    let shown = data.state.join(FILE).display().to_string();
-    let Some(text) = untrusted::read(path).await? else { return Ok(None) };
+/// [`Code::GatewayRefused`]: the file cannot be parsed, with which the gateway would not start (exit code 78), or it is
+/// a symbolic link. Anything but a regular file is an error. It is left as it is.
+pub(super) async fn read(host: &Host, data: &DataDir) -> Result<Option<Value>> {
+    let path = data.state.join(FILE);
+    let Some(text) = untrusted::read(host.path(&path)).await? else { return Ok(None) };
+    let path = path.display();
     json5::from_str(&text)
-        .with_context(|| format!("parsing {shown}"))
+        .with_context(|| format!("parsing {path}"))
         .classify(
             Code::GatewayRefused,
-            format!(
-                "The file was left as it is: correct {shown} (or move it aside), then run `sudo openclaw-init boot`."
-            ),
+            format!("The file was left as it is: correct {path} (or move it aside), then run `{RUN_AGAIN}`."),
         )
         .map(Some)
 }
 
 /// Gives the file back to the gateway's user if somebody edited it as root; true when that was needed.
-pub(crate) async fn ensure_access(host: &Host, data: &DataDir) -> Result<bool> {
+pub(super) async fn ensure_access(host: &Host, data: &DataDir) -> Result<bool> {
     let path = host.path(data.state.join(FILE));
-    let shown = path.display().to_string();
-    let changed = tokio::task::spawn_blocking(move || {
+    let name = path.display().to_string();
+    let changed = blocking(move || {
         let Some(file) = untrusted::open(&path)? else { return Ok(false) };
         set_access(&file, ACCESS)
-    })
-    .await
-    .context("waiting for a file's owner to be set")?
-    .with_context(|| format!("giving {shown} to the gateway's user"))?;
+    });
+    let changed = changed.await.with_context(|| format!("giving {name} to the gateway's user"))?;
     if changed {
-        host.changed(format!("gave {shown} to the gateway's user"));
+        host.changed(format!("gave {name} to the gateway's user"));
     }
     Ok(changed)
 }
 
-/// What has to be added so that the gateway starts and its Control UI can be used: the entries of a
-/// `config set --batch-json`. Empty when nothing is missing; a value that the user chose is never touched.
-pub(crate) fn missing(document: Option<&Value>, config: &GatewayConfig) -> Vec<Value> {
+/// What must be added for the gateway to start and its Control UI to be usable: the entries of a
+/// `config set --batch-json`, empty when nothing is missing. A value that the user chose is never touched.
+pub(super) fn missing(document: Option<&Value>, config: &GatewayConfig) -> Vec<Value> {
     let empty = json!({});
     let document = document.unwrap_or(&empty);
     let includes = |value: &Value| value.get("$include").is_some();
@@ -83,12 +81,12 @@ pub(crate) fn missing(document: Option<&Value>, config: &GatewayConfig) -> Vec<V
             edits.push(json!({"path": "gateway.bind", "value": "lan"}));
         }
     }
-    // The gateway adds the origins of its inner port by itself, and only those (measured, 2026.9.6).
-    let wanted = match gateway.pointer("/controlUi/allowedOrigins") {
+    // The gateway itself adds the origins of its inner port, and only those (measured, 2026.9.6).
+    let lacks_origins = match gateway.pointer("/controlUi/allowedOrigins") {
         None => config.port != INNER_PORT,
-        Some(present) => port_of_our(present).is_some_and(|port| port != config.port),
+        Some(current) => port_of_own_origins(current).is_some_and(|port| port != config.port),
     };
-    if wanted {
+    if lacks_origins {
         edits.push(json!({"path": "gateway.controlUi.allowedOrigins", "value": origins(config.port)}));
     }
     edits
@@ -99,21 +97,21 @@ fn origins(port: u16) -> Value {
     json!(["localhost", "127.0.0.1"].map(|name| format!("http://{name}:{port}")))
 }
 
-/// The port of origins that are exactly what this program once wrote; `None` for the user's own.
-fn port_of_our(present: &Value) -> Option<u16> {
-    let port = present.get(0)?.as_str()?.rsplit(':').next()?.parse().ok()?;
-    (*present == origins(port)).then_some(port)
+/// The port of origins that this program wrote; `None` for the user's own.
+fn port_of_own_origins(current: &Value) -> Option<u16> {
+    let port = current.get(0)?.as_str()?.rsplit(':').next()?.parse().ok()?;
+    (*current == origins(port)).then_some(port)
 }
 
 /// Where the gateway takes its token from.
-pub(crate) fn token(document: Option<&Value>) -> ConfiguredToken {
+pub(super) fn token(document: Option<&Value>) -> ConfiguredToken {
     match document.and_then(|document| document.pointer("/gateway/auth/token")) {
         None | Some(Value::Null) => ConfiguredToken::Unset,
         Some(Value::String(text)) if text.trim().is_empty() => ConfiguredToken::Unset,
         Some(Value::String(text)) if text.starts_with("${") && text.ends_with('}') => {
             reference("the environment", text.trim_start_matches("${").trim_end_matches('}'))
         }
-        Some(Value::String(text)) => ConfiguredToken::Literal(crate::secret::Secret::new(text)),
+        Some(Value::String(text)) => ConfiguredToken::Literal(Secret::new(text)),
         Some(value) => {
             let field = |name| value.get(name).and_then(Value::as_str);
             match field("source") {
@@ -125,7 +123,7 @@ pub(crate) fn token(document: Option<&Value>) -> ConfiguredToken {
 }
 
 fn reference(source: &str, variable: &str) -> ConfiguredToken {
-    if variable == crate::gateway::secrets::TOKEN_VARIABLE {
+    if variable == TOKEN_VARIABLE {
         ConfiguredToken::Unset
     } else {
         ConfiguredToken::Elsewhere(format!("{source} ({variable})"))
@@ -136,7 +134,6 @@ fn reference(source: &str, variable: &str) -> ConfiguredToken {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::secret::Secret;
 
     fn gateway(port: u16) -> GatewayConfig {
         GatewayConfig { port, bind: [127, 0, 0, 1].into(), token: None, env: std::collections::BTreeMap::new() }

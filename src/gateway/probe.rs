@@ -1,7 +1,7 @@
 //! The gateway's own answer to "are you ready": the JSON bodies of `/startupz` and `/readyz`.
 //!
-//! The status says nothing: unknown paths answer 200 with the Control UI's HTML, so an image older than
-//! 2026.8.1 seems to know `/startupz`.
+//! The HTTP status says nothing: unknown paths answer 200 with the Control UI's HTML, so an image older than 2026.8.1
+//! seems to know `/startupz`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -25,10 +25,10 @@ const STARTING: &str = "startup-sidecars";
 pub(super) enum Health {
     /// It does not answer, or not as a gateway.
     Silent,
-    /// It says what it is waiting for.
+    /// It starts, and waits for this.
     Starting(String),
-    /// It runs, and these of its checks fail.
-    Unwell {
+    /// It runs, and some of its checks fail.
+    Unhealthy {
         /// The failing checks.
         failing: Vec<String>,
         /// How long it has been running, where it says so.
@@ -104,7 +104,7 @@ enum Answer {
     Json(Value),
 }
 
-/// Puts both answers together, `startup` being one of a started gateway or of one too old for it.
+/// Puts both answers together. `startup` is that of a gateway that has started, or is too old to have one.
 fn judge(startup: &Answer, ready: &Answer) -> Health {
     let Answer::Json(body) = ready else { return Health::Silent };
     let version = match startup {
@@ -120,7 +120,7 @@ fn judge(startup: &Answer, ready: &Answer) -> Health {
         return Health::Starting(STARTING.to_owned());
     }
     let failing = if failing.is_empty() { vec!["readyz".to_owned()] } else { failing };
-    Health::Unwell { failing, uptime: body["uptimeMs"].as_u64().map(Duration::from_millis), version }
+    Health::Unhealthy { failing, uptime: body["uptimeMs"].as_u64().map(Duration::from_millis), version }
 }
 
 #[cfg(test)]
@@ -135,7 +135,7 @@ mod tests {
         let short = Answer::Json(json!({"ok": true, "status": "started"}));
         let ready = || Answer::Json(json!({"ready": true, "failing": []}));
         let version = || Some("2026.9.6".to_owned());
-        let unwell = |failing: &str, uptime: Option<u64>, version| Health::Unwell {
+        let unhealthy = |failing: &str, uptime: Option<u64>, version| Health::Unhealthy {
             failing: vec![failing.to_owned()],
             uptime: uptime.map(Duration::from_millis),
             version,
@@ -145,8 +145,8 @@ mod tests {
             (&started, ready(), Health::Ready { version: version() }),
             (&short, ready(), Health::Ready { version: None }),
             (&Answer::Other, ready(), Health::Ready { version: None }),
-            (&started, Answer::Json(json!({"ready": false, "failing": ["telegram:main"], "uptimeMs": 7})), unwell("telegram:main", Some(7), version())),
-            (&short, Answer::Json(json!({"ready": false})), unwell("readyz", None, None)),
+            (&started, Answer::Json(json!({"ready": false, "failing": ["telegram:main"], "uptimeMs": 7})), unhealthy("telegram:main", Some(7), version())),
+            (&short, Answer::Json(json!({"ready": false})), unhealthy("readyz", None, None)),
             (&Answer::Other, Answer::Json(json!({"ready": false, "failing": ["startup-sidecars"]})), Health::Starting(STARTING.to_owned())),
             (&Answer::Other, Answer::Other, Health::Silent),
             (&started, Answer::None, Health::Silent),

@@ -1,6 +1,7 @@
-//! Waiting for the gateway, and telling its ways to die apart.
+//! Waiting for the gateway, and telling its failures apart.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow};
@@ -10,32 +11,34 @@ use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 
 use super::probe::{Health, Probe};
-use super::{Gateway, NAME, STOP_SECONDS, inspect, logs, stop_container};
+use super::{Gateway, NAME, STOP_SECONDS, Secrets, inspect, logs, stop_container};
 use crate::docker::Engine;
-use crate::error::{Code, Diagnosis};
-use crate::gateway::secrets::Secrets;
+use crate::error::{Code, Diagnosis, RUN_AGAIN};
 use crate::host::Host;
 use crate::image::Image;
 use crate::memory::{self, LARGER_MACHINE};
+use crate::paths::STATE_ALIAS;
 use crate::report::Ready;
 
 /// Upstream's own budget for a start; a check of the databases on a cold disk alone took 45 s (openclaw issue 150762).
-const DEADLINE: Duration = Duration::from_secs(300);
+const READY_DEADLINE: Duration = Duration::from_secs(300);
 
-const POLL: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How long a gateway that has just started may be unwell: channels connect in this time.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a gateway that has just started may be unhealthy: channels connect in this time.
+const UNHEALTHY_DEADLINE: Duration = Duration::from_secs(60);
 
-/// A gateway that has been up for longer is not starting; a moment's overload passes in [`SHORT_PATIENCE`].
-const SETTLED: Duration = Duration::from_secs(120);
-const SHORT_PATIENCE: Duration = Duration::from_secs(5);
+/// The same for a gateway that has been up for longer than [`STARTUP_DEADLINE`]: a moment's overload passes.
+const OVERLOAD_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A gateway that has been up for longer is not starting.
+const STARTUP_DEADLINE: Duration = Duration::from_secs(120);
 
 /// The gateway's "restarting me will not help".
-const REFUSED: i64 = 78;
+const EXIT_REFUSED: i64 = 78;
 
-/// Killed; in a container nearly always by the kernel for lack of memory, and certainly if its count rose.
-const KILLED: i64 = 137;
+/// Killed: in a container nearly always by the kernel for lack of memory, certainly so if the kernel's count rose.
+const EXIT_KILLED: i64 = 137;
 
 /// How often the gateway may end in one wait before its code is taken for its final word.
 const CERTAIN_EXITS: usize = 2;
@@ -44,48 +47,98 @@ const LOOP_EXITS: usize = 3;
 impl Gateway<'_> {
     /// Waits until the gateway says that it is ready.
     ///
-    /// A gateway that runs but whose checks keep failing is returned as degraded. Fails with
-    /// [`Code::GatewayRefused`] or [`Code::OutOfMemory`] (the container is then stopped), else with
-    /// [`Code::GatewayNotReady`]; the error has the last lines of its log, without the token.
+    /// A gateway that runs but whose checks keep failing is returned as degraded. [`Code::GatewayRefused`] and
+    /// [`Code::OutOfMemory`]: the container was stopped. [`Code::GatewayNotReady`]: anything else. The error has the
+    /// last lines of its log, without the token.
     pub async fn wait_ready(&self, image: &Image, secrets: &Secrets) -> Result<Ready> {
-        let Self { host, engine, config, .. } = *self;
-        let (begun, since) = (Instant::now(), Timestamp::now());
-        let probe = Probe::new(config, &secrets.token)?;
-        let kills = memory::kills(host).await;
-        let (mut unwell_since, mut restarts) = (None, None);
+        let probe = Probe::new(self.config, &secrets.token)?;
+        let mut wait = Wait::begin(self).await;
         loop {
-            let container = inspect(engine).await?.ok_or_else(|| anyhow!("container {NAME} is gone"))?;
-            let state = container.state.unwrap_or_default();
-            let count = container.restart_count.unwrap_or_default();
-            if !is_up(&state) || *restarts.get_or_insert(count) != count {
-                let exits = exits(engine, since, &state).await?;
-                let starved = memory::kills(host).await > kills;
-                if let Some(crash) = Crash::of(&exits, &state, starved) {
-                    return Err(give_up(host, engine, secrets, crash).await);
-                }
+            let (state, failure) = wait.container().await?;
+            if let Some(failure) = failure {
+                return Err(self.give_up(secrets, failure).await);
             }
             let health = if is_up(&state) { probe.ask().await } else { Health::Silent };
-            let ready = |version: Option<String>, degraded| Ready {
-                version: version.unwrap_or_else(|| image.version.clone()),
-                degraded,
-            };
-            let note = match health {
-                Health::Ready { version } => return Ok(ready(version, Vec::new())),
-                Health::Unwell { failing, uptime, version } => {
-                    let patience = if uptime > Some(SETTLED) { SHORT_PATIENCE } else { PATIENCE };
-                    if unwell_since.get_or_insert_with(Instant::now).elapsed() >= patience {
-                        return Ok(ready(version, failing));
-                    }
-                    format!("failing checks: {}", failing.join(", "))
+            let note = match wait.judge(health) {
+                Verdict::Up { version, degraded } => {
+                    return Ok(Ready { version: version.unwrap_or_else(|| image.version.clone()), degraded });
                 }
-                Health::Starting(reason) => reason,
-                Health::Silent => "no answer yet".to_owned(),
+                Verdict::Pending(note) => note,
             };
-            host.progress(format!("waiting for the gateway ({note}), {} s", begun.elapsed().as_secs()));
-            if begun.elapsed() >= DEADLINE {
-                return Err(give_up(host, engine, secrets, Crash::Late(note)).await);
+            self.host.progress(format!("waiting for the gateway ({note}), {} s", wait.begun.elapsed().as_secs()));
+            if wait.begun.elapsed() >= READY_DEADLINE {
+                return Err(self.give_up(secrets, Failure::Late(note)).await);
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// The error for the operator. What will not heal is stopped, or the engine would start it for ever.
+    async fn give_up(&self, secrets: &Secrets, failure: Failure) -> Error {
+        let lines = logs::last_lines(self.engine, NAME, &secrets.token).await;
+        if matches!(failure, Failure::Refused | Failure::OutOfMemory) {
+            match stop_container(self.engine, STOP_SECONDS).await {
+                Ok(()) => self.host.changed(format!("stopped container {NAME}")),
+                Err(error) => tracing::warn!("{error:#}"),
+            }
+        }
+        anyhow!("{failure}; its last lines: {lines}").context(failure.diagnosis())
+    }
+}
+
+/// One wait for the gateway, and what was seen since it began.
+struct Wait<'a> {
+    host: &'a Host,
+    engine: &'a Engine,
+    begun: Instant,
+    since: Timestamp,
+    /// How many processes the kernel had killed for lack of memory.
+    kills: u64,
+    /// How often the engine had restarted the container when it was first seen up.
+    restarts: Option<i64>,
+    unhealthy_since: Option<Instant>,
+}
+
+/// What an answer of the gateway means for the wait.
+enum Verdict {
+    Up { version: Option<String>, degraded: Vec<String> },
+    Pending(String),
+}
+
+impl<'a> Wait<'a> {
+    async fn begin(gateway: &Gateway<'a>) -> Self {
+        let Gateway { host, engine, .. } = *gateway;
+        let (begun, since, kills) = (Instant::now(), Timestamp::now(), memory::kills(host).await);
+        Self { host, engine, begun, since, kills, restarts: None, unhealthy_since: None }
+    }
+
+    /// How the container is, and why waiting for it is of no use, if so. Its exits are asked for only when it is not up
+    /// or was restarted.
+    async fn container(&mut self) -> Result<(ContainerState, Option<Failure>)> {
+        let container = inspect(self.engine).await?.ok_or_else(|| anyhow!("container {NAME} is gone"))?;
+        let state = container.state.unwrap_or_default();
+        let count = container.restart_count.unwrap_or_default();
+        if is_up(&state) && *self.restarts.get_or_insert(count) == count {
+            return Ok((state, None));
+        }
+        let exits = exits(self.engine, self.since, &state).await?;
+        let starved = memory::kills(self.host).await > self.kills;
+        let failure = Failure::of(&exits, &state, starved);
+        Ok((state, failure))
+    }
+
+    fn judge(&mut self, health: Health) -> Verdict {
+        match health {
+            Health::Ready { version } => Verdict::Up { version, degraded: Vec::new() },
+            Health::Unhealthy { failing, uptime, version } => {
+                let deadline = if uptime > Some(STARTUP_DEADLINE) { OVERLOAD_DEADLINE } else { UNHEALTHY_DEADLINE };
+                if self.unhealthy_since.get_or_insert_with(Instant::now).elapsed() >= deadline {
+                    return Verdict::Up { version, degraded: failing };
+                }
+                Verdict::Pending(format!("failing checks: {}", failing.join(", ")))
+            }
+            Health::Starting(reason) => Verdict::Pending(reason),
+            Health::Silent => Verdict::Pending("no answer yet".to_owned()),
         }
     }
 }
@@ -94,8 +147,8 @@ fn is_up(state: &ContainerState) -> bool {
     state.status == Some(Status::RUNNING)
 }
 
-/// The exit codes of the container since `since`, oldest first. From the engine's events: a short-lived
-/// state between two polls is not seen by an inspection.
+/// The exit codes of the container since `since`, oldest first. From the engine's events: an inspection misses a
+/// short-lived state between two polls.
 async fn exits(engine: &Engine, since: Timestamp, state: &ContainerState) -> Result<Vec<i64>> {
     let seconds = |at: Timestamp| format!("{}.{:09}", at.as_second(), at.subsec_nanosecond());
     let filters = HashMap::from([("container", vec![NAME]), ("event", vec!["die"])]);
@@ -116,7 +169,7 @@ async fn exits(engine: &Engine, since: Timestamp, state: &ContainerState) -> Res
 
 /// Why waiting longer is of no use.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Crash {
+enum Failure {
     Refused,
     OutOfMemory,
     Looping(i64),
@@ -124,18 +177,18 @@ enum Crash {
     Late(String),
 }
 
-impl Crash {
-    /// `None` while the engine may still bring the gateway up. `starved`: the kernel has killed somebody for
-    /// lack of memory since the gateway was started.
+impl Failure {
+    /// `None` while the engine may still bring the gateway up. `starved`: the kernel has killed a process for lack of
+    /// memory since the gateway was started.
     fn of(exits: &[i64], state: &ContainerState, starved: bool) -> Option<Self> {
         let gone = !matches!(state.status, Some(Status::RUNNING | Status::RESTARTING));
         let count = |code| exits.iter().filter(|&&exit| exit == code).count();
         let certain = if gone { 1 } else { CERTAIN_EXITS };
-        if count(REFUSED) >= certain {
+        if count(EXIT_REFUSED) >= certain {
             return Some(Self::Refused);
         }
         let certain = if starved { 1 } else { CERTAIN_EXITS };
-        if state.oom_killed == Some(true) || count(KILLED) >= certain {
+        if state.oom_killed == Some(true) || count(EXIT_KILLED) >= certain {
             return Some(Self::OutOfMemory);
         }
         let last = exits.last().copied();
@@ -145,42 +198,36 @@ impl Crash {
         last.filter(|_| exits.len() >= LOOP_EXITS).map(Self::Looping)
     }
 
-    fn told(&self) -> String {
-        match self {
-            Self::Refused => format!("the gateway refused to start (exit code {REFUSED})"),
-            Self::OutOfMemory => "the gateway was killed for lack of memory, and stays stopped".to_owned(),
-            Self::Looping(code) => format!("the gateway ended {LOOP_EXITS} times, last with exit code {code}"),
-            Self::Stopped(code) => format!("the gateway's container stopped with exit code {code}"),
-            Self::Late(note) => format!("the gateway was not ready after {} s ({note})", DEADLINE.as_secs()),
-        }
-    }
-
-    fn verdict(&self) -> (Code, &'static str) {
-        match self {
+    fn diagnosis(&self) -> Diagnosis {
+        let (code, remedy) = match self {
             Self::Refused => (
                 Code::GatewayRefused,
-                "It was stopped, since starting it again cannot help. Correct /home/node/.openclaw/openclaw.json as its \
-                 last lines say, then run `sudo openclaw-init boot`.",
+                format!(
+                    "It was stopped, since starting it again cannot help. Correct {STATE_ALIAS}/openclaw.json as its \
+                     last lines say, then run `{RUN_AGAIN}`."
+                ),
             ),
-            Self::OutOfMemory => (Code::OutOfMemory, LARGER_MACHINE),
+            Self::OutOfMemory => (Code::OutOfMemory, LARGER_MACHINE.to_owned()),
             Self::Looping(_) | Self::Stopped(_) | Self::Late(_) => {
-                (Code::GatewayNotReady, "See `sudo docker logs openclaw-gateway`, then run `sudo openclaw-init boot`.")
+                (Code::GatewayNotReady, format!("See `sudo docker logs {NAME}`, then run `{RUN_AGAIN}`."))
             }
-        }
+        };
+        Diagnosis { code, remedy }
     }
 }
 
-/// The error for the operator. What will not heal is stopped, or the engine would start it for ever.
-async fn give_up(host: &Host, engine: &Engine, secrets: &Secrets, crash: Crash) -> Error {
-    let said = logs::last_lines(engine, NAME, &secrets.token).await;
-    if matches!(crash, Crash::Refused | Crash::OutOfMemory) {
-        match stop_container(engine, STOP_SECONDS).await {
-            Ok(()) => host.changed(format!("stopped container {NAME}")),
-            Err(error) => tracing::warn!("{error:#}"),
+impl fmt::Display for Failure {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused => write!(out, "the gateway refused to start (exit code {EXIT_REFUSED})"),
+            Self::OutOfMemory => out.write_str("the gateway was killed for lack of memory, and stays stopped"),
+            Self::Looping(code) => write!(out, "the gateway ended {LOOP_EXITS} times, last with exit code {code}"),
+            Self::Stopped(code) => write!(out, "the gateway's container stopped with exit code {code}"),
+            Self::Late(note) => {
+                write!(out, "the gateway was not ready after {} s ({note})", READY_DEADLINE.as_secs())
+            }
         }
     }
-    let (code, remedy) = crash.verdict();
-    anyhow!("{}; its last lines: {said}", crash.told()).context(Diagnosis { code, remedy: remedy.to_owned() })
 }
 
 #[cfg(test)]
@@ -188,30 +235,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ways_to_die_are_told_apart() {
+    fn the_failures_are_told_apart() {
         let state = |status, oom| ContainerState { status: Some(status), oom_killed: Some(oom), ..Default::default() };
         #[rustfmt::skip]
-        let cases: [(&[i64], _, _, Option<Crash>); 13] = [
+        let cases: [(&[i64], _, _, Option<Failure>); 13] = [
             (&[], Status::RUNNING, false, None),
             (&[78], Status::RUNNING, false, None),
             (&[78], Status::RESTARTING, false, None),
-            (&[78, 78], Status::RUNNING, false, Some(Crash::Refused)),
-            (&[78], Status::EXITED, false, Some(Crash::Refused)),
-            (&[137], Status::RESTARTING, true, Some(Crash::OutOfMemory)),
+            (&[78, 78], Status::RUNNING, false, Some(Failure::Refused)),
+            (&[78], Status::EXITED, false, Some(Failure::Refused)),
+            (&[137], Status::RESTARTING, true, Some(Failure::OutOfMemory)),
             (&[137], Status::RESTARTING, false, None),
-            (&[137, 137], Status::RUNNING, false, Some(Crash::OutOfMemory)),
-            (&[137], Status::EXITED, false, Some(Crash::Stopped(137))),
+            (&[137, 137], Status::RUNNING, false, Some(Failure::OutOfMemory)),
+            (&[137], Status::EXITED, false, Some(Failure::Stopped(137))),
             (&[1, 1], Status::RESTARTING, false, None),
-            (&[1, 0, 1], Status::RESTARTING, false, Some(Crash::Looping(1))),
-            (&[0], Status::EXITED, false, Some(Crash::Stopped(0))),
-            (&[], Status::CREATED, false, Some(Crash::Stopped(0))),
+            (&[1, 0, 1], Status::RESTARTING, false, Some(Failure::Looping(1))),
+            (&[0], Status::EXITED, false, Some(Failure::Stopped(0))),
+            (&[], Status::CREATED, false, Some(Failure::Stopped(0))),
         ];
-        for (exits, status, oom, crash) in cases {
-            assert_eq!(Crash::of(exits, &state(status, oom), false), crash, "{exits:?} {status:?} {oom}");
+        for (exits, status, oom, failure) in cases {
+            assert_eq!(Failure::of(exits, &state(status, oom), false), failure, "{exits:?} {status:?} {oom}");
         }
-        let starved = |exits: &[i64], status| Crash::of(exits, &state(status, false), true);
-        assert_eq!(starved(&[137], Status::RESTARTING), Some(Crash::OutOfMemory));
-        assert_eq!(starved(&[137], Status::EXITED), Some(Crash::OutOfMemory));
+        let starved = |exits: &[i64], status| Failure::of(exits, &state(status, false), true);
+        assert_eq!(starved(&[137], Status::RESTARTING), Some(Failure::OutOfMemory));
+        assert_eq!(starved(&[137], Status::EXITED), Some(Failure::OutOfMemory));
         assert_eq!(starved(&[1], Status::RESTARTING), None);
     }
 }

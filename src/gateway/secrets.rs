@@ -1,31 +1,24 @@
-//! The gateway's token and `.env`.
+//! The secrets of a gateway: its token and the password of its keyring.
 
 use anyhow::{Context, Result, anyhow};
 use jiff::Timestamp;
 
+use super::dotenv::{EnvFile, FILE, KEYRING_VARIABLE, TOKEN_VARIABLE};
+use super::openclaw_json::{self, ConfiguredToken};
 use crate::config::GatewayConfig;
-use crate::error::{Classify, Code};
-use crate::gateway::openclaw_json::{self, ConfiguredToken};
+use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Access, Host, untrusted};
 use crate::secret::Secret;
 use crate::state::DataDir;
+use crate::text::hex;
 
-/// The variable of the gateway's token.
-pub(crate) const TOKEN_VARIABLE: &str = "OPENCLAW_GATEWAY_TOKEN";
-
-/// The variable that unlocks `gog`'s keyring; a new one would make the stored logins unreadable.
-const KEYRING_VARIABLE: &str = "GOG_KEYRING_PASSWORD";
-
-/// The one place at rest, in the state directory. The gateway loads it; `docker inspect` does not show it.
-const FILE: &str = ".env";
-
-/// Values that published examples contain: the gateway exits with code 1 when it is given one.
+/// Values of published examples, with which the gateway exits with code 1.
 const PLACEHOLDERS: &[&str] = &["change-me-now", "undefined", "null"];
 
 /// Bytes of randomness in a generated secret; upstream's own setup uses as many.
 const RANDOM_BYTES: usize = 32;
 
-/// Secrets at rest in the state directory's `.env`.
+/// The secrets that the state directory's `.env` holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Secrets {
     /// The gateway token.
@@ -34,24 +27,24 @@ pub struct Secrets {
 
 /// Makes sure that `.env` holds the token and the keyring's password, mode 0600, owned by the gateway's user.
 ///
-/// A configured token wins and is applied at each boot; else the one in `.env` is kept; else that of an
-/// `openclaw.json` which came with the state; else a new one. Other lines are the user's and stay.
-/// A different literal in `openclaw.json` is [`Code::TokenConflict`].
+/// The token is the configured one, applied at each boot; else the one in `.env`; else the literal in `openclaw.json`,
+/// which came with the state; else a new one. Other lines are the user's and stay. [`Code::TokenConflict`]:
+/// `openclaw.json` has another literal.
 pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig) -> Result<Secrets> {
     let path = data.state.join(FILE);
     let text = untrusted::read(host.path(&path)).await?.unwrap_or_default();
     let mut env = EnvFile::parse(&text);
-    let kept = env.get(TOKEN_VARIABLE);
+    let stored = env.get(TOKEN_VARIABLE);
     let in_config = match openclaw_json::read(host, data).await {
         Ok(document) => openclaw_json::token(document.as_ref()),
-        // A gateway that runs does not need the file, and whether one does is the gateway stage's to see.
-        Err(error) if kept.is_some() => {
+        // A running gateway does not need the file; whether one runs is for the gateway stage to find out.
+        Err(error) if stored.is_some() => {
             tracing::debug!("{error:#}");
             ConfiguredToken::Unset
         }
         Err(error) => return Err(error),
     };
-    let token = match choose(config.token.as_ref(), kept, in_config) {
+    let token = match choose(config.token.as_ref(), stored, in_config) {
         Choice::Use { token, warning } => {
             if let Some(warning) = warning {
                 host.warn(warning);
@@ -63,8 +56,10 @@ pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig) 
             return Err(anyhow!("gateway.auth.token in openclaw.json is another token than the one to be used"))
                 .classify(
                     Code::TokenConflict,
-                    "Remove gateway.auth.token from openclaw.json (recommended), or set the attribute \
-                 openclaw-gateway-token to the same value; then run `sudo openclaw-init boot`.",
+                    format!(
+                        "Remove gateway.auth.token from openclaw.json (recommended), or set the attribute \
+                         openclaw-gateway-token to the same value; then run `{RUN_AGAIN}`."
+                    ),
                 );
         }
     };
@@ -94,9 +89,9 @@ enum Choice {
     Conflict,
 }
 
-fn choose(configured: Option<&Secret>, kept: Option<Secret>, in_config: ConfiguredToken) -> Choice {
-    let kept = kept.filter(|kept| !PLACEHOLDERS.contains(&kept.expose()));
-    let ours = configured.cloned().or(kept);
+fn choose(configured: Option<&Secret>, stored: Option<Secret>, in_config: ConfiguredToken) -> Choice {
+    let stored = stored.filter(|stored| !PLACEHOLDERS.contains(&stored.expose()));
+    let ours = configured.cloned().or(stored);
     match (ours, in_config) {
         (Some(token), ConfiguredToken::Literal(literal)) if literal != token => Choice::Conflict,
         (Some(token), ConfiguredToken::Unset | ConfiguredToken::Literal(_))
@@ -114,70 +109,14 @@ fn choose(configured: Option<&Secret>, kept: Option<Secret>, in_config: Configur
 fn generate() -> Result<Secret> {
     let mut bytes = [0; RANDOM_BYTES];
     getrandom::fill(&mut bytes).context("generating a secret")?;
-    Ok(Secret::new(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
-}
-
-/// The lines of a `.env` file, as the `dotenv` package of npm reads them.
-struct EnvFile {
-    lines: Vec<String>,
-}
-
-impl EnvFile {
-    fn parse(text: &str) -> Self {
-        Self { lines: text.lines().map(str::to_owned).collect() }
-    }
-
-    /// The value of `key`; the last of several lines wins. An empty value counts as none.
-    fn get(&self, key: &str) -> Option<Secret> {
-        let value = self.lines.iter().rev().find_map(|line| value_of(line, key))?;
-        if value.is_empty() { None } else { Some(Secret::new(value)) }
-    }
-
-    /// Makes one line say `key`=`value`, unless one does; every other line stays as it is.
-    fn set(&mut self, key: &str, value: &Secret) -> Result<()> {
-        if self.get(key).as_ref() == Some(value) {
-            return Ok(());
-        }
-        let line = format!("{key}={}", quoted(key, value.expose())?);
-        self.lines.retain(|line| value_of(line, key).is_none());
-        self.lines.push(line);
-        Ok(())
-    }
-
-    fn text(&self) -> String {
-        self.lines.iter().map(|line| format!("{line}\n")).collect()
-    }
-}
-
-fn value_of<'a>(line: &'a str, key: &str) -> Option<&'a str> {
-    let line = line.trim_start();
-    let line = line.strip_prefix("export ").map_or(line, str::trim_start);
-    let value = line.strip_prefix(key)?.trim_start().strip_prefix('=')?.trim();
-    for quote in ['"', '\'', '`'] {
-        if let Some(rest) = value.strip_prefix(quote)
-            && let Some(end) = rest.rfind(quote)
-        {
-            return Some(&rest[..end]);
-        }
-    }
-    Some(value.split('#').next().unwrap_or_default().trim_end())
-}
-
-fn quoted(key: &str, value: &str) -> Result<String> {
-    if value.chars().all(|c| c.is_ascii_alphanumeric() || "-_./+=:@%".contains(c)) {
-        Ok(value.to_owned())
-    } else if value.contains('\'') || value.chars().any(char::is_control) {
-        Err(anyhow!("the value of {key} has an apostrophe or a control character"))
-            .classify(Code::ConfigInvalid, "Set openclaw-gateway-token to a token of letters and digits.")
-    } else {
-        Ok(format!("'{value}'"))
-    }
+    Ok(Secret::new(hex(bytes)))
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use expect_test::expect;
     use std::collections::BTreeMap;
 
     fn secret(text: &str) -> Secret {
@@ -185,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configured_token_wins_then_the_kept_one_then_that_of_the_state() {
+    fn the_configured_token_wins_then_the_stored_one_then_that_of_the_state() {
         let literal = |text| ConfiguredToken::Literal(secret(text));
         let elsewhere = || ConfiguredToken::Elsewhere("a secret of source file".to_owned());
         let using = |text| Choice::Use { token: secret(text), warning: None };
@@ -201,39 +140,11 @@ mod tests {
             (Some("a"), Some("c"), literal("c"), Choice::Conflict),
             (None, None, elsewhere(), Choice::Generate),
         ];
-        for (configured, kept, in_config, expected) in cases {
+        for (configured, stored, in_config, expected) in cases {
             let configured = configured.map(secret);
-            assert_eq!(choose(configured.as_ref(), kept.map(secret), in_config), expected);
+            assert_eq!(choose(configured.as_ref(), stored.map(secret), in_config), expected);
         }
         assert!(matches!(choose(None, Some(secret("b")), elsewhere()), Choice::Use { warning: Some(_), .. }));
-    }
-
-    #[test]
-    fn only_our_lines_of_env_are_edited() {
-        let mut env = EnvFile::parse("# mine\nOPENAI_API_KEY=\"x y\"\nexport OPENCLAW_GATEWAY_TOKEN='old'\nEMPTY=\n");
-        assert_eq!(env.get(TOKEN_VARIABLE), Some(secret("old")));
-        assert_eq!(env.get("EMPTY"), None);
-        env.set(TOKEN_VARIABLE, &secret("old")).unwrap();
-        assert!(env.text().contains("export OPENCLAW_GATEWAY_TOKEN='old'\n"));
-        env.set(TOKEN_VARIABLE, &secret("n#w")).unwrap();
-        assert_eq!(env.text(), "# mine\nOPENAI_API_KEY=\"x y\"\nEMPTY=\nOPENCLAW_GATEWAY_TOKEN='n#w'\n");
-        assert_eq!(env.get(TOKEN_VARIABLE), Some(secret("n#w")));
-        assert!(env.set(TOKEN_VARIABLE, &secret("a'b")).is_err());
-    }
-
-    #[test]
-    fn values_are_read_as_dotenv_does() {
-        let cases = [
-            ("K=v", Some("v")),
-            ("  K = v # comment", Some("v")),
-            ("K=\"a # b\" # comment", Some("a # b")),
-            ("KEY=v", None),
-            ("# K=v", None),
-            ("K", None),
-        ];
-        for (line, value) in cases {
-            assert_eq!(value_of(line, "K"), value, "{line}");
-        }
     }
 
     /// Needs root only to give the file to uid 1000; without it the part that needs no owner is shown.
@@ -246,6 +157,13 @@ mod tests {
         std::fs::create_dir_all(root.path().join("data/openclaw")).unwrap();
         if nix::unistd::geteuid().is_root() {
             let first = ensure(&host, &data, &config).await.unwrap();
+            let text = std::fs::read_to_string(host.path(data.state.join(FILE))).unwrap();
+            let masked = text.replace(|c: char| c.is_ascii_hexdigit() && !c.is_ascii_uppercase(), "x");
+            expect![[r#"
+                OPENCLAW_GATEWAY_TOKEN=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+                GOG_KEYRING_PASSWORD=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+            "#]]
+            .assert_eq(&masked);
             let second = ensure(&host, &data, &config).await.unwrap();
             assert_eq!(first, second);
             assert_eq!(first.token.expose().len(), 64);

@@ -1,36 +1,38 @@
-//! Starting the container, and why it does not start.
+//! Starting the container, and why it did not start.
 
 use anyhow::{Context as _, Error, Result};
 use bollard::errors::Error as DockerError;
 
-use super::NAME;
+use super::{Gateway, NAME};
 use crate::config::GatewayConfig;
 use crate::docker::{self, Engine};
 use crate::error::{Code, Diagnosis};
-use crate::host::Host;
 
-/// The engine's words for a port that itself gave away, not another program's.
-const GIVEN_AWAY: &str = "port is already allocated";
+/// The engine's words for a port that it holds itself, for a container of its own.
+const PORT_ALLOCATED: &str = "port is already allocated";
 
-/// Starts the container.
-///
-/// A power cut while a container starts can leave its port given away to nobody: the engine removes that
-/// container's endpoint when it comes up and still holds the port, until it is restarted (seen with 26.1.5 here;
-/// moby issue 20486, libnetwork issue 2448). That is done once.
-pub(super) async fn start(host: &Host, engine: &Engine, config: &GatewayConfig) -> Result<()> {
-    let started = match engine.client.start_container(NAME, None).await {
-        Err(error) if error.to_string().contains(GIVEN_AWAY) => {
-            if let Some(holder) = publisher(engine, config.port).await? {
-                return Err(explain(error, config, Some(&holder)));
+impl Gateway<'_> {
+    /// Starts the container.
+    ///
+    /// After a power cut while a container starts, the engine can hold its port for no container: it removes the
+    /// endpoint when it comes up and keeps the port until it is restarted (seen with 26.1.5 here; moby issue 20486,
+    /// libnetwork issue 2448). That restart is done once.
+    pub(super) async fn start(&self) -> Result<()> {
+        let Self { host, engine, config, .. } = *self;
+        let started = match engine.client.start_container(NAME, None).await {
+            Err(error) if error.to_string().contains(PORT_ALLOCATED) => {
+                if let Some(holder) = publisher(engine, config.port).await? {
+                    return Err(explain(error, config, Some(&holder)));
+                }
+                host.progress("restarting the engine, which holds the gateway's port for no container");
+                docker::restart(host).await?.client.start_container(NAME, None).await
             }
-            host.progress("restarting the engine, which holds the gateway's port for no container");
-            docker::restart(host).await?.client.start_container(NAME, None).await
-        }
-        started => started,
-    };
-    started.map_err(|error| explain(error, config, None))?;
-    host.changed(format!("started container {NAME}"));
-    Ok(())
+            started => started,
+        };
+        started.map_err(|error| explain(error, config, None))?;
+        host.changed(format!("started container {NAME}"));
+        Ok(())
+    }
 }
 
 /// The name of a running container that publishes `port`; ours does not run.
@@ -46,10 +48,10 @@ fn explain(error: DockerError, config: &GatewayConfig, holder: Option<&str>) -> 
     let (address, port) = (config.bind, config.port);
     let text = error.to_string();
     let choose = "or choose another port with the attribute openclaw-port.";
-    let verdict = if let Some(holder) = holder {
+    let diagnosis = if let Some(holder) = holder {
         let remedy = format!("Container {holder} publishes port {port}: `sudo docker stop {holder}`, {choose}");
         Some(Diagnosis { code: Code::PortTaken, remedy })
-    } else if text.contains(GIVEN_AWAY) || text.contains("address already in use") {
+    } else if text.contains(PORT_ALLOCATED) || text.contains("address already in use") {
         let remedy = format!(
             "Another program listens on port {port} of {address}: find it with `sudo ss -ltnp 'sport = :{port}'` and \
              stop it, {choose}"
@@ -62,8 +64,8 @@ fn explain(error: DockerError, config: &GatewayConfig, holder: Option<&str>) -> 
         None
     };
     let error = Error::from(error).context(format!("starting container {NAME}"));
-    match verdict {
-        Some(verdict) => error.context(verdict),
+    match diagnosis {
+        Some(diagnosis) => error.context(diagnosis),
         None => error,
     }
 }

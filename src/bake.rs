@@ -13,7 +13,7 @@ use anyhow::{Result, anyhow};
 use clap::Args;
 
 use crate::config::baked::Baked;
-use crate::config::{Config, LATEST, MetadataAccess};
+use crate::config::{Config, MetadataAccess};
 use crate::error::{Classify, Code};
 use crate::host::Host;
 use crate::lock::RunLock;
@@ -106,12 +106,8 @@ pub async fn run(host: &Host, metadata: &Client, options: &Options) -> Result<St
     let image = within(Stage::Image, image::ensure(host, &engine, metadata, &config.image, &Record::default())).await?;
 
     let mut attributes = options.attributes();
-    attributes.remove(VERSION);
-    let version = match (attributes.remove(IMAGE), config.image.version) {
-        (None, Some(version)) if version != LATEST => version,
-        (None, None) => config.image.default_version,
-        _ => image.version,
-    };
+    attributes.retain(|key, _| ![VERSION, IMAGE].contains(&key.as_str()));
+    let version = config.image.known_version().cloned().unwrap_or(image.version);
     let baked = Baked { version, image: config.image.reference, attributes };
     baked.write(host).await?;
     install::install(host).await?;

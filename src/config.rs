@@ -13,7 +13,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Result;
 
+use crate::reference::ImageReference;
 use crate::secret::Secret;
+use crate::version::{GatewayVersion, VersionChoice};
 
 pub use baked::read;
 pub use extras::{Arch, Binary, Extras};
@@ -21,9 +23,6 @@ pub use source::SourceCommit;
 
 use attributes::Attributes;
 use check::Checked;
-
-/// The value of `openclaw-version` for the newest released version at the time when it is first asked for.
-pub const LATEST: &str = "latest";
 
 /// The gateway version for an empty state, unless the operator chooses one.
 pub const DEFAULT_VERSION: &str = match option_env!("OPENCLAW_INIT_DEFAULT_VERSION") {
@@ -90,10 +89,10 @@ pub enum DockerSource {
 /// The image stage's part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageConfig {
-    /// `openclaw-version`, when the operator set it: exact, or [`LATEST`].
-    pub version: Option<String>,
+    /// `openclaw-version`, when the operator set it.
+    pub version: Option<VersionChoice>,
     /// `openclaw-image`: an explicit reference.
-    pub reference: Option<String>,
+    pub reference: Option<ImageReference>,
     /// `openclaw-image-source`.
     pub source: ImageSource,
     /// `openclaw-registry-mirror`: registry and path that have what Docker Hub has.
@@ -103,9 +102,9 @@ pub struct ImageConfig {
     /// What the image gets beside the gateway.
     pub extras: Extras,
     /// The version for an empty state when the operator chose none.
-    pub default_version: String,
+    pub default_version: GatewayVersion,
     /// The image for it, where it is not the official one: what the boot disk was baked with.
-    pub default_reference: Option<String>,
+    pub default_reference: Option<ImageReference>,
 }
 
 impl ImageConfig {
@@ -113,11 +112,11 @@ impl ImageConfig {
     pub fn choice(&self) -> Option<String> {
         let version = self.version.as_ref();
         match (&self.reference, &self.source) {
-            (Some(reference), _) => Some(reference.clone()),
+            (Some(reference), _) => Some(reference.to_string()),
             (None, ImageSource::Source(SourceCommit { commit, .. })) => {
                 Some(version.map_or_else(|| commit.clone(), |version| format!("{commit} as {version}")))
             }
-            (None, _) => version.cloned(),
+            (None, _) => version.map(ToString::to_string),
         }
     }
 
@@ -130,10 +129,19 @@ impl ImageConfig {
         }
     }
 
+    /// The version for an empty state, unless only the image tells it.
+    pub fn known_version(&self) -> Option<&GatewayVersion> {
+        match (&self.reference, &self.version) {
+            (None, Some(VersionChoice::Exact(version))) => Some(version),
+            (None, None) => Some(&self.default_version),
+            (None, Some(VersionChoice::Latest)) | (Some(_), _) => None,
+        }
+    }
+
     /// The same, but for this version, whatever image was named.
     #[must_use]
-    pub fn of_version(self, version: &str) -> Self {
-        Self { version: Some(version.to_owned()), reference: None, default_reference: None, ..self }
+    pub fn of_version(self, version: VersionChoice) -> Self {
+        Self { version: Some(version), reference: None, default_reference: None, ..self }
     }
 }
 
@@ -221,11 +229,6 @@ impl Config {
     }
 }
 
-/// A gateway version as a command takes it, by the rule of `openclaw-version`; else what is allowed.
-pub fn parse_version(value: &str) -> Result<String, String> {
-    check::version(value)
-}
-
 fn docker(attributes: &mut Attributes<'_>) -> DockerConfig {
     DockerConfig {
         source: attributes.get("openclaw-docker", docker_source).unwrap_or(DockerSource::Auto),
@@ -248,7 +251,7 @@ fn image(attributes: &mut Attributes<'_>) -> ImageConfig {
                 .unwrap_or_default(),
             packages: attributes.get("openclaw-apt-packages", extras::packages).unwrap_or_default(),
         },
-        default_version: DEFAULT_VERSION.to_owned(),
+        default_version: DEFAULT_VERSION.into(),
         default_reference: None,
     };
     if image.reference.is_some() && image.source != ImageSource::Release {
@@ -345,7 +348,7 @@ mod tests {
                 mirror: None,
                 npm_registry: None,
                 extras: Extras::default(),
-                default_version: DEFAULT_VERSION.to_owned(),
+                default_version: DEFAULT_VERSION.into(),
                 default_reference: None,
             },
             gateway: GatewayConfig {
@@ -381,7 +384,7 @@ mod tests {
             ("openclaw-run-id", "run 1"),
             ("openclaw-swap", "2G"),
         ])?;
-        assert_eq!(config.image.version.as_deref(), Some("2026.9.6"));
+        assert_eq!(config.image.version, Some(VersionChoice::Exact("2026.9.6".into())));
         assert_eq!(config.image.source, ImageSource::Npm);
         assert_eq!(config.image.npm_registry.as_deref(), Some("http://10.0.0.2:4873"));
         assert_eq!(config.image.mirror.as_deref(), Some("europe-docker.pkg.dev/p/hub"));

@@ -9,6 +9,8 @@ use super::Config;
 use crate::error::{Classify as _, Code};
 use crate::host::{Access, Host};
 use crate::paths::BAKED;
+use crate::reference::ImageReference;
+use crate::version::GatewayVersion;
 
 const IMAGE: &str = "openclaw-image";
 const SOURCE: &str = "openclaw-image-source";
@@ -18,10 +20,10 @@ const VERSION: &str = "openclaw-version";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Baked {
     /// The gateway version.
-    pub version: String,
+    pub version: GatewayVersion,
     /// The image, where it is not the official one of that version.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub image: Option<String>,
+    pub image: Option<ImageReference>,
     /// The other options.
     pub attributes: BTreeMap<String, String>,
 }
@@ -72,7 +74,7 @@ mod tests {
     fn what_was_baked_counts_where_the_operator_chose_nothing() -> Result<()> {
         use ImageSource::{Npm, Release};
         let baked = Baked {
-            version: "2026.9.4".to_owned(),
+            version: "2026.9.4".into(),
             image: None,
             attributes: map(&[
                 ("openclaw-image-source", "npm"),
@@ -91,9 +93,10 @@ mod tests {
         for (given, version, source, registry) in cases {
             let (config, warnings) = baked.clone().configure(&map(given))?;
             let image = &config.image;
-            assert_eq!((image.version.as_deref(), &image.source), (version, &source), "{given:?}");
+            let chosen = image.version.as_ref().map(ToString::to_string);
+            assert_eq!((chosen.as_deref(), &image.source), (version, &source), "{given:?}");
             assert_eq!(image.npm_registry.as_deref(), registry, "{given:?}");
-            assert_eq!(image.default_version, "2026.9.4", "{given:?}");
+            assert_eq!(image.default_version.as_str(), "2026.9.4", "{given:?}");
             assert_eq!(image.extras.packages, ["jq"], "{given:?}");
             assert_eq!(warnings, Vec::<String>::new(), "{given:?}");
         }
@@ -102,14 +105,14 @@ mod tests {
 
     #[test]
     fn a_baked_image_counts_until_the_operator_chooses_one_in_any_way() -> Result<()> {
-        let image = Some("registry.example/claw:9".to_owned());
-        let baked = Baked { version: "9".to_owned(), image: image.clone(), attributes: BTreeMap::new() };
+        let image = Some("registry.example/claw:9".parse::<ImageReference>()?);
+        let baked = Baked { version: "9".into(), image: image.clone(), attributes: BTreeMap::new() };
         let cases: [(&[(&str, &str)], _); 5] = [
-            (&[], image),
+            (&[], image.clone()),
             (&[(VERSION, "2026.9.6")], None),
             (&[(SOURCE, "npm")], None),
             (&[(IMAGE, "x/y:1")], None),
-            (&[("openclaw-port", "80")], Some("registry.example/claw:9".to_owned())),
+            (&[("openclaw-port", "80")], image),
         ];
         let text = serde_json::to_string(&baked)?;
         for (given, default) in cases {
@@ -125,7 +128,7 @@ mod tests {
         let root = tempfile::tempdir()?;
         let host = Host::new(root.path());
         let (config, _) = read(&host, &BTreeMap::new()).await?;
-        assert_eq!(config.image.default_version, DEFAULT_VERSION);
+        assert_eq!(config.image.default_version.as_str(), DEFAULT_VERSION);
         std::fs::create_dir_all(host.path(crate::paths::ETC_DIR))?;
         std::fs::write(host.path(BAKED), "{")?;
         let error = read(&host, &BTreeMap::new()).await.err();

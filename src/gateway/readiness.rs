@@ -66,7 +66,7 @@ impl Gateway<'_> {
             }
             let health = if is_up(&state) { probe.ask().await } else { Health::Silent };
             let ready = |version: Option<String>, degraded| Ready {
-                version: version.unwrap_or_else(|| image.version.clone()),
+                version: version.unwrap_or_else(|| image.version.to_string()),
                 degraded,
             };
             let note = match health {

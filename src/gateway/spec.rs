@@ -170,7 +170,7 @@ fn base(image: &Image, data: &DataDir, config: &GatewayConfig, machine: Machine)
         hostname: Some(NAME.to_owned()),
         user: Some(USER.to_owned()),
         env: Some(env),
-        image: Some(image.reference.clone()),
+        image: Some(image.reference.to_string()),
         stop_timeout: Some(STOP_SECONDS.into()),
         host_config: Some(HostConfig {
             mounts: Some(vec![bind(&data.state, STATE), bind(&data.config, CONFIG)]),
@@ -223,17 +223,14 @@ fn fingerprint(body: &ContainerCreateBody, image: &Image) -> Result<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::reference::{ImageReference, PinnedImage};
 
     const MACHINE: Machine = Machine { memory: 4 << 30, memory_limit: true, own_init: true };
 
     fn image() -> Image {
-        Image {
-            reference: "x/y:1".to_owned(),
-            base: "x/y:1".to_owned(),
-            digest: None,
-            id: "sha256:1".to_owned(),
-            version: "1".to_owned(),
-        }
+        let reference: ImageReference = "x/y:1".parse().unwrap();
+        let base = PinnedImage { reference: reference.clone(), digest: None };
+        Image { reference, base, id: "sha256:1".to_owned(), version: "1".into() }
     }
 
     fn data() -> DataDir {

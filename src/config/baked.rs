@@ -6,15 +6,12 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::Config;
+use super::keys::{IMAGE, IMAGE_SOURCE, VERSION};
 use crate::error::{Classify as _, Code};
 use crate::host::{Access, Host};
 use crate::paths::BAKED;
 use crate::reference::ImageReference;
 use crate::version::GatewayVersion;
-
-const IMAGE: &str = "openclaw-image";
-const SOURCE: &str = "openclaw-image-source";
-const VERSION: &str = "openclaw-version";
 
 /// What the boot disk was baked with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,14 +36,14 @@ impl Baked {
         let mut attributes = given.clone();
         for (key, value) in self.attributes {
             // An explicit image is a choice of its own, beside which no other source may stand.
-            if key != SOURCE || !given.contains_key(IMAGE) {
+            if key != IMAGE_SOURCE || !given.contains_key(IMAGE) {
                 attributes.entry(key).or_insert(value);
             }
         }
         let (mut config, warnings) = Config::from_attributes(&attributes)?;
         config.image.default_version = self.version;
         config.image.default_reference =
-            self.image.filter(|_| ![IMAGE, SOURCE, VERSION].iter().any(|choice| given.contains_key(*choice)));
+            self.image.filter(|_| ![IMAGE, IMAGE_SOURCE, VERSION].iter().any(|choice| given.contains_key(*choice)));
         Ok((config, warnings))
     }
 }
@@ -110,7 +107,7 @@ mod tests {
         let cases: [(&[(&str, &str)], _); 5] = [
             (&[], image.clone()),
             (&[(VERSION, "2026.9.6")], None),
-            (&[(SOURCE, "npm")], None),
+            (&[(IMAGE_SOURCE, "npm")], None),
             (&[(IMAGE, "x/y:1")], None),
             (&[("openclaw-port", "80")], image),
         ];

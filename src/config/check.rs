@@ -8,7 +8,7 @@ use crate::version::VersionChoice;
 pub(super) type Checked<T> = Result<T, String>;
 
 /// A gateway token shorter than this could be guessed; the gateway itself accepts any.
-const TOKEN_LENGTH: usize = 32;
+const TOKEN_CHARS: usize = 32;
 
 /// Less swap helps nobody, more is a slip.
 const SWAP_SIZES: std::ops::RangeInclusive<u64> = (64 << 20)..=(64 << 30);
@@ -149,9 +149,9 @@ pub(super) fn token(value: &str) -> Checked<Secret> {
         Err("is a placeholder, not a token; `openssl rand -hex 32` makes one, and without the attribute one is \
              generated"
             .to_owned())
-    } else if value.len() < TOKEN_LENGTH || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+    } else if value.len() < TOKEN_CHARS || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
         Err(format!(
-            "must be at least {TOKEN_LENGTH} printable ASCII characters without spaces; `openssl rand -hex 32` makes one"
+            "must be at least {TOKEN_CHARS} printable ASCII characters without spaces; `openssl rand -hex 32` makes one"
         ))
     } else {
         Ok(Secret::new(value))

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use flate2::read::GzDecoder;
 
 use super::download::Download;
+use crate::config::keys::BINARIES;
 use crate::config::{Arch, Binary};
 use crate::error::{Classify as _, Code};
 use crate::host::{Host, blocking};
@@ -19,8 +20,6 @@ const MAX_BYTES: u64 = 1024 * 1024 * 1024;
 /// How many names of an archive are reported when the right one is not among them.
 const NAMES_LIMIT: usize = 8;
 
-const ATTRIBUTE: &str = "openclaw-binaries";
-
 /// Downloads every program into `directory`; their paths in the build context and on this machine.
 pub(super) async fn fetch(host: &Host, binaries: &[Binary], directory: &Path) -> Result<Vec<(String, PathBuf)>> {
     if binaries.is_empty() {
@@ -31,7 +30,7 @@ pub(super) async fn fetch(host: &Host, binaries: &[Binary], directory: &Path) ->
     for binary in binaries {
         let target = directory.join(&binary.name);
         let download =
-            Download { what: &binary.name, url: &binary.url, sha256: Some(&binary.sha256), attribute: ATTRIBUTE };
+            Download { what: &binary.name, url: &binary.url, sha256: Some(&binary.sha256), attribute: BINARIES };
         download.fetch(host, &client, &target).await?;
         let (path, member) = (target.clone(), binary.member.clone());
         blocking(move || {
@@ -42,7 +41,7 @@ pub(super) async fn fetch(host: &Host, binaries: &[Binary], directory: &Path) ->
         })
         .await
         .with_context(|| format!("preparing {} from {}", binary.name, binary.url))
-        .classify(Code::ConfigInvalid, format!("Correct its entry in the attribute {ATTRIBUTE}."))?;
+        .classify(Code::ConfigInvalid, format!("Correct its entry in the attribute {BINARIES}."))?;
         programs.push((format!("bin/{}", binary.name), target));
     }
     Ok(programs)

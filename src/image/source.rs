@@ -13,6 +13,7 @@ use super::download::Download;
 use super::recipe::Recipe;
 use super::{GROW_BOOT_DISK, Images};
 use crate::config::SourceCommit;
+use crate::config::keys::SOURCE_REF;
 use crate::docker::Engine;
 use crate::error::{Classify as _, Code};
 use crate::host::{Host, blocking};
@@ -32,8 +33,6 @@ const NEEDED_SPACE: u64 = 10 * GIB;
 /// The heap that upstream's Dockerfile gives its build, in MiB, and how much of a smaller machine it may have.
 const UPSTREAM_HEAP: u64 = 8192;
 const HEAP_PERCENT: u64 = 75;
-
-const ATTRIBUTE: &str = "openclaw-source-ref";
 
 const REMEDY: &str =
     "Look at the end of the build's output above; unset openclaw-image-source to use the prebuilt image.";
@@ -102,7 +101,7 @@ async fn pack(host: &Host, version: &GatewayVersion, source: &SourceCommit, dire
     let file = directory.join("source.tar.gz");
     let client = http::internet_client().await?;
     let download =
-        Download { what: "the source", url: &source.url, sha256: source.sha256.as_deref(), attribute: ATTRIBUTE };
+        Download { what: "the source", url: &source.url, sha256: source.sha256.as_deref(), attribute: SOURCE_REF };
     download.fetch(host, &client, &file).await?;
     host.progress("checking the source");
     let directory = directory.to_owned();
@@ -123,7 +122,7 @@ fn check(found: &archive::Found, version: &GatewayVersion, source: &SourceCommit
             let found = found.map_or_else(|| format!("no {what} id"), |id| format!("the {what} id {id}"));
             return Err(anyhow!("the source from {} has {found}, but {wanted} is wanted", source.url)).classify(
                 Code::DigestMismatch,
-                format!("Find out why the source is another one; only if it is the right one, correct the attribute {ATTRIBUTE}."),
+                format!("Find out why the source is another one; only if it is the right one, correct the attribute {SOURCE_REF}."),
             );
         }
     }
@@ -132,10 +131,10 @@ fn check(found: &archive::Found, version: &GatewayVersion, source: &SourceCommit
         Some(found) => Err(anyhow!("commit {} is version {found} of the gateway, not {version}", source.commit))
             .classify(
                 Code::ConfigInvalid,
-                format!("Set openclaw-version={found}, or name another commit in {ATTRIBUTE}."),
+                format!("Set openclaw-version={found}, or name another commit in {SOURCE_REF}."),
             ),
         None => Err(anyhow!("the source from {} has no package.json with a version", source.url))
-            .classify(Code::ConfigInvalid, format!("Correct the attributes openclaw-source-url and {ATTRIBUTE}.")),
+            .classify(Code::ConfigInvalid, format!("Correct the attributes openclaw-source-url and {SOURCE_REF}.")),
     }
 }
 

@@ -116,7 +116,8 @@ impl Work for Boots {
         ensure!(self.requests.len() == 1 || state.join("kept").exists(), "a file of the state is gone");
         let version = fs::read_to_string(state.join(OF_VERSION))?;
         let record = fs::read_to_string(records.join("record.json"))?;
-        let half_done = ["operation.json", "update.json", "switch.json"].into_iter().find(|file| records.join(file).exists());
+        let half_done =
+            ["operation.json", "update.json", "switch.json"].into_iter().find(|file| records.join(file).exists());
         ensure!(half_done.is_none(), "there is still {half_done:?}");
         ensure!(image.ends_with(&format!(":{version}")), "{image} runs on the state of {version}");
         ensure!(

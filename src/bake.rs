@@ -13,7 +13,7 @@ use anyhow::{Result, anyhow};
 use clap::Args;
 
 use crate::config::baked::Baked;
-use crate::config::{Config, LATEST, MetadataAccess};
+use crate::config::{Config, MetadataAccess, keys};
 use crate::error::{Classify, Code};
 use crate::host::Host;
 use crate::lock::RunLock;
@@ -23,10 +23,6 @@ use crate::paths::LOCK;
 use crate::stage::{Stage, within};
 use crate::state::Record;
 use crate::{docker, image, install, shield};
-
-const IMAGE: &str = "openclaw-image";
-const SOURCE: &str = "openclaw-image-source";
-const VERSION: &str = "openclaw-version";
 
 /// What is baked; each option means what the instance attribute `openclaw-<option>` means.
 #[derive(Debug, Clone, Default, Args)]
@@ -70,17 +66,17 @@ impl Options {
     /// As the attributes that they stand for.
     fn attributes(&self) -> BTreeMap<String, String> {
         let given = [
-            (VERSION, &self.version),
-            (IMAGE, &self.image),
-            (SOURCE, &self.image_source),
-            ("openclaw-source-ref", &self.source_ref),
-            ("openclaw-source-url", &self.source_url),
-            ("openclaw-binaries", &self.binaries),
-            ("openclaw-apt-packages", &self.apt_packages),
-            ("openclaw-registry-mirror", &self.registry_mirror),
-            ("openclaw-npm-registry", &self.npm_registry),
-            ("openclaw-docker", &self.docker),
-            ("openclaw-docker-apt-url", &self.docker_apt_url),
+            (keys::VERSION, &self.version),
+            (keys::IMAGE, &self.image),
+            (keys::IMAGE_SOURCE, &self.image_source),
+            (keys::SOURCE_REF, &self.source_ref),
+            (keys::SOURCE_URL, &self.source_url),
+            (keys::BINARIES, &self.binaries),
+            (keys::APT_PACKAGES, &self.apt_packages),
+            (keys::REGISTRY_MIRROR, &self.registry_mirror),
+            (keys::NPM_REGISTRY, &self.npm_registry),
+            (keys::DOCKER, &self.docker),
+            (keys::DOCKER_APT_URL, &self.docker_apt_url),
         ];
         given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.clone()?))).collect()
     }
@@ -106,12 +102,8 @@ pub async fn run(host: &Host, metadata: &Client, options: &Options) -> Result<St
     let image = within(Stage::Image, image::ensure(host, &engine, metadata, &config.image, &Record::default())).await?;
 
     let mut attributes = options.attributes();
-    attributes.remove(VERSION);
-    let version = match (attributes.remove(IMAGE), config.image.version) {
-        (None, Some(version)) if version != LATEST => version,
-        (None, None) => config.image.default_version,
-        _ => image.version,
-    };
+    attributes.retain(|key, _| ![keys::VERSION, keys::IMAGE].contains(&key.as_str()));
+    let version = config.image.known_version().cloned().unwrap_or(image.version);
     let baked = Baked { version, image: config.image.reference, attributes };
     baked.write(host).await?;
     install::install(host).await?;

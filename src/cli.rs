@@ -3,6 +3,7 @@
 pub(crate) mod help;
 
 use clap::{Parser, Subcommand};
+use openclaw_init::version::VersionChoice;
 use openclaw_init::{backup, bake};
 
 /// Turns a bare Compute Engine VM into a ready OpenClaw gateway, and keeps it that way over every reboot.
@@ -73,8 +74,8 @@ pub(crate) enum Command {
     #[command(after_help = help::UPDATE)]
     Update {
         /// An exact version or `latest` [default: what the attributes ask for, else the one this program was made for]
-        #[arg(long, value_name = "VERSION", value_parser = openclaw_init::config::parse_version)]
-        to: Option<String>,
+        #[arg(long, value_name = "VERSION")]
+        to: Option<VersionChoice>,
     },
     /// Goes back to the version before the last update, with the state that it had.
     #[command(after_help = help::ROLLBACK)]

@@ -1,12 +1,11 @@
-//! Instance attributes to a checked configuration: raw, merged with the defaults, checked, all at once.
-//! After it no stage checks a value again.
+//! Instance attributes to a checked configuration. All values are checked at once; after it no stage checks one again.
 
 mod attributes;
 pub mod baked;
 mod check;
 pub mod env;
 mod extras;
-mod keys;
+pub(crate) mod keys;
 mod source;
 
 use std::collections::BTreeMap;
@@ -14,7 +13,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Result;
 
+use crate::reference::ImageReference;
 use crate::secret::Secret;
+use crate::version::{GatewayVersion, VersionChoice};
 
 pub use baked::read;
 pub use extras::{Arch, Binary, Extras};
@@ -22,9 +23,6 @@ pub use source::SourceCommit;
 
 use attributes::Attributes;
 use check::Checked;
-
-/// The value of `openclaw-version` for the newest released version at the time when it is first asked for.
-pub const LATEST: &str = "latest";
 
 /// The gateway version for an empty state, unless the operator chooses one.
 pub const DEFAULT_VERSION: &str = match option_env!("OPENCLAW_INIT_DEFAULT_VERSION") {
@@ -91,10 +89,10 @@ pub enum DockerSource {
 /// The image stage's part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageConfig {
-    /// `openclaw-version`, when the operator set it: exact, or [`LATEST`].
-    pub version: Option<String>,
+    /// `openclaw-version`, when the operator set it.
+    pub version: Option<VersionChoice>,
     /// `openclaw-image`: an explicit reference.
-    pub reference: Option<String>,
+    pub reference: Option<ImageReference>,
     /// `openclaw-image-source`.
     pub source: ImageSource,
     /// `openclaw-registry-mirror`: registry and path that have what Docker Hub has.
@@ -104,9 +102,9 @@ pub struct ImageConfig {
     /// What the image gets beside the gateway.
     pub extras: Extras,
     /// The version for an empty state when the operator chose none.
-    pub default_version: String,
+    pub default_version: GatewayVersion,
     /// The image for it, where it is not the official one: what the boot disk was baked with.
-    pub default_reference: Option<String>,
+    pub default_reference: Option<ImageReference>,
 }
 
 impl ImageConfig {
@@ -114,27 +112,36 @@ impl ImageConfig {
     pub fn choice(&self) -> Option<String> {
         let version = self.version.as_ref();
         match (&self.reference, &self.source) {
-            (Some(reference), _) => Some(reference.clone()),
+            (Some(reference), _) => Some(reference.to_string()),
             (None, ImageSource::Source(SourceCommit { commit, .. })) => {
                 Some(version.map_or_else(|| commit.clone(), |version| format!("{commit} as {version}")))
             }
-            (None, _) => version.cloned(),
+            (None, _) => version.map(ToString::to_string),
         }
     }
 
     /// The attribute that says it.
     pub fn choice_attribute(&self) -> &'static str {
         match (&self.reference, &self.source) {
-            (Some(_), _) => "openclaw-image",
-            (None, ImageSource::Source(_)) => "openclaw-source-ref",
-            (None, _) => "openclaw-version",
+            (Some(_), _) => keys::IMAGE,
+            (None, ImageSource::Source(_)) => keys::SOURCE_REF,
+            (None, _) => keys::VERSION,
         }
     }
 
-    /// The same, but for this version, whatever image was named.
+    /// The version for an empty state, unless only the image tells it.
+    pub fn known_version(&self) -> Option<&GatewayVersion> {
+        match (&self.reference, &self.version) {
+            (None, Some(VersionChoice::Exact(version))) => Some(version),
+            (None, None) => Some(&self.default_version),
+            (None, Some(VersionChoice::Latest)) | (Some(_), _) => None,
+        }
+    }
+
+    /// The same for this version, instead of any image that was named.
     #[must_use]
-    pub fn of_version(self, version: &str) -> Self {
-        Self { version: Some(version.to_owned()), reference: None, default_reference: None, ..self }
+    pub fn of_version(self, version: VersionChoice) -> Self {
+        Self { version: Some(version), reference: None, default_reference: None, ..self }
     }
 }
 
@@ -169,7 +176,7 @@ pub enum SwapChoice {
     Auto,
     /// None of ours.
     Off,
-    /// A file of so many bytes, whatever else there is.
+    /// A file of so many bytes, also beside other swap.
     Size(u64),
 }
 
@@ -190,15 +197,13 @@ impl Config {
     pub fn from_attributes(given: &BTreeMap<String, String>) -> Result<(Self, Vec<String>)> {
         let mut attributes = Attributes::new(given);
         let config = Self {
-            disk: attributes.get("openclaw-data-disk", disk_choice).unwrap_or(DiskChoice::Default),
+            disk: attributes.get(keys::DATA_DISK, disk_choice).unwrap_or(DiskChoice::Default),
             docker: docker(&mut attributes),
             image: image(&mut attributes),
             gateway: gateway(&mut attributes),
-            swap: attributes.get("openclaw-swap", swap).unwrap_or(SwapChoice::Auto),
-            metadata_access: attributes
-                .get("openclaw-metadata-access", metadata_access)
-                .unwrap_or(MetadataAccess::Block),
-            run_id: attributes.get("openclaw-run-id", check::run_id),
+            swap: attributes.get(keys::SWAP, swap).unwrap_or(SwapChoice::Auto),
+            metadata_access: attributes.get(keys::METADATA_ACCESS, metadata_access).unwrap_or(MetadataAccess::Block),
+            run_id: attributes.get(keys::RUN_ID, check::run_id),
         };
         attributes.outcome()?;
         let warnings = config.warnings().chain(given.keys().filter_map(|key| keys::unknown(key))).collect();
@@ -222,39 +227,32 @@ impl Config {
     }
 }
 
-/// A gateway version as a command takes it, by the rule of `openclaw-version`; else what is allowed.
-pub fn parse_version(value: &str) -> Result<String, String> {
-    check::version(value)
-}
-
 fn docker(attributes: &mut Attributes<'_>) -> DockerConfig {
     DockerConfig {
-        source: attributes.get("openclaw-docker", docker_source).unwrap_or(DockerSource::Auto),
+        source: attributes.get(keys::DOCKER, docker_source).unwrap_or(DockerSource::Auto),
         apt_url: attributes
-            .get("openclaw-docker-apt-url", check::base_url)
+            .get(keys::DOCKER_APT_URL, check::base_url)
             .unwrap_or_else(|| DEFAULT_DOCKER_APT_URL.to_owned()),
     }
 }
 
 fn image(attributes: &mut Attributes<'_>) -> ImageConfig {
     let image = ImageConfig {
-        version: attributes.get("openclaw-version", check::version),
-        reference: attributes.get("openclaw-image", check::image),
+        version: attributes.get(keys::VERSION, check::version),
+        reference: attributes.get(keys::IMAGE, check::image),
         source: image_source(attributes),
-        mirror: attributes.get("openclaw-registry-mirror", check::registry_path),
-        npm_registry: attributes.get("openclaw-npm-registry", check::base_url),
+        mirror: attributes.get(keys::REGISTRY_MIRROR, check::registry_path),
+        npm_registry: attributes.get(keys::NPM_REGISTRY, check::base_url),
         extras: Extras {
-            binaries: attributes
-                .get("openclaw-binaries", |value| extras::binaries(value, Arch::OURS))
-                .unwrap_or_default(),
-            packages: attributes.get("openclaw-apt-packages", extras::packages).unwrap_or_default(),
+            binaries: attributes.get(keys::BINARIES, |value| extras::binaries(value, Arch::OURS)).unwrap_or_default(),
+            packages: attributes.get(keys::APT_PACKAGES, extras::packages).unwrap_or_default(),
         },
-        default_version: DEFAULT_VERSION.to_owned(),
+        default_version: DEFAULT_VERSION.into(),
         default_reference: None,
     };
     if image.reference.is_some() && image.source != ImageSource::Release {
         attributes.reject(
-            "openclaw-image",
+            keys::IMAGE,
             "openclaw-image and openclaw-image-source=npm or source contradict each other: remove one of them",
         );
     }
@@ -263,36 +261,35 @@ fn image(attributes: &mut Attributes<'_>) -> ImageConfig {
 
 fn image_source(attributes: &mut Attributes<'_>) -> ImageSource {
     let words = [("release", "release"), ("npm", "npm"), ("source", "source")];
-    let named = attributes.get("openclaw-image-source", |value| check::one_of(value, &words)).unwrap_or("release");
-    let commit = attributes.get("openclaw-source-ref", source::reference);
-    // The whole is checked only when it is used: a template without a commit says nothing.
-    match (named, commit) {
-        ("npm", _) => ImageSource::Npm,
-        ("source", Some(commit)) => {
-            let template = attributes.get("openclaw-source-url", |value| Ok(value.to_owned()));
-            match source::located(commit, template.as_deref()) {
-                Ok(commit) => return ImageSource::Source(commit),
-                Err(allowed) => attributes.reject("openclaw-source-url", format!("openclaw-source-url {allowed}")),
-            }
-            ImageSource::Release
-        }
-        ("source", None) => {
-            attributes.reject(
-                "openclaw-image-source",
-                "openclaw-image-source=source needs openclaw-source-ref, the commit id of 40 hex digits: this version of \
-                 openclaw-init knows no version's commit",
-            );
-            ImageSource::Release
-        }
+    let named = attributes.get(keys::IMAGE_SOURCE, |value| check::one_of(value, &words));
+    let commit = attributes.get(keys::SOURCE_REF, source::reference);
+    match named {
+        Some("npm") => ImageSource::Npm,
+        Some("source") => source_commit(attributes, commit).map_or(ImageSource::Release, ImageSource::Source),
         _ => ImageSource::Release,
     }
 }
 
+/// The commit with its URL, which is checked only when it is used: a template without a commit says nothing.
+fn source_commit(attributes: &mut Attributes<'_>, commit: Option<SourceCommit>) -> Option<SourceCommit> {
+    let Some(commit) = commit else {
+        attributes.reject(
+            keys::IMAGE_SOURCE,
+            "openclaw-image-source=source needs openclaw-source-ref, the commit id of 40 hex digits: this version of \
+             openclaw-init knows no version's commit",
+        );
+        return None;
+    };
+    let template = attributes.get(keys::SOURCE_URL, |value| Ok(value.to_owned()));
+    let located = source::located(commit, template.as_deref());
+    located.map_err(|allowed| attributes.reject(keys::SOURCE_URL, format!("{} {allowed}", keys::SOURCE_URL))).ok()
+}
+
 fn gateway(attributes: &mut Attributes<'_>) -> GatewayConfig {
     GatewayConfig {
-        port: attributes.get("openclaw-port", check::port).unwrap_or(DEFAULT_PORT),
-        bind: attributes.get("openclaw-bind", bind).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        token: attributes.get_secret("openclaw-gateway-token", check::token),
+        port: attributes.get(keys::PORT, check::port).unwrap_or(DEFAULT_PORT),
+        bind: attributes.get(keys::BIND, bind).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        token: attributes.get_secret(keys::GATEWAY_TOKEN, check::token),
         env: attributes.env(),
     }
 }
@@ -346,7 +343,7 @@ mod tests {
                 mirror: None,
                 npm_registry: None,
                 extras: Extras::default(),
-                default_version: DEFAULT_VERSION.to_owned(),
+                default_version: DEFAULT_VERSION.into(),
                 default_reference: None,
             },
             gateway: GatewayConfig {
@@ -382,7 +379,7 @@ mod tests {
             ("openclaw-run-id", "run 1"),
             ("openclaw-swap", "2G"),
         ])?;
-        assert_eq!(config.image.version.as_deref(), Some("2026.9.6"));
+        assert_eq!(config.image.version, Some(VersionChoice::Exact("2026.9.6".into())));
         assert_eq!(config.image.source, ImageSource::Npm);
         assert_eq!(config.image.npm_registry.as_deref(), Some("http://10.0.0.2:4873"));
         assert_eq!(config.image.mirror.as_deref(), Some("europe-docker.pkg.dev/p/hub"));

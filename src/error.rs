@@ -18,7 +18,8 @@ pub const TRY_AGAIN: u8 = 75;
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $exit:literal, $name:literal, $kind:ident;)*) => {
-        /// Why a run failed. Names and numbers are an interface: they never change their meaning.
+        /// Why a run failed. Names and numbers are an interface: they never change their meaning, and a number that
+        /// is missing is not given again.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Code { $($(#[$doc])* $variant,)* }
 
@@ -75,8 +76,6 @@ codes! {
     NoSpace = 24, "no-space", permanent;
     /// `openclaw.json` and the configured token differ.
     TokenConflict = 25, "token-conflict", permanent;
-    /// A secret could not be read.
-    SecretDenied = 26, "secret-denied", permanent;
     /// Another program listens on the published port.
     PortTaken = 27, "port-taken", permanent;
     /// The gateway refused to start (its exit code 78).

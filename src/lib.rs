@@ -9,8 +9,8 @@
 //! ground <- host <- {http, metadata, config, systemd, apt, memory} <- {disk, docker, shield, report} <- state
 //! <- image <- gateway <- update <- {backup, install} <- bake <- bootstrap <- main
 //!
-//! Ground is error, stage, secret, version, paths, failpoint, lock and text. Inside a folder: facade, siblings,
-//! leaves. The one ambient thing is the task-local [`stage`] to which changes and progress belong.
+//! Ground is error, stage, secret, version, reference, paths, failpoint, lock and text. Inside a folder: facade,
+//! siblings, leaves. The one ambient thing is the task-local [`stage`] to which changes and progress belong.
 
 pub mod apt;
 pub mod backup;
@@ -31,6 +31,7 @@ pub mod log;
 pub mod memory;
 pub mod metadata;
 pub mod paths;
+pub mod reference;
 pub mod report;
 pub mod secret;
 pub mod shield;

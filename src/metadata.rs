@@ -83,8 +83,6 @@ pub struct Disk {
     pub read_only: bool,
     /// `LOCAL-SSD`, `PERSISTENT-BALANCED`, …
     pub kind: String,
-    /// `SCSI`, `NVME`.
-    pub interface: String,
 }
 
 /// What became of a guest-attribute write.

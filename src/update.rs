@@ -119,7 +119,7 @@ impl Updater<'_> {
         match target {
             Target::Update { to: None, choice } => self.forward(record, self.image, choice.clone()).await,
             Target::Update { to: Some(version), .. } => {
-                let wanted = self.image.clone().of_version(version);
+                let wanted = self.image.clone().of_version(version.clone());
                 self.forward(record, &wanted, None).await
             }
             Target::Rollback { set_newer_state_aside } => self.back(record, *set_newer_state_aside).await,

@@ -1,8 +1,12 @@
 //! Versions of the gateway: `2026.9.6`, or with a suffix `2026.9.6-slim`.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+/// How an operator writes [`VersionChoice::Latest`], and its tag in upstream's repositories.
+const LATEST: &str = "latest";
 
 /// A version as an image, a record or a backup names it. It may be no real version (`main`): then it has no order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +61,52 @@ impl From<String> for GatewayVersion {
 impl fmt::Display for GatewayVersion {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(&self.0)
+    }
+}
+
+/// The version that an operator asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum VersionChoice {
+    /// The newest released version at the time when it is first asked for.
+    Latest,
+    /// This one.
+    Exact(GatewayVersion),
+}
+
+impl FromStr for VersionChoice {
+    /// What would have been allowed.
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == LATEST {
+            return Ok(Self::Latest);
+        }
+        let exact = GatewayVersion::exact(text).map(Self::Exact);
+        exact.ok_or("must be an exact version such as 2026.9.6 or 2026.9.6-slim, or latest")
+    }
+}
+
+impl TryFrom<String> for VersionChoice {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<VersionChoice> for String {
+    fn from(choice: VersionChoice) -> Self {
+        choice.to_string()
+    }
+}
+
+impl fmt::Display for VersionChoice {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Latest => out.write_str(LATEST),
+            Self::Exact(version) => version.fmt(out),
+        }
     }
 }
 

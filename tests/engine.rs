@@ -39,7 +39,7 @@ async fn every_request_carries_the_negotiated_version() -> Result<()> {
     for api in ["1.41", "1.47"] {
         let fake = Fixture::start(says("28.5.2", api, "Engine"))?;
         let engine = fake.connect().await?;
-        assert_eq!((engine.version.as_str(), engine.buildkit), ("28.5.2", true));
+        assert!(engine.buildkit);
         engine.client.ping().await?;
         let prefix = format!("GET /v{api}/");
         let requests = fake.engine.requests();

@@ -104,11 +104,11 @@ async fn replace(host: &Host, metadata: &Client, options: &Options, lock: &RunLo
 /// The record of the restored state: the version and image of the backup, and what this machine last chose, so
 /// that the next boot does not take an old choice for a new one.
 fn belongs_to(header: &Header, present: Record) -> Record {
-    let Record { owner, choice, image, digest, .. } = header.record.clone();
+    let Record { owner, choice, image, .. } = header.record.clone();
     if present.owner.version().is_some() {
-        Record { owner, image, digest, ..present }
+        Record { owner, image, ..present }
     } else {
-        Record { owner, choice, image, digest, ..Record::default() }
+        Record { owner, choice, image, ..Record::default() }
     }
 }
 
@@ -153,6 +153,7 @@ async fn require_room(host: &Host, data: &DataDir, size: Size) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reference::PinnedImage;
 
     fn owner(version: Option<&str>) -> Owner {
         version.map_or(Owner::Nobody, |version| Owner::Version(version.into()))
@@ -189,6 +190,22 @@ mod tests {
             if why.is_some() {
                 assert!(said.contains(used) && said.contains(created) && said.contains("--replace-newer"), "{said}");
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_restored_record_has_the_image_of_the_backup_with_its_digest() -> Result<()> {
+        let image = |version: &str, digit: &str| -> Result<Option<PinnedImage>> {
+            let digest = format!("sha256:{}", digit.repeat(64)).parse()?;
+            Ok(Some(PinnedImage { reference: format!("x/y:{version}").parse()?, digest: Some(digest) }))
+        };
+        let mut header = backup(Some("2026.9.5"), "2026-11-23T15:00:00Z")?;
+        header.record.image = image("2026.9.5", "5")?;
+        let header = serde_json::from_str::<Header>(&serde_json::to_string(&header)?)?;
+        for present in [Record::default(), Record { image: image("2026.9.6", "6")?, ..record(Some("2026.9.6"), None) }]
+        {
+            assert_eq!(belongs_to(&header, present).image, image("2026.9.5", "5")?);
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The attributes as they were attributes, and the complaints about them.
+//! The attributes as they were set, and what is wrong with them.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use anyhow::{Result, anyhow};
 
 use super::check::{self, Checked};
 use super::keys;
-use crate::error::{Classify, Code};
+use crate::error::{Classify, Code, RUN_AGAIN};
 
 /// How much of a wrong value is repeated in the message.
-const SHOWN_CHARS: usize = 60;
+const VALUE_CHARS: usize = 60;
 
 /// The attributes and what is wrong with them so far.
 pub(super) struct Attributes<'a> {
@@ -19,13 +19,13 @@ pub(super) struct Attributes<'a> {
 }
 
 impl<'a> Attributes<'a> {
-    /// Looks at the attributes; those that this version cannot honour are wrong from the start.
+    /// Those that this version cannot honour are wrong from the start.
     pub(super) fn new(attributes: &'a BTreeMap<String, String>) -> Self {
-        let mut given = Self { attributes, errors: Vec::new() };
+        let mut new = Self { attributes, errors: Vec::new() };
         for key in attributes.keys().filter(|key| keys::is_not_implemented(key)) {
-            given.reject(key, format!("{key} is not implemented in this version of openclaw-init: remove it"));
+            new.reject(key, format!("{key} is not implemented in this version of openclaw-init: remove it"));
         }
-        given
+        new
     }
 
     /// The checked variables of `openclaw-env-NAME`.
@@ -35,7 +35,7 @@ impl<'a> Attributes<'a> {
             let Some(name) = key.strip_prefix(keys::ENV_PREFIX) else { continue };
             match check::variable(name) {
                 Ok(()) if value.contains('\0') => self.reject(key, format!("{key} must not hold a NUL character")),
-                Ok(()) => env.extend(self.present(key).map(|value| (name.to_owned(), value.to_owned()))),
+                Ok(()) => env.extend(self.value(key).map(|value| (name.to_owned(), value.to_owned()))),
                 Err(complaint) => self.reject(key, format!("{key}: {complaint}")),
             }
         }
@@ -44,18 +44,18 @@ impl<'a> Attributes<'a> {
 
     /// The checked value of `key`, `None` when it is not set or wrong.
     pub(super) fn get<T>(&mut self, key: &str, check: impl FnOnce(&str) -> Checked<T>) -> Option<T> {
-        let value = self.present(key)?;
-        check(value).map_err(|complaint| self.reject(key, format!("{key}={}: {complaint}", shown(value)))).ok()
+        let value = self.value(key)?;
+        check(value).map_err(|complaint| self.reject(key, format!("{key}={}: {complaint}", display(value)))).ok()
     }
 
     /// Like [`Attributes::get`], for a value that must not appear in a message.
     pub(super) fn get_secret<T>(&mut self, key: &str, check: impl FnOnce(&str) -> Checked<T>) -> Option<T> {
-        let value = self.present(key)?;
+        let value = self.value(key)?;
         check(value).map_err(|complaint| self.reject(key, format!("{key} (value not shown): {complaint}"))).ok()
     }
 
     /// The trimmed value of `key`; one that is set to nothing is a slip.
-    fn present(&mut self, key: &str) -> Option<&'a str> {
+    fn value(&mut self, key: &str) -> Option<&'a str> {
         match self.attributes.get(key)?.trim() {
             "" => {
                 self.reject(key, format!("{key} is empty: give it a value or remove it"));
@@ -65,7 +65,7 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    /// Ledger a complaint, a whole clause, about `key`.
+    /// Notes a complaint, a whole clause, about `key`.
     pub(super) fn reject(&mut self, key: &str, complaint: impl Into<String>) {
         self.errors.push((key.to_owned(), complaint.into()));
     }
@@ -81,7 +81,7 @@ impl<'a> Attributes<'a> {
             format!(
                 "Correct it with `gcloud compute instances add-metadata VM --zone=ZONE --metadata=KEY=VALUE` or remove \
                  it with `gcloud compute instances remove-metadata VM --zone=ZONE --keys={}` (or in the project's \
-                 metadata, if it was set there), then run `sudo openclaw-init boot`.",
+                 metadata, if it was set there), then run `{RUN_AGAIN}`.",
                 names.join(",")
             ),
         )
@@ -90,11 +90,11 @@ impl<'a> Attributes<'a> {
 
 /// The value as it may stand in a message: quoted, control characters escaped, not too long, and not at
 /// all when it is a URL that may hold a password.
-fn shown(value: &str) -> String {
+fn display(value: &str) -> String {
     if value.contains("://") && value.contains('@') {
         return "(a URL with credentials, not shown)".to_owned();
     }
-    match value.char_indices().nth(SHOWN_CHARS) {
+    match value.char_indices().nth(VALUE_CHARS) {
         Some((end, _)) => format!("{:?}...", &value[..end]),
         None => format!("{value:?}"),
     }

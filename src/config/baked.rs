@@ -6,22 +6,21 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::Config;
+use super::keys::{IMAGE, IMAGE_SOURCE, VERSION};
 use crate::error::{Classify as _, Code};
 use crate::host::{Access, Host};
 use crate::paths::BAKED;
-
-const IMAGE: &str = "openclaw-image";
-const SOURCE: &str = "openclaw-image-source";
-const VERSION: &str = "openclaw-version";
+use crate::reference::ImageReference;
+use crate::version::GatewayVersion;
 
 /// What the boot disk was baked with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Baked {
     /// The gateway version.
-    pub version: String,
+    pub version: GatewayVersion,
     /// The image, where it is not the official one of that version.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub image: Option<String>,
+    pub image: Option<ImageReference>,
     /// The other options.
     pub attributes: BTreeMap<String, String>,
 }
@@ -37,14 +36,14 @@ impl Baked {
         let mut attributes = given.clone();
         for (key, value) in self.attributes {
             // An explicit image is a choice of its own, beside which no other source may stand.
-            if key != SOURCE || !given.contains_key(IMAGE) {
+            if key != IMAGE_SOURCE || !given.contains_key(IMAGE) {
                 attributes.entry(key).or_insert(value);
             }
         }
         let (mut config, warnings) = Config::from_attributes(&attributes)?;
         config.image.default_version = self.version;
         config.image.default_reference =
-            self.image.filter(|_| ![IMAGE, SOURCE, VERSION].iter().any(|choice| given.contains_key(*choice)));
+            self.image.filter(|_| ![IMAGE, IMAGE_SOURCE, VERSION].iter().any(|choice| given.contains_key(*choice)));
         Ok((config, warnings))
     }
 }
@@ -72,7 +71,7 @@ mod tests {
     fn what_was_baked_counts_where_the_operator_chose_nothing() -> Result<()> {
         use ImageSource::{Npm, Release};
         let baked = Baked {
-            version: "2026.9.4".to_owned(),
+            version: "2026.9.4".into(),
             image: None,
             attributes: map(&[
                 ("openclaw-image-source", "npm"),
@@ -91,9 +90,10 @@ mod tests {
         for (given, version, source, registry) in cases {
             let (config, warnings) = baked.clone().configure(&map(given))?;
             let image = &config.image;
-            assert_eq!((image.version.as_deref(), &image.source), (version, &source), "{given:?}");
+            let chosen = image.version.as_ref().map(ToString::to_string);
+            assert_eq!((chosen.as_deref(), &image.source), (version, &source), "{given:?}");
             assert_eq!(image.npm_registry.as_deref(), registry, "{given:?}");
-            assert_eq!(image.default_version, "2026.9.4", "{given:?}");
+            assert_eq!(image.default_version.as_str(), "2026.9.4", "{given:?}");
             assert_eq!(image.extras.packages, ["jq"], "{given:?}");
             assert_eq!(warnings, Vec::<String>::new(), "{given:?}");
         }
@@ -102,14 +102,14 @@ mod tests {
 
     #[test]
     fn a_baked_image_counts_until_the_operator_chooses_one_in_any_way() -> Result<()> {
-        let image = Some("registry.example/claw:9".to_owned());
-        let baked = Baked { version: "9".to_owned(), image: image.clone(), attributes: BTreeMap::new() };
+        let image = Some("registry.example/claw:9".parse::<ImageReference>()?);
+        let baked = Baked { version: "9".into(), image: image.clone(), attributes: BTreeMap::new() };
         let cases: [(&[(&str, &str)], _); 5] = [
-            (&[], image),
+            (&[], image.clone()),
             (&[(VERSION, "2026.9.6")], None),
-            (&[(SOURCE, "npm")], None),
+            (&[(IMAGE_SOURCE, "npm")], None),
             (&[(IMAGE, "x/y:1")], None),
-            (&[("openclaw-port", "80")], Some("registry.example/claw:9".to_owned())),
+            (&[("openclaw-port", "80")], image),
         ];
         let text = serde_json::to_string(&baked)?;
         for (given, default) in cases {
@@ -125,7 +125,7 @@ mod tests {
         let root = tempfile::tempdir()?;
         let host = Host::new(root.path());
         let (config, _) = read(&host, &BTreeMap::new()).await?;
-        assert_eq!(config.image.default_version, DEFAULT_VERSION);
+        assert_eq!(config.image.default_version.as_str(), DEFAULT_VERSION);
         std::fs::create_dir_all(host.path(crate::paths::ETC_DIR))?;
         std::fs::write(host.path(BAKED), "{")?;
         let error = read(&host, &BTreeMap::new()).await.err();

@@ -1,13 +1,15 @@
 //! What a value may look like. Every check returns what is allowed as its error: "must be …".
 
-use super::{LATEST, env};
+use super::env;
+use crate::reference::{ImageReference, is_component, is_registry};
 use crate::secret::Secret;
+use crate::version::VersionChoice;
 
 /// A checked value, or what would have been allowed.
 pub(super) type Checked<T> = Result<T, String>;
 
 /// A gateway token shorter than this could be guessed; the gateway itself accepts any.
-const TOKEN_LENGTH: usize = 32;
+const TOKEN_CHARS: usize = 32;
 
 /// Less swap helps nobody, more is a slip.
 const SWAP_SIZES: std::ops::RangeInclusive<u64> = (64 << 20)..=(64 << 30);
@@ -23,41 +25,17 @@ pub(super) fn one_of<T: Copy>(value: &str, words: &[(&str, T)]) -> Checked<T> {
     })
 }
 
-/// An exact gateway version, `2026.9.6`, or with a suffix `2026.9.6-r20261001`; or [`LATEST`].
-pub(super) fn version(value: &str) -> Checked<String> {
-    if value == LATEST {
-        return Ok(value.to_owned());
-    }
-    let (numbers, suffix) = value.split_once('-').unwrap_or((value, "0"));
-    let number = |part: &str| (1..=4).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
-    let suffix_is_good = !suffix.is_empty()
-        && suffix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(&byte))
-        && value.len() <= 64;
-    if numbers.split('.').count() == 3 && numbers.split('.').all(number) && suffix_is_good {
-        Ok(value.to_owned())
-    } else {
-        Err("must be an exact version such as 2026.9.6 or 2026.9.6-slim, or latest".to_owned())
-    }
+/// An exact gateway version, `2026.9.6`, or with a suffix `2026.9.6-r20261001`; or `latest`.
+pub(super) fn version(value: &str) -> Checked<VersionChoice> {
+    value.parse().map_err(str::to_owned)
 }
 
-/// An image reference by Docker's grammar (distribution/reference), with a tag or a digest: without
-/// either, Docker would take a `latest` that changes by itself.
-pub(super) fn image(value: &str) -> Checked<String> {
-    let allowed = "must be an image reference with a tag or a digest, such as ghcr.io/openclaw/openclaw:2026.9.6";
-    let (named, digest) = match value.split_once('@') {
-        Some((named, digest)) => (named, Some(digest)),
-        None => (value, None),
-    };
-    let slash = named.rfind('/').map_or(0, |at| at + 1);
-    let (name, tag) = match named[slash..].rfind(':') {
-        Some(colon) => (&named[..slash + colon], Some(&named[slash + colon + 1..])),
-        None => (named, None),
-    };
-    let good = (tag.is_some() || digest.is_some())
-        && tag.is_none_or(is_tag)
-        && digest.is_none_or(is_digest)
-        && is_repository(name);
-    if good { Ok(value.to_owned()) } else { Err(allowed.to_owned()) }
+/// An image reference with a tag or a digest: without either, Docker would take a `latest` that changes by itself.
+pub(super) fn image(value: &str) -> Checked<ImageReference> {
+    let reference = value.parse::<ImageReference>().ok();
+    reference.filter(|reference| reference.tag().is_some() || reference.digest().is_some()).ok_or_else(|| {
+        "must be an image reference with a tag or a digest, such as ghcr.io/openclaw/openclaw:2026.9.6".to_owned()
+    })
 }
 
 /// A registry, perhaps with a path: what stands before the names of its images.
@@ -73,51 +51,6 @@ pub(super) fn registry_path(value: &str) -> Checked<String> {
     } else {
         Err("must be a registry and a path in it, without https://, such as mirror.example/docker-hub".to_owned())
     }
-}
-
-fn is_tag(tag: &str) -> bool {
-    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    (1..=128).contains(&tag.len())
-        && tag.bytes().next().is_some_and(word)
-        && tag.bytes().all(|byte| word(byte) || b".-".contains(&byte))
-}
-
-fn is_digest(digest: &str) -> bool {
-    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    digest.strip_prefix("sha256:").is_some_and(|digits| digits.len() == 64 && digits.bytes().all(hex))
-}
-
-fn is_repository(name: &str) -> bool {
-    let path = match name.split_once('/') {
-        Some((first, path)) if first.contains(['.', ':']) || first == "localhost" => {
-            if !is_registry(first) {
-                return false;
-            }
-            path
-        }
-        _ => name,
-    };
-    name.len() <= 255 && path.split('/').all(is_component)
-}
-
-fn is_registry(registry: &str) -> bool {
-    let (host, port) = registry.split_once(':').unwrap_or((registry, "443"));
-    let label = |label: &str| {
-        !label.is_empty()
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-    };
-    host.split('.').all(label) && port.parse::<u16>().is_ok()
-}
-
-fn is_component(component: &str) -> bool {
-    let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let (first, last) = (component.bytes().next(), component.bytes().last());
-    first.is_some_and(word)
-        && last.is_some_and(word)
-        && component.bytes().all(|byte| word(byte) || b"._-".contains(&byte))
-        && !["..", "._", "_.", ".-", "-.", "_-", "-_", "___"].iter().any(|run| component.contains(run))
 }
 
 /// A device name as Compute Engine allows it: `[a-z]([-a-z0-9]*[a-z0-9])?`, at most 63 characters.
@@ -200,9 +133,9 @@ pub(super) fn token(value: &str) -> Checked<Secret> {
         Err("is a placeholder, not a token; `openssl rand -hex 32` makes one, and without the attribute one is \
              generated"
             .to_owned())
-    } else if value.len() < TOKEN_LENGTH || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+    } else if value.len() < TOKEN_CHARS || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
         Err(format!(
-            "must be at least {TOKEN_LENGTH} printable ASCII characters without spaces; `openssl rand -hex 32` makes one"
+            "must be at least {TOKEN_CHARS} printable ASCII characters without spaces; `openssl rand -hex 32` makes one"
         ))
     } else {
         Ok(Secret::new(value))

@@ -1,27 +1,35 @@
 //! The names of the attributes.
 
-/// Every attribute without a free name, in the order of the documentation. The nearest of them is
-/// offered when a key is unknown.
-const KEYS: &[&str] = &[
-    "openclaw-version",
-    "openclaw-image",
-    "openclaw-image-source",
-    "openclaw-source-url",
-    "openclaw-source-ref",
-    "openclaw-binaries",
-    "openclaw-apt-packages",
-    "openclaw-data-disk",
-    "openclaw-port",
-    "openclaw-bind",
-    "openclaw-gateway-token",
-    "openclaw-docker",
-    "openclaw-registry-mirror",
-    "openclaw-npm-registry",
-    "openclaw-docker-apt-url",
-    "openclaw-swap",
-    "openclaw-metadata-access",
-    "openclaw-run-id",
-];
+macro_rules! keys {
+    ($($name:ident = $key:literal;)*) => {
+        $(pub(crate) const $name: &str = $key;)*
+
+        /// Every attribute without a free name. The nearest of them is offered when a key is unknown.
+        const KEYS: &[&str] = &[$($name),*];
+    };
+}
+
+// In the order of the documentation.
+keys! {
+    VERSION = "openclaw-version";
+    IMAGE = "openclaw-image";
+    IMAGE_SOURCE = "openclaw-image-source";
+    SOURCE_REF = "openclaw-source-ref";
+    SOURCE_URL = "openclaw-source-url";
+    BINARIES = "openclaw-binaries";
+    APT_PACKAGES = "openclaw-apt-packages";
+    REGISTRY_MIRROR = "openclaw-registry-mirror";
+    NPM_REGISTRY = "openclaw-npm-registry";
+    DATA_DISK = "openclaw-data-disk";
+    PORT = "openclaw-port";
+    BIND = "openclaw-bind";
+    GATEWAY_TOKEN = "openclaw-gateway-token";
+    DOCKER = "openclaw-docker";
+    DOCKER_APT_URL = "openclaw-docker-apt-url";
+    SWAP = "openclaw-swap";
+    METADATA_ACCESS = "openclaw-metadata-access";
+    RUN_ID = "openclaw-run-id";
+}
 
 /// Documented attributes that this version cannot honour. Ignoring one would start a gateway that is
 /// not the one its operator described.
@@ -37,7 +45,7 @@ const SECRET_PREFIX: &str = "openclaw-secret-";
 const LOADER_PREFIX: &str = "openclaw-init-";
 
 /// A key that differs in at most this many letters is taken for a slip.
-const SLIP: usize = 4;
+const SLIP_CHARS: usize = 4;
 
 /// Whether the attribute is documented and this version has no code for it.
 pub(super) fn is_not_implemented(key: &str) -> bool {
@@ -52,7 +60,19 @@ pub(super) fn unknown(key: &str) -> Option<String> {
         return None;
     }
     let near = |known: &&&str| strsim::damerau_levenshtein(key, known);
-    let nearest = KEYS.iter().min_by_key(near).filter(|known| near(known) <= SLIP);
+    let nearest = KEYS.iter().min_by_key(near).filter(|known| near(known) <= SLIP_CHARS);
     let hint = nearest.map(|known| format!("; did you mean {known}?")).unwrap_or_default();
     Some(format!("the attribute {key} is not known to this version of openclaw-init and has no effect{hint}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_has_every_attribute_in_this_order() {
+        let readme = include_str!("../../README.md");
+        let places: Vec<_> = KEYS.iter().map(|key| readme.find(&format!("`{key}`"))).collect();
+        assert!(places.is_sorted() && places.iter().all(Option::is_some), "{places:?}");
+    }
 }

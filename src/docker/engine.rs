@@ -22,8 +22,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 pub struct Engine {
     /// The client; every request carries the negotiated version in its path.
     pub client: Docker,
-    /// The engine's version, for example `28.5.2`.
-    pub version: String,
     /// Whether builds can use `BuildKit`: in every engine for Linux since API 1.39.
     pub buildkit: bool,
 }
@@ -47,7 +45,7 @@ impl Engine {
 
         let client = with_failpoints_and_version(client, api);
         client.ping().await.context("pinging the engine")?;
-        Ok(Self { client, version, buildkit: found.os.as_deref() == Some("linux") })
+        Ok(Self { client, buildkit: found.os.as_deref() == Some("linux") })
     }
 }
 

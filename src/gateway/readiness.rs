@@ -61,7 +61,7 @@ impl Gateway<'_> {
             let health = if is_up(&state) { probe.ask().await } else { Health::Silent };
             let note = match wait.judge(health) {
                 Verdict::Up { version, degraded } => {
-                    return Ok(Ready { version: version.unwrap_or_else(|| image.version.clone()), degraded });
+                    return Ok(Ready { version: version.unwrap_or_else(|| image.version.to_string()), degraded });
                 }
                 Verdict::Pending(note) => note,
             };

@@ -172,7 +172,7 @@ impl<'a> Inputs<'a> {
             user: Some(USER.to_owned()),
             env: Some(env::variables(&config.env, capabilities.limit())),
             cmd: Some(["node", "openclaw.mjs"].iter().chain(command).map(|&word| word.to_owned()).collect()),
-            image: Some(image.reference.clone()),
+            image: Some(image.reference.to_string()),
             stop_timeout: Some(STOP_SECONDS.into()),
             host_config: Some(host),
             ..Default::default()
@@ -194,17 +194,14 @@ mod tests {
     use expect_test::expect_file;
 
     use super::*;
+    use crate::reference::{ImageReference, PinnedImage};
 
     const ALLOWED: Capabilities = Capabilities { memory: 4 << 30, memory_limit: true, own_init: true };
 
     fn image() -> Image {
-        Image {
-            reference: "x/y:1".to_owned(),
-            base: "x/y:1".to_owned(),
-            digest: None,
-            id: "sha256:1".to_owned(),
-            version: "1".to_owned(),
-        }
+        let reference: ImageReference = "x/y:1".parse().unwrap();
+        let base = PinnedImage { reference: reference.clone(), digest: None };
+        Image { reference, base, id: "sha256:1".to_owned(), version: "1".into() }
     }
 
     fn data() -> DataDir {

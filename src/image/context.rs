@@ -1,6 +1,6 @@
 //! The build context: a tar archive on the boot disk, made there and handed to the engine piece by piece.
 //!
-//! It lies where only root can write, and only while an image is built.
+//! It exists only while an image is built, where only root can write.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, ErrorKind, Write as _};
@@ -9,27 +9,25 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use tokio::io::AsyncReadExt as _;
 
-use crate::host::Host;
+use crate::host::{Host, blocking};
+use crate::paths::BUILD_DIR;
 
-/// Where images are prepared: on the boot disk, as the engine's images are.
-const DIRECTORY: &str = "/var/lib/openclaw-init/build";
-
-/// The archive in it.
+/// The archive in the build directory.
 const ARCHIVE: &str = "context.tar";
 
 /// How much is read and handed on at a time.
-const CHUNK: usize = 64 * 1024;
+const CHUNK_BYTES: usize = 64 * 1024;
 
 /// A directory for one build.
 #[derive(Debug)]
-pub(super) struct Workplace {
+pub(super) struct BuildDir {
     directory: PathBuf,
 }
 
-impl Workplace {
-    /// An empty one; what a build that was cut left in it is removed.
+impl BuildDir {
+    /// An empty one; what an interrupted build left in it is removed.
     pub(super) async fn new(host: &Host) -> Result<Self> {
-        let directory = host.path(DIRECTORY);
+        let directory = host.path(BUILD_DIR);
         remove(&directory).await?;
         tokio::fs::create_dir_all(&directory).await.with_context(|| format!("making {}", directory.display()))?;
         Ok(Self { directory })
@@ -52,9 +50,9 @@ impl Workplace {
     }
 }
 
-/// Removes what a build that was cut left behind.
+/// Removes what an interrupted build left behind.
 pub(super) async fn clear(host: &Host) -> Result<()> {
-    let directory = host.path(DIRECTORY);
+    let directory = host.path(BUILD_DIR);
     if tokio::fs::try_exists(&directory).await.with_context(|| format!("looking for {}", directory.display()))? {
         remove(&directory).await?;
         host.changed(format!("removed {}, left by a build that was cut", directory.display()));
@@ -75,7 +73,7 @@ async fn remove(directory: &Path) -> Result<()> {
 pub(super) async fn next_chunk<B: From<Vec<u8>>>(
     mut file: tokio::fs::File,
 ) -> std::io::Result<Option<(B, tokio::fs::File)>> {
-    let mut chunk = vec![0; CHUNK];
+    let mut chunk = vec![0; CHUNK_BYTES];
     let length = file.read(&mut chunk).await?;
     chunk.truncate(length);
     Ok((length > 0).then(|| (chunk.into(), file)))
@@ -84,7 +82,7 @@ pub(super) async fn next_chunk<B: From<Vec<u8>>>(
 /// Packs the Dockerfile and programs, each under its path in the context, mode 0755.
 pub(super) async fn pack(directory: &Path, dockerfile: String, programs: Vec<(String, PathBuf)>) -> Result<()> {
     let directory = directory.to_owned();
-    tokio::task::spawn_blocking(move || {
+    blocking(move || {
         let mut archive = create(&directory)?;
         append(&mut archive, "Dockerfile", 0o644, dockerfile.len() as u64, dockerfile.as_bytes())?;
         for (name, path) in programs {
@@ -96,7 +94,6 @@ pub(super) async fn pack(directory: &Path, dockerfile: String, programs: Vec<(St
         finish(archive)
     })
     .await
-    .context("waiting for the build context")?
 }
 
 /// An archive being packed.
@@ -106,7 +103,7 @@ pub(super) type Archive = tar::Builder<BufWriter<File>>;
 pub(super) fn create(directory: &Path) -> Result<Archive> {
     let path = directory.join(ARCHIVE);
     let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
-    Ok(tar::Builder::new(BufWriter::with_capacity(CHUNK, file)))
+    Ok(tar::Builder::new(BufWriter::with_capacity(CHUNK_BYTES, file)))
 }
 
 /// Completes it.
@@ -131,13 +128,13 @@ mod tests {
     async fn the_engine_gets_the_dockerfile_and_the_programs() -> Result<()> {
         let root = tempfile::tempdir()?;
         let host = Host::new(root.path());
-        let place = Workplace::new(&host).await?;
-        let program = place.path().join("download");
-        let content = vec![b'x'; 3 * CHUNK + 1];
+        let build_dir = BuildDir::new(&host).await?;
+        let program = build_dir.path().join("download");
+        let content = vec![b'x'; 3 * CHUNK_BYTES + 1];
         fs::write(&program, &content)?;
-        pack(place.path(), "FROM scratch\n".to_owned(), vec![("bin/x".to_owned(), program)]).await?;
+        pack(build_dir.path(), "FROM scratch\n".to_owned(), vec![("bin/x".to_owned(), program)]).await?;
 
-        let (mut file, mut bytes) = (place.open().await?, Vec::new());
+        let (mut file, mut bytes) = (build_dir.open().await?, Vec::new());
         while let Some((chunk, rest)) = next_chunk::<Vec<u8>>(file).await? {
             bytes.extend(chunk);
             file = rest;
@@ -157,7 +154,7 @@ mod tests {
         clear(&host).await?;
         clear(&host).await?;
         assert_eq!(host.ledger().borrow().changes.len(), 1);
-        assert!(!host.path(DIRECTORY).exists());
+        assert!(!host.path(BUILD_DIR).exists());
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! One file from the internet, checked against its digest before anybody uses it.
+//! One file from the internet, checked against its digest before it is used.
 
 use std::path::Path;
 
@@ -7,19 +7,16 @@ use reqwest::{Client, StatusCode, Url};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 
-use super::PAUSES;
-use super::recipe::hex;
-use crate::error::{Classify as _, Code};
+use super::RETRY_BACKOFF;
+use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::Host;
 use crate::http;
+use crate::text::hex;
 
 /// The largest download: far more than a program or a source has, far less than would fill a boot disk.
-const LARGEST: u64 = 512 * 1024 * 1024;
+const MAX_BYTES: u64 = 512 * 1024 * 1024;
 
 const MEGABYTE: u64 = 1_000_000;
-
-const REMEDY: &str = "Check the address in the attribute and the VM's way out to it, then run \
-    `sudo openclaw-init boot`.";
 
 /// What is downloaded, and what it must be.
 #[derive(Debug, Clone, Copy)]
@@ -38,53 +35,54 @@ impl Download<'_> {
     ///
     /// A file with another digest is [`Code::DigestMismatch`] and names both digests; it is not tried again.
     pub(super) async fn fetch(&self, host: &Host, client: &Client, target: &Path) -> Result<()> {
-        let mut failed = None;
-        for pause in PAUSES {
-            tokio::time::sleep(pause).await;
+        let mut failed = anyhow!("it was not tried");
+        for backoff in RETRY_BACKOFF {
+            tokio::time::sleep(backoff).await;
             match self.attempt(host, client, target).await {
                 Ok(found) => return self.check(&found),
-                Err((error, Again::Never)) => return Err(self.explain(error)).classify(Code::ImageBuildFailed, REMEDY),
-                Err((error, Again::Soon)) => failed = Some(error),
+                Err(failure) => {
+                    failed = failure.error;
+                    if !failure.is_transient {
+                        break;
+                    }
+                }
             }
         }
-        let error = failed.unwrap_or_else(|| anyhow!("it was not tried"));
-        Err(self.explain(error)).classify(Code::ImageBuildFailed, REMEDY)
-    }
-
-    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
-        error.context(format!("downloading {} from {}", self.what, shown(self.url)))
+        Err(failed.context(format!("downloading {} from {}", self.what, without_query(self.url)))).classify(
+            Code::ImageBuildFailed,
+            format!("Check the address in the attribute and the VM's way out to it, then run `{RUN_AGAIN}`."),
+        )
     }
 
     /// The digest of what was written to `target`.
-    async fn attempt(&self, host: &Host, client: &Client, target: &Path) -> Result<String, (anyhow::Error, Again)> {
-        let soon = |error: reqwest::Error| (error.without_url().into(), Again::Soon);
-        let never = |error: anyhow::Error| (error, Again::Never);
-        let mut response = http::send(client.get(self.url)).await.map_err(soon)?;
+    async fn attempt(&self, host: &Host, client: &Client, target: &Path) -> Result<String, Failure> {
+        let transient = |error: reqwest::Error| Failure { error: error.without_url().into(), is_transient: true };
+        let permanent = |error: anyhow::Error| Failure { error, is_transient: false };
+        let mut response = http::send(client.get(self.url)).await.map_err(transient)?;
         let status = response.status();
         if !status.is_success() {
-            let again = if is_transient(status) { Again::Soon } else { Again::Never };
-            return Err((anyhow!("the server answers {status}"), again));
+            return Err(Failure { error: anyhow!("the server answers {status}"), is_transient: is_transient(status) });
         }
         let total = response.content_length();
-        let too_large = || never(anyhow!("it is larger than {} MB", LARGEST / MEGABYTE));
-        if total.is_some_and(|total| total > LARGEST) {
+        let too_large = || permanent(anyhow!("it is larger than {} MB", MAX_BYTES / MEGABYTE));
+        if total.is_some_and(|total| total > MAX_BYTES) {
             return Err(too_large());
         }
         let create = tokio::fs::File::create(target).await;
-        let mut file = create.with_context(|| format!("creating {}", target.display())).map_err(never)?;
+        let mut file = create.with_context(|| format!("creating {}", target.display())).map_err(permanent)?;
         let (mut hash, mut length) = (Sha256::new(), 0_u64);
-        while let Some(chunk) = response.chunk().await.map_err(soon)? {
+        while let Some(chunk) = response.chunk().await.map_err(transient)? {
             length += chunk.len() as u64;
-            if length > LARGEST {
+            if length > MAX_BYTES {
                 return Err(too_large());
             }
             hash.update(&chunk);
             let written = file.write_all(&chunk).await;
-            written.with_context(|| format!("writing {}", target.display())).map_err(never)?;
+            written.with_context(|| format!("writing {}", target.display())).map_err(permanent)?;
             host.progress(progress(self.what, length, total));
         }
-        file.flush().await.with_context(|| format!("writing {}", target.display())).map_err(never)?;
-        Ok(hex(&hash.finalize()))
+        file.flush().await.with_context(|| format!("writing {}", target.display())).map_err(permanent)?;
+        Ok(hex(hash.finalize()))
     }
 
     fn check(&self, found: &str) -> Result<()> {
@@ -92,7 +90,7 @@ impl Download<'_> {
             Some(wanted) if wanted != found => Err(anyhow!(
                 "{} from {} has the SHA-256 {found}, but {wanted} is wanted",
                 self.what,
-                shown(self.url)
+                without_query(self.url)
             ))
             .classify(
                 Code::DigestMismatch,
@@ -106,11 +104,11 @@ impl Download<'_> {
     }
 }
 
-/// Whether the same request may succeed a little later.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Again {
-    Soon,
-    Never,
+/// Why a download failed.
+struct Failure {
+    error: anyhow::Error,
+    /// The same request may succeed a little later.
+    is_transient: bool,
 }
 
 fn is_transient(status: StatusCode) -> bool {
@@ -123,7 +121,7 @@ fn progress(what: &str, length: u64, total: Option<u64>) -> String {
 }
 
 /// The URL without its query, in which some servers want a signature.
-fn shown(url: &str) -> String {
+fn without_query(url: &str) -> String {
     let Ok(mut url) = Url::parse(url) else { return "a wrong URL".to_owned() };
     url.set_query(None);
     url.into()

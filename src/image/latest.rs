@@ -4,34 +4,32 @@
 use anyhow::{Result, anyhow};
 
 use super::choice::Source;
-use super::registries::Registries;
-use super::{official, present, pull, version_in};
-use crate::config::LATEST;
-use crate::docker::Engine;
+use super::{Images, find, official, pull, version_in};
 use crate::error::{Classify as _, Code};
-use crate::host::Host;
+use crate::reference::ImageReference;
+use crate::version::{GatewayVersion, VersionChoice};
 
-/// The exact version, whose official image is then on this machine under its own tag.
-pub(super) async fn version(
-    host: &Host,
-    engine: &Engine,
-    registries: Registries<'_>,
-    source: &Source,
-) -> Result<String> {
-    if *source != Source::Release {
-        return Err(anyhow!("only the prebuilt image has a version that is called {LATEST}"))
-            .classify(Code::ConfigInvalid, "Name an exact version such as 2026.9.6, or unset openclaw-image-source.");
+impl Images<'_> {
+    /// The exact version, whose official image is then on this machine under its own tag.
+    pub(super) async fn resolve_latest(self, source: &Source) -> Result<GatewayVersion> {
+        let name = VersionChoice::Latest;
+        if *source != Source::Release {
+            return Err(anyhow!("only the prebuilt image has a version that is called {name}")).classify(
+                Code::ConfigInvalid,
+                "Name an exact version such as 2026.9.6, or unset openclaw-image-source.",
+            );
+        }
+        let (latest, inspect) = self.pull_first(&official(&name)).await?;
+        let version = version_in(&inspect, &latest)
+            .ok_or_else(|| anyhow!("{latest} does not say which version it is"))
+            .classify(Code::ImageNotFound, "Set openclaw-version to an exact version such as 2026.9.6.")?;
+        let exact = ImageReference::tagged(latest.repository(), &version);
+        // The gateway may run from an image of that name: a later build of the same version does not take its place.
+        if find(self.engine, &exact).await?.is_some() {
+            pull::untag(self.engine, &latest).await?;
+        } else {
+            pull::rename(self.engine, &latest, &exact).await?;
+        }
+        Ok(version)
     }
-    let (latest, inspect) = pull::first_of(host, engine, registries, &official(LATEST)).await?;
-    let version = version_in(&inspect, &latest).ok_or_else(|| anyhow!("{latest} does not say which version it is"));
-    let version =
-        version.classify(Code::ImageNotFound, "Set openclaw-version to an exact version such as 2026.9.6.")?;
-    let reference = latest.replace(&format!(":{LATEST}"), &format!(":{version}"));
-    // The gateway may run from an image of that name: a later build of the same version does not take its place.
-    if present(engine, &reference).await?.is_some() {
-        pull::untag(engine, &latest).await?;
-    } else {
-        pull::rename(engine, &latest, &reference).await?;
-    }
-    Ok(version)
 }

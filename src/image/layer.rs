@@ -1,4 +1,4 @@
-//! The operator's extras as one thin layer over an image of whatever source.
+//! The operator's extras as one thin layer over an image of any source.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -9,13 +9,13 @@ use bollard::models::ImageInspect;
 use super::recipe::Recipe;
 use super::{context, programs};
 use crate::config::{Arch, Extras};
+use crate::error::RUN_AGAIN;
 use crate::host::Host;
+use crate::reference::ImageReference;
+use crate::version::GatewayVersion;
 
-const REMEDY: &str = "Check that containers can reach Debian's package archive and that the programs in the attribute \
-    openclaw-binaries run in the image, then run `sudo openclaw-init boot`.";
-
-/// Finds each program as the gateway's user, and runs it: 126 and 127 are what a shell says of a file that
-/// cannot be executed, for example for want of a library.
+/// Finds each program as the gateway's user, and runs it: a shell ends with 126 or 127 for a file that cannot be
+/// executed, for example for want of a library.
 const CHECK: &str = r#"path=$(command -v "$name") && [ "$path" = "/usr/local/bin/$name" ] \
       || { echo "$name is not on the path of the image"; exit 1; }; \
     said=$(timeout 20 "$name" --version < /dev/null 2>&1); code=$?; \
@@ -23,22 +23,31 @@ const CHECK: &str = r#"path=$(command -v "$name") && [ "$path" = "/usr/local/bin
     case $code in 126 | 127) exit 1;; esac"#;
 
 /// The layer over the image that `base` determines, without needing that image.
-pub(super) fn recipe(version: &str, base: &str, extras: &Extras) -> Recipe {
+pub(super) fn recipe(version: &GatewayVersion, base: &str, extras: &Extras) -> Recipe {
     let mut parts = vec![base.to_owned(), Arch::OURS.name().to_owned(), dockerfile("", "", extras)];
     for binary in &extras.binaries {
         // Not the URL: the digest tells what the file is, wherever it is downloaded from.
         parts.extend([binary.sha256.clone(), binary.member.clone().unwrap_or_default()]);
     }
     let parts: Vec<_> = parts.iter().map(String::as_str).collect();
-    Recipe::new(version, Vec::new(), &parts, REMEDY)
+    let remedy = format!(
+        "Check that containers can reach Debian's package archive and that the programs in the attribute \
+         openclaw-binaries run in the image, then run `{RUN_AGAIN}`."
+    );
+    Recipe::new(version, Vec::new(), &parts, remedy)
 }
 
 /// Downloads the programs and packs the build context below `directory`.
-pub(super) async fn pack(host: &Host, extras: &Extras, base: (&str, &ImageInspect), directory: &Path) -> Result<()> {
+pub(super) async fn pack(
+    host: &Host,
+    extras: &Extras,
+    base: &ImageReference,
+    inspect: &ImageInspect,
+    directory: &Path,
+) -> Result<()> {
     let programs = programs::fetch(host, &extras.binaries, directory).await?;
-    let (reference, inspect) = base;
     let user = inspect.config.as_ref().and_then(|config| config.user.as_deref()).unwrap_or_default();
-    context::pack(directory, dockerfile(reference, user, extras), programs).await
+    context::pack(directory, dockerfile(&base.to_string(), user, extras), programs).await
 }
 
 fn dockerfile(base: &str, user: &str, extras: &Extras) -> String {
@@ -83,7 +92,7 @@ mod tests {
     #[test]
     fn whatever_changes_the_layer_changes_its_name() {
         let gog = binary("gog", "00", "https://a/gog");
-        let of = |base: &str, extras: &Extras| recipe("1", base, extras).fingerprint;
+        let of = |base: &str, extras: &Extras| recipe(&"1".into(), base, extras).fingerprint;
         let first = of("base", &extras(&[&gog], &["jq"]));
         assert_eq!(first, of("base", &extras(&[&binary("gog", "00", "https://mirror/gog")], &["jq"])));
         let member = Binary { member: Some("gog".to_owned()), ..gog.clone() };

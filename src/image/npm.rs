@@ -6,19 +6,22 @@ use anyhow::Result;
 
 use super::context;
 use super::recipe::Recipe;
+use crate::error::RUN_AGAIN;
+use crate::version::GatewayVersion;
 
 const DOCKERFILE: &str = include_str!("npm.Dockerfile");
 
 const BASES: &[(&str, &str)] = &[("NODE_IMAGE", "node:24-bookworm-slim")];
 
-const REMEDY: &str = "Check that containers can reach the package registries, then run `sudo systemctl restart \
-    openclaw-init`; or unset openclaw-image-source to use the prebuilt image.";
-
-pub(super) fn recipe(version: &str, registry: Option<&str>) -> Recipe {
-    let mut args = vec![("OPENCLAW_VERSION", version.to_owned())];
+pub(super) fn recipe(version: &GatewayVersion, registry: Option<&str>) -> Recipe {
+    let mut args = vec![("OPENCLAW_VERSION", version.to_string())];
     args.extend(registry.map(|registry| ("NPM_REGISTRY", registry.to_owned())));
-    let parts = [DOCKERFILE, version, registry.unwrap_or_default()];
-    Recipe { bases: BASES, ..Recipe::new(version, args, &parts, REMEDY) }
+    let parts = [DOCKERFILE, version.as_str(), registry.unwrap_or_default()];
+    let remedy = format!(
+        "Check that containers can reach the package registries, then run `{RUN_AGAIN}`; or unset openclaw-image-source \
+         to use the prebuilt image."
+    );
+    Recipe { bases: BASES, ..Recipe::new(version, args, &parts, remedy) }
 }
 
 /// Packs the build context below `directory`.
@@ -32,7 +35,7 @@ mod tests {
 
     #[test]
     fn the_registry_is_part_of_the_recipe() {
-        let of = |version, registry| recipe(version, registry).fingerprint;
+        let of = |version: &str, registry| recipe(&version.into(), registry).fingerprint;
         assert_eq!(of("1", None), of("1", None));
         assert_ne!(of("1", None), of("2", None));
         assert_ne!(of("1", None), of("1", Some("https://npm.example")));

@@ -6,130 +6,145 @@
 use anyhow::{Context as _, Result};
 use bollard::models::ImageInspect;
 
+use super::pull::{self, join};
 use super::registries::Registries;
-use super::{first_present, pull};
-use crate::docker::Engine;
+use super::{Images, find_first};
 use crate::error::{Code, code_of};
-use crate::host::Host;
+use crate::reference::{ImageReference, PinnedImage};
 
-/// The first of the references that is here, else as it was when `recorded` was written, else as it is now.
-pub(super) async fn first_of(
-    host: &Host,
-    engine: &Engine,
-    registries: Registries<'_>,
-    references: &[String],
-    recorded: Option<&str>,
-) -> Result<(String, ImageInspect)> {
-    if let Some(here) = first_present(engine, references).await? {
-        return Ok(here);
-    }
-    let pinned = pinned(references, recorded);
-    if pinned.is_empty() {
-        return pull::first_of(host, engine, registries, references).await;
-    }
-    let by_digest: Vec<_> = pinned.iter().map(|(_, digest)| registries.mirrored(digest)).collect();
-    let pulled = match first_present(engine, &by_digest).await? {
-        Some(here) => Ok(here),
-        None => pull::first_of(host, engine, registries, &by_digest).await,
-    };
-    match pulled {
-        Ok((pulled, _)) => name(engine, registries, &pinned, pulled).await,
-        Err(error) if code_of(&error) == Code::ImageNotFound => {
-            host.warn(format!("no registry has {} any more: taking what the tag names now", by_digest.join(" or ")));
-            pull::first_of(host, engine, registries, references).await
+/// A reference by its tag, and the same image by its recorded digest.
+type ByDigest = (ImageReference, ImageReference);
+
+impl Images<'_> {
+    /// The first of the references that is on this machine, else as it was when `recorded` was written, else as it is
+    /// now.
+    pub(super) async fn find_or_pull(
+        self,
+        references: &[ImageReference],
+        recorded: Option<&PinnedImage>,
+    ) -> Result<(ImageReference, ImageInspect)> {
+        if let Some(found) = find_first(self.engine, references).await? {
+            return Ok(found);
         }
-        Err(error) => Err(error),
+        let pinned = by_digest(references, recorded);
+        if pinned.is_empty() {
+            return self.pull_first(references).await;
+        }
+        let digests: Vec<_> = pinned.iter().map(|(_, digest)| self.registries.mirrored(digest)).collect();
+        let pulled = match find_first(self.engine, &digests).await? {
+            Some(found) => Ok(found),
+            None => self.pull_first(&digests).await,
+        };
+        match pulled {
+            Ok((pulled, _)) => self.give_name(&pinned, &pulled).await,
+            Err(error) if code_of(&error) == Code::ImageNotFound => {
+                let lost = join(&digests);
+                self.host.warn(format!("no registry has {lost} any more: taking what the tag names now"));
+                self.pull_first(references).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the image the reference that it is chosen by, and takes the mirror's name from it.
+    async fn give_name(self, pinned: &[ByDigest], pulled: &ImageReference) -> Result<(ImageReference, ImageInspect)> {
+        let named = pinned.iter().find(|(_, digest)| self.registries.mirrored(digest) == *pulled);
+        let (reference, digest) = named.with_context(|| format!("{pulled} was not asked for"))?;
+        let inspect = pull::tag(self.engine, pulled, reference).await?;
+        if digest != pulled {
+            pull::untag(self.engine, pulled).await?;
+        }
+        Ok((reference.clone(), inspect))
     }
 }
 
-/// Gives the image the reference that it is chosen by, and takes the mirror's name from it.
-async fn name(
-    engine: &Engine,
-    registries: Registries<'_>,
-    pinned: &[(String, String)],
-    pulled: String,
-) -> Result<(String, ImageInspect)> {
-    let asked = pinned.iter().find(|(_, digest)| registries.mirrored(digest) == pulled);
-    let (reference, digest) = asked.cloned().with_context(|| format!("{pulled} was not asked for"))?;
-    let inspect = pull::tag(engine, &pulled, &reference).await?;
-    if digest != pulled {
-        pull::untag(engine, &pulled).await?;
-    }
-    Ok((reference, inspect))
+/// Each reference by the recorded digest; none if the record is about another image.
+fn by_digest(references: &[ImageReference], recorded: Option<&PinnedImage>) -> Vec<ByDigest> {
+    let recorded = recorded.filter(|recorded| references.contains(&recorded.reference));
+    let Some(digest) = recorded.and_then(|recorded| recorded.digest.as_ref()) else { return Vec::new() };
+    references.iter().filter(|reference| is_by_tag(reference)).map(|it| (it.clone(), it.at(digest))).collect()
 }
 
-/// Each reference with a tag, and the same image by the recorded digest; none if the record is about another image.
-fn pinned(references: &[String], recorded: Option<&str>) -> Vec<(String, String)> {
-    let Some((image, digest)) = recorded.and_then(|recorded| recorded.split_once('@')) else { return Vec::new() };
-    if !digest.starts_with("sha256:") || !references.iter().any(|reference| reference == image) {
-        return Vec::new();
-    }
-    let by_digest = |reference: &String| Some((reference.clone(), format!("{}@{digest}", repository(reference)?)));
-    references.iter().filter_map(by_digest).collect()
+/// The reference with the digest under which its repository or the mirror has it.
+pub(super) fn pin(registries: Registries<'_>, reference: ImageReference, inspect: &ImageInspect) -> PinnedImage {
+    let mirrored = registries.mirrored(&reference);
+    let repositories = [reference.repository(), mirrored.repository()];
+    let digests = inspect.repo_digests.iter().flatten().filter_map(|digest| digest.parse::<ImageReference>().ok());
+    let digest = digests
+        .filter(|_| is_by_tag(&reference))
+        .find(|found| repositories.contains(&found.repository()))
+        .and_then(|found| found.digest().cloned());
+    PinnedImage { reference, digest }
 }
 
-/// `reference` with the digest under which its repository or the mirror has it; none for what was built or loaded
-/// here.
-pub(super) fn digest(registries: Registries<'_>, reference: &str, inspect: &ImageInspect) -> Option<String> {
-    let mirrored = registries.mirrored(reference);
-    let repositories = [repository(reference)?, repository(&mirrored)?];
-    let mut digests = inspect.repo_digests.iter().flatten().filter_map(|digest| digest.split_once('@'));
-    let digest = digests.find(|(name, _)| repositories.contains(name))?.1;
-    Some(format!("{reference}@{digest}"))
-}
-
-/// The repository of a reference with a tag and without a digest.
-fn repository(reference: &str) -> Option<&str> {
-    let (repository, tag) = reference.rsplit_once(':')?;
-    (!tag.contains('/') && !reference.contains('@')).then_some(repository)
+fn is_by_tag(reference: &ImageReference) -> bool {
+    reference.tag().is_some() && reference.digest().is_none()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::metadata::Client;
+    use crate::reference::Digest;
+
+    fn sha(digit: &str) -> String {
+        format!("sha256:{}", digit.repeat(64))
+    }
+
+    fn references(texts: &[&str]) -> Result<Vec<ImageReference>> {
+        texts.iter().map(|text| text.parse()).collect()
+    }
 
     #[test]
-    fn a_digest_is_kept_for_the_image_that_it_is_of() -> Result<()> {
-        let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
-        let official = owned(&["ghcr.io/a/b:1", "a/b:1"]);
-        let sha = "sha256:00";
-        let both = vec![
-            ("ghcr.io/a/b:1".to_owned(), format!("ghcr.io/a/b@{sha}")),
-            ("a/b:1".to_owned(), format!("a/b@{sha}")),
-        ];
-        let by_digest = owned(&["a/b@sha256:11"]);
+    fn a_digest_counts_for_the_image_that_it_is_of() -> Result<()> {
+        let official = references(&["ghcr.io/a/b:1", "a/b:1"])?;
+        let digest: Digest = sha("0").parse()?;
+        let both = official.iter().map(|reference| (reference.clone(), reference.at(&digest))).collect();
+        let by_its_digest = references(&[&format!("a/b@{}", sha("1"))])?;
+        let recorded = |reference: &ImageReference, digest: Option<&Digest>| {
+            Some(PinnedImage { reference: reference.clone(), digest: digest.cloned() })
+        };
         let cases = [
-            (&official, Some("a/b:1@sha256:00"), both),
-            (&official, Some("a/b:2@sha256:00"), Vec::new()),
-            (&official, Some("a/b:1"), Vec::new()),
-            (&official, Some("a/b:1@"), Vec::new()),
+            (&official, recorded(&official[1], Some(&digest)), both),
+            (&official, recorded(&"a/b:2".parse()?, Some(&digest)), Vec::new()),
+            (&official, recorded(&official[1], None), Vec::new()),
             (&official, None, Vec::new()),
-            (&by_digest, Some("a/b@sha256:11"), Vec::new()),
+            (&by_its_digest, recorded(&by_its_digest[0], None), Vec::new()),
+            (&by_its_digest, recorded(&by_its_digest[0], Some(&digest)), Vec::new()),
         ];
         for (references, recorded, expected) in cases {
-            assert_eq!(pinned(references, recorded), expected, "{references:?} {recorded:?}");
+            assert_eq!(by_digest(references, recorded.as_ref()), expected, "{references:?} {recorded:?}");
         }
-        let inspect =
-            ImageInspect { repo_digests: Some(owned(&["c/d@sha256:22", "a/b@sha256:00"])), ..Default::default() };
+        Ok(())
+    }
+
+    #[test]
+    fn an_image_is_pinned_by_what_its_repository_or_the_mirror_has() -> Result<()> {
+        let having = |digests: &[(&str, &str)]| {
+            let digests = digests.iter().map(|(repository, digit)| format!("{repository}@{}", sha(digit))).collect();
+            ImageInspect { repo_digests: Some(digests), ..Default::default() }
+        };
+        let inspect = having(&[("c/d", "2"), ("a/b", "0")]);
         let metadata = Client::new(None)?;
         let directly = Registries { mirror: None, metadata: &metadata };
+        let (by_digest, digest) = (format!("a/b@{}", sha("0")), Some(sha("0")));
         let cases = [
-            ("a/b:1", Some("a/b:1@sha256:00")),
+            ("a/b:1", digest),
             ("r.io:5000/a/b:1", None),
             ("r.io:5000/a/b", None),
-            ("a/b@sha256:00", None),
+            (&by_digest, None),
             ("localhost/openclaw-init:1-0", None),
         ];
         for (reference, expected) in cases {
-            assert_eq!(digest(directly, reference, &inspect).as_deref(), expected, "{reference}");
+            let pinned = pin(directly, reference.parse()?, &inspect);
+            assert_eq!(pinned.digest.map(|digest| digest.to_string()), expected, "{reference}");
         }
         let through = Registries { mirror: Some("m.pkg.dev/p"), ..directly };
-        let reference = "ghcr.io/openclaw/openclaw:1";
-        let digests = Some(owned(&["m.pkg.dev/p/openclaw/openclaw@sha256:33"]));
-        let inspect = ImageInspect { repo_digests: digests, ..Default::default() };
-        assert_eq!(digest(through, reference, &inspect), Some(format!("{reference}@sha256:33")));
-        assert_eq!(digest(directly, reference, &inspect), None);
+        let reference: ImageReference = "ghcr.io/openclaw/openclaw:1".parse()?;
+        let inspect = having(&[("m.pkg.dev/p/openclaw/openclaw", "3")]);
+        let expected = format!("{reference}@{}", sha("3"));
+        assert_eq!(pin(through, reference.clone(), &inspect).to_string(), expected);
+        assert_eq!(pin(directly, reference, &inspect).digest, None);
         Ok(())
     }
 }

@@ -8,18 +8,17 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use flate2::read::GzDecoder;
 
 use super::download::Download;
+use crate::config::keys::BINARIES;
 use crate::config::{Arch, Binary};
 use crate::error::{Classify as _, Code};
-use crate::host::Host;
+use crate::host::{Host, blocking};
 use crate::http;
 
 /// The largest program taken out of an archive: a small archive can hold an endless file.
-const LARGEST: u64 = 1024 * 1024 * 1024;
+const MAX_BYTES: u64 = 1024 * 1024 * 1024;
 
-/// How many names of an archive are told when the wanted one is not among them.
-const TOLD_NAMES: usize = 8;
-
-const ATTRIBUTE: &str = "openclaw-binaries";
+/// How many names of an archive are reported when the right one is not among them.
+const NAMES_LIMIT: usize = 8;
 
 /// Downloads every program into `directory`; their paths in the build context and on this machine.
 pub(super) async fn fetch(host: &Host, binaries: &[Binary], directory: &Path) -> Result<Vec<(String, PathBuf)>> {
@@ -31,19 +30,18 @@ pub(super) async fn fetch(host: &Host, binaries: &[Binary], directory: &Path) ->
     for binary in binaries {
         let target = directory.join(&binary.name);
         let download =
-            Download { what: &binary.name, url: &binary.url, sha256: Some(&binary.sha256), attribute: ATTRIBUTE };
+            Download { what: &binary.name, url: &binary.url, sha256: Some(&binary.sha256), attribute: BINARIES };
         download.fetch(host, &client, &target).await?;
         let (path, member) = (target.clone(), binary.member.clone());
-        tokio::task::spawn_blocking(move || {
+        blocking(move || {
             if let Some(member) = member {
                 unpack(&path, &member)?;
             }
             check(&path, Arch::OURS)
         })
         .await
-        .context("waiting for a program to be unpacked")?
         .with_context(|| format!("preparing {} from {}", binary.name, binary.url))
-        .classify(Code::ConfigInvalid, format!("Correct its entry in the attribute {ATTRIBUTE}."))?;
+        .classify(Code::ConfigInvalid, format!("Correct its entry in the attribute {BINARIES}."))?;
         programs.push((format!("bin/{}", binary.name), target));
     }
     Ok(programs)
@@ -63,13 +61,13 @@ fn unpack(path: &Path, member: &str) -> Result<()> {
             continue;
         }
         ensure!(entry.header().entry_type().is_file(), "{member} in the archive is not a file");
-        ensure!(entry.size() <= LARGEST, "{member} in the archive is larger than {} MiB", LARGEST >> 20);
+        ensure!(entry.size() <= MAX_BYTES, "{member} in the archive is larger than {} MiB", MAX_BYTES >> 20);
         let mut file = File::create(&unpacked).with_context(|| format!("creating {}", unpacked.display()))?;
-        io::copy(&mut entry.take(LARGEST), &mut file).with_context(|| format!("unpacking {member}"))?;
+        io::copy(&mut entry.take(MAX_BYTES), &mut file).with_context(|| format!("unpacking {member}"))?;
         return fs::rename(&unpacked, path).with_context(|| format!("renaming {}", unpacked.display()));
     }
-    let more = if names.len() > TOLD_NAMES { ", …" } else { "" };
-    names.truncate(TOLD_NAMES);
+    let more = if names.len() > NAMES_LIMIT { ", …" } else { "" };
+    names.truncate(NAMES_LIMIT);
     bail!("the archive has no {member}, but {}{more}", names.join(", "))
 }
 

@@ -9,32 +9,33 @@ use bollard::query_parameters::{ListImagesOptions, PruneBuildOptionsBuilder, Rem
 
 use super::build::FINGERPRINT_LABEL;
 use super::recipe::BUILT;
-use super::{OFFICIAL, present};
+use super::{OFFICIAL, find};
 use crate::docker::Engine;
 use crate::host::Host;
+use crate::reference::ImageReference;
 
 /// What may be kept of the builder's cache beside the layers that it shares with images. Engines before 28
 /// know no limit here and keep those layers only.
-const BUILD_CACHE: i64 = 1_000_000_000;
+const BUILD_CACHE_BYTES: i64 = 1_000_000_000;
 
-/// Removes every image of ours but those behind the references (or ids) of `keep`, and bounds the build cache.
+/// Removes every image of ours but those behind the references of `keep`, and bounds the build cache.
 ///
 /// Ours is what carries the gateway's official name or the name of what is built here, and what a later build
 /// took that name from. An image that a container uses stays, and so does one that has another name as well:
 /// it only loses ours. What goes wrong is a warning.
-pub async fn prune(host: &Host, engine: &Engine, keep: &[&str]) {
+pub async fn prune(host: &Host, engine: &Engine, keep: &[&ImageReference]) {
     if let Err(error) = try_prune(host, engine, keep).await {
         host.warn(format!("old images may take up the boot disk: {error:#}"));
     }
 }
 
-async fn try_prune(host: &Host, engine: &Engine, keep: &[&str]) -> Result<()> {
-    let mut kept = BTreeSet::new();
+async fn try_prune(host: &Host, engine: &Engine, keep: &[&ImageReference]) -> Result<()> {
+    let mut ids = BTreeSet::new();
     for reference in keep {
-        kept.extend(present(engine, reference).await?.and_then(|inspect| inspect.id));
+        ids.extend(find(engine, reference).await?.and_then(|inspect| inspect.id));
     }
     let images = engine.client.list_images(None::<ListImagesOptions>).await.context("listing images")?;
-    for name in superfluous(&images, &kept) {
+    for name in superfluous(&images, &ids) {
         match engine.client.remove_image(&name, None::<RemoveImageOptions>, None).await {
             Ok(_) => host.changed(format!("removed image {name}")),
             // Of one that is in use; and of one that went with another.
@@ -44,7 +45,7 @@ async fn try_prune(host: &Host, engine: &Engine, keep: &[&str]) -> Result<()> {
             Err(error) => return Err(error).with_context(|| format!("removing image {name}")),
         }
     }
-    let cache = PruneBuildOptionsBuilder::default().max_used_space(BUILD_CACHE).build();
+    let cache = PruneBuildOptionsBuilder::default().max_used_space(BUILD_CACHE_BYTES).build();
     let pruned = engine.client.prune_build(Some(cache)).await.context("pruning the build cache")?;
     tracing::debug!("pruned {} bytes of build cache", pruned.space_reclaimed.unwrap_or_default());
     Ok(())
@@ -69,8 +70,8 @@ fn superfluous(images: &[ImageSummary], keep: &BTreeSet<String>) -> Vec<String> 
 }
 
 fn is_ours(name: &str) -> bool {
-    let repositories = OFFICIAL.iter().chain([&BUILT]);
-    repositories.into_iter().any(|ours| name.strip_prefix(ours).is_some_and(|rest| rest.starts_with([':', '@'])))
+    let mut repositories = OFFICIAL.iter().chain([&BUILT]);
+    name.parse().is_ok_and(|name: ImageReference| repositories.any(|ours| name.repository() == *ours))
 }
 
 #[cfg(test)]
@@ -94,26 +95,23 @@ mod tests {
     #[test]
     fn only_what_is_ours_and_not_kept_goes() {
         let none = "<none>:<none>";
+        let [official, first, hub] =
+            [("ghcr.io/openclaw/openclaw", "3"), ("openclaw/openclaw", "1"), ("openclaw/openclaw", "9")]
+                .map(|(repository, digit)| format!("{repository}@sha256:{}", digit.repeat(64)));
         #[rustfmt::skip]
         let images = [
-            image("current", &["ghcr.io/openclaw/openclaw:3"], &["ghcr.io/openclaw/openclaw@sha256:3"], false),
+            image("current", &["ghcr.io/openclaw/openclaw:3"], &[&official], false),
             image("previous", &["localhost/openclaw-init:2"], &[], true),
-            image("old", &["openclaw/openclaw:1", "localhost/openclaw-init:1"], &["openclaw/openclaw@sha256:1"], true),
+            image("old", &["openclaw/openclaw:1", "localhost/openclaw-init:1"], &[&first], true),
             image("shared", &["openclaw/openclaw:0", "mine:0"], &[], false),
-            image("by-digest", &[], &["openclaw/openclaw@sha256:9"], false),
+            image("by-digest", &[], &[&hub], false),
             image("rebuilt", &[none], &["<none>@<none>"], true),
             image("foreign", &["node:24", "registry.example/openclaw/openclaw:1", "openclaw/openclaw-x:1"], &[], false),
             image("dangling", &[none], &["<none>@<none>"], false),
         ];
         let keep = ["current", "previous"].map(str::to_owned).into();
         let names = superfluous(&images, &keep);
-        let wanted = [
-            "openclaw/openclaw:1",
-            "localhost/openclaw-init:1",
-            "openclaw/openclaw:0",
-            "openclaw/openclaw@sha256:9",
-            "rebuilt",
-        ];
+        let wanted = ["openclaw/openclaw:1", "localhost/openclaw-init:1", "openclaw/openclaw:0", &hub, "rebuilt"];
         assert_eq!(names, wanted);
     }
 }

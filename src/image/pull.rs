@@ -1,6 +1,7 @@
 //! Pulling: the first registry that has the image, with live progress.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -8,150 +9,163 @@ use bollard::models::{CreateImageInfo, ImageInspect};
 use bollard::query_parameters::{CreateImageOptionsBuilder, RemoveImageOptions, TagImageOptionsBuilder};
 use futures_util::TryStreamExt as _;
 
-use super::registries::{GRANT, Registries, is_at_googles};
-use super::{GROW_BOOT_DISK, PAUSES, present};
+use super::registries::{GRANT, is_at_google};
+use super::{GROW_BOOT_DISK, Images, RETRY_BACKOFF, find};
 use crate::docker::Engine;
-use crate::error::{Classify as _, Code};
-use crate::host::Host;
+use crate::error::{Classify as _, Code, RUN_AGAIN};
+use crate::reference::ImageReference;
 
 /// How long a pull may stand still: longer than unpacking one large layer on a small disk takes.
-const IDLE: Duration = Duration::from_secs(180);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(180);
 
 const MEGABYTE: i64 = 1_000_000;
 
-/// The first of the references that can be pulled, from `registries`, whatever is on this machine.
-///
-/// In each of three rounds every reference is tried once; one that its registry does not have is not
-/// asked for again.
-pub(super) async fn first_of(
-    host: &Host,
-    engine: &Engine,
-    registries: Registries<'_>,
-    references: &[String],
-) -> Result<(String, ImageInspect)> {
-    let mut left: Vec<(String, String)> = Vec::new();
-    for reference in references {
-        let source = registries.source_of(reference);
-        if left.iter().all(|(_, other)| *other != source) {
-            left.push((reference.clone(), source));
-        }
-    }
-    let remedy = not_found(left.iter().map(|(_, source)| source.as_str()));
-    let asked = left.iter().map(|(_, source)| source.as_str()).collect::<Vec<_>>().join(" or ");
-    let (mut missing, mut failed) = (String::new(), Vec::new());
-    for pause in PAUSES {
-        tokio::time::sleep(pause).await;
-        failed.clear();
-        for (reference, source) in std::mem::take(&mut left) {
-            let Err(error) = pull(host, engine, registries, &source).await else {
-                return pulled(host, engine, reference, &source).await;
-            };
-            let text = format!("{error:#}");
-            tracing::debug!("{text}");
-            match Trouble::of(&text) {
-                Trouble::NoSpace => return Err(error).classify(Code::NoSpace, GROW_BOOT_DISK),
-                Trouble::NotFound => missing = text,
-                Trouble::Transient => {
-                    failed.push(text);
-                    left.push((reference, source));
+/// The name of an image, and where it is fetched from.
+type Candidate = (ImageReference, ImageReference);
+
+impl Images<'_> {
+    /// The first of the references that can be pulled, whatever is on this machine.
+    ///
+    /// In each of three rounds every reference is tried once; one that its registry does not have is not
+    /// tried again.
+    pub(super) async fn pull_first(self, references: &[ImageReference]) -> Result<(ImageReference, ImageInspect)> {
+        let mut left = self.candidates(references);
+        let sources: Vec<_> = left.iter().map(|(_, source)| source.clone()).collect();
+        let (mut missing, mut failed) = (String::new(), Vec::new());
+        for backoff in RETRY_BACKOFF {
+            tokio::time::sleep(backoff).await;
+            failed.clear();
+            for (reference, source) in std::mem::take(&mut left) {
+                let Err(error) = self.pull(&source).await else { return self.pulled(reference, &source).await };
+                let text = format!("{error:#}");
+                tracing::debug!("{text}");
+                match PullFailure::of(&text) {
+                    PullFailure::NoSpace => return Err(error).classify(Code::NoSpace, GROW_BOOT_DISK),
+                    PullFailure::NotFound => missing = text,
+                    PullFailure::Transient => {
+                        failed.push(text);
+                        left.push((reference, source));
+                    }
                 }
             }
+            if left.is_empty() {
+                let what = format!("no registry has {}", join(&sources));
+                return Err(anyhow!(missing).context(what)).classify(Code::ImageNotFound, not_found(&sources));
+            }
         }
-        if left.is_empty() {
-            break;
+        Err(anyhow!(failed.join("; "))).classify(
+            Code::ImagePullFailed,
+            format!(
+                "Check that the VM has a way out (an external address or Cloud NAT) to the registry, then run \
+                 `{RUN_AGAIN}`."
+            ),
+        )
+    }
+
+    /// Each source once.
+    fn candidates(self, references: &[ImageReference]) -> Vec<Candidate> {
+        let mut candidates: Vec<Candidate> = Vec::new();
+        for reference in references {
+            let source = self.registries.source_of(reference);
+            if candidates.iter().all(|(_, other)| *other != source) {
+                candidates.push((reference.clone(), source));
+            }
+        }
+        candidates
+    }
+
+    async fn pull(self, source: &ImageReference) -> Result<()> {
+        let options = CreateImageOptionsBuilder::default().from_image(&with_tag(source).to_string()).build();
+        let credentials = self.registries.credentials(source).await?;
+        let mut stream = self.engine.client.create_image(Some(options), None, credentials);
+        let mut layers = Layers::default();
+        self.host.progress(format!("pulling {source}"));
+        loop {
+            let next = tokio::time::timeout(IDLE_TIMEOUT, stream.try_next())
+                .await
+                .map_err(|_| anyhow!("nothing came for {} s", IDLE_TIMEOUT.as_secs()))
+                .and_then(|next| Ok(next?))
+                .with_context(|| format!("pulling {source}"))?;
+            let Some(info) = next else { return Ok(()) };
+            if layers.note(&info) {
+                self.host.progress(format!("pulling {source}: {layers}"));
+            }
         }
     }
-    if left.is_empty() {
-        return Err(anyhow!("{missing}").context(format!("no registry has {asked}")))
-            .classify(Code::ImageNotFound, remedy);
+
+    /// Looks at what was pulled, and gives what came through a mirror its own name instead.
+    async fn pulled(
+        self,
+        reference: ImageReference,
+        source: &ImageReference,
+    ) -> Result<(ImageReference, ImageInspect)> {
+        let inspect = pulled(self.engine, source).await?;
+        let digest = inspect.repo_digests.iter().flatten().next().map_or("no digest", String::as_str);
+        self.host.changed(format!("pulled {reference} ({digest})"));
+        if *source != reference {
+            // With the mirror's name goes the digest, which the engine knows by it alone: the caller gets to see it.
+            rename(self.engine, source, &reference).await?;
+        }
+        Ok((reference, inspect))
     }
-    Err(anyhow!(failed.join("; "))).classify(
-        Code::ImagePullFailed,
-        "Check that the VM has a way out (an external address or Cloud NAT) to the registry, \
-         then run `sudo openclaw-init boot`.",
-    )
+}
+
+/// For sentences: `a:1 or b:1`.
+pub(super) fn join(references: &[ImageReference]) -> String {
+    references.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
 }
 
 /// What to do about an image that no registry has.
-fn not_found<'a>(mut sources: impl Iterator<Item = &'a str>) -> &'static str {
-    if sources.any(is_at_googles) {
+fn not_found(sources: &[ImageReference]) -> &'static str {
+    if sources.iter().any(is_at_google) {
         return GRANT;
     }
     "Check the attributes openclaw-version, openclaw-image and openclaw-registry-mirror (an image that needs a login is \
      refused likewise)."
 }
 
-/// Looks at what was pulled, and gives what came through a mirror its own name instead.
-async fn pulled(host: &Host, engine: &Engine, reference: String, source: &str) -> Result<(String, ImageInspect)> {
-    let inspect = found(engine, source).await?;
-    let digest = inspect.repo_digests.iter().flatten().next().cloned().unwrap_or_else(|| "no digest".to_owned());
-    host.changed(format!("pulled {reference} ({digest})"));
-    if source == reference {
-        return Ok((reference, inspect));
-    }
-    // With the mirror's name goes the digest, which the engine knows by it alone: the caller gets to see it.
-    rename(engine, source, &reference).await?;
-    Ok((reference, inspect))
-}
-
 /// Gives an image the name `reference` instead of `name`.
-pub(super) async fn rename(engine: &Engine, name: &str, reference: &str) -> Result<()> {
+pub(super) async fn rename(engine: &Engine, name: &ImageReference, reference: &ImageReference) -> Result<()> {
     tag(engine, name, reference).await?;
     untag(engine, name).await
 }
 
 /// Gives an image the name `reference`, too.
-pub(super) async fn tag(engine: &Engine, name: &str, reference: &str) -> Result<ImageInspect> {
-    let (repository, tag) = reference.rsplit_once(':').with_context(|| format!("{reference} has no tag"))?;
-    let options = TagImageOptionsBuilder::default().repo(repository).tag(tag).build();
-    engine.client.tag_image(name, Some(options)).await.with_context(|| format!("naming {name} {reference}"))?;
-    found(engine, reference).await
+pub(super) async fn tag(engine: &Engine, name: &ImageReference, reference: &ImageReference) -> Result<ImageInspect> {
+    let tag = reference.tag().with_context(|| format!("{reference} has no tag"))?;
+    let options = TagImageOptionsBuilder::default().repo(reference.repository()).tag(tag).build();
+    let tagged = engine.client.tag_image(&name.to_string(), Some(options)).await;
+    tagged.with_context(|| format!("naming {name} {reference}"))?;
+    pulled(engine, reference).await
 }
 
 /// Takes a name from an image that has another one.
-pub(super) async fn untag(engine: &Engine, name: &str) -> Result<()> {
-    let untagged = engine.client.remove_image(name, None::<RemoveImageOptions>, None).await;
+pub(super) async fn untag(engine: &Engine, name: &ImageReference) -> Result<()> {
+    let untagged = engine.client.remove_image(&name.to_string(), None::<RemoveImageOptions>, None).await;
     untagged.map(drop).with_context(|| format!("removing the name {name}"))
 }
 
-async fn found(engine: &Engine, name: &str) -> Result<ImageInspect> {
-    present(engine, name).await?.ok_or_else(|| anyhow!("the engine lost image {name} after pulling it"))
-}
-
-async fn pull(host: &Host, engine: &Engine, registries: Registries<'_>, source: &str) -> Result<()> {
-    let options = CreateImageOptionsBuilder::default().from_image(&with_tag(source)).build();
-    let credentials = registries.credentials(source).await?;
-    let mut stream = engine.client.create_image(Some(options), None, credentials);
-    let mut layers = Layers::default();
-    host.progress(format!("pulling {source}"));
-    loop {
-        let next = tokio::time::timeout(IDLE, stream.try_next())
-            .await
-            .map_err(|_| anyhow!("nothing came for {} s", IDLE.as_secs()))
-            .and_then(|next| Ok(next?))
-            .with_context(|| format!("pulling {source}"))?;
-        let Some(info) = next else { return Ok(()) };
-        if layers.note(&info) {
-            host.progress(format!("pulling {source}: {}", layers.shown()));
-        }
-    }
+async fn pulled(engine: &Engine, name: &ImageReference) -> Result<ImageInspect> {
+    find(engine, name).await?.ok_or_else(|| anyhow!("the engine lost image {name} after pulling it"))
 }
 
 /// The reference with a tag or digest: without one the engine would pull every tag of the repository.
-fn with_tag(reference: &str) -> String {
-    let name = reference.rsplit('/').next().unwrap_or(reference);
-    if name.contains([':', '@']) { reference.to_owned() } else { format!("{reference}:latest") }
+fn with_tag(reference: &ImageReference) -> ImageReference {
+    match (reference.tag(), reference.digest()) {
+        (None, None) => ImageReference::tagged(reference.repository(), "latest"),
+        _ => reference.clone(),
+    }
 }
 
 /// What a failed pull means for the next attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Trouble {
+enum PullFailure {
     NotFound,
     NoSpace,
     Transient,
 }
 
-impl Trouble {
+impl PullFailure {
     /// By the words of the engine: registries answer "denied" for what does not exist, and the engine
     /// gives every cause the same status.
     fn of(error: &str) -> Self {
@@ -191,7 +205,7 @@ struct Layers {
 }
 
 impl Layers {
-    /// Takes in one message of the engine; true when there is something new to show.
+    /// Takes in one message of the engine; true when it is news.
     fn note(&mut self, info: &CreateImageInfo) -> bool {
         let (Some(id), Some(status)) = (&info.id, info.status.as_deref()) else { return false };
         let detail = info.progress_detail.as_ref();
@@ -208,15 +222,17 @@ impl Layers {
         }
         true
     }
+}
 
-    fn shown(&self) -> String {
+impl fmt::Display for Layers {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sum = |part: fn(&(i64, i64)) -> i64| self.downloads.values().map(part).sum::<i64>();
         let (current, total) = (sum(|layer| layer.0), sum(|layer| layer.1));
         if self.extracting && current >= total {
-            return "unpacking".to_owned();
+            return out.write_str("unpacking");
         }
         let percent = current.saturating_mul(100).checked_div(total).unwrap_or(0);
-        format!("{} of {} MB ({percent} %)", current / MEGABYTE, total / MEGABYTE)
+        write!(out, "{} of {} MB ({percent} %)", current / MEGABYTE, total / MEGABYTE)
     }
 }
 
@@ -230,32 +246,33 @@ mod tests {
     fn words_of_the_engine_decide_what_follows() {
         #[rustfmt::skip]
         let cases = [
-            ("manifest for openclaw/openclaw:0.0.0 not found: manifest unknown: manifest unknown", Trouble::NotFound),
-            ("Error response from daemon: denied", Trouble::NotFound),
-            ("pull access denied for x/y, repository does not exist or may require 'docker login'", Trouble::NotFound),
-            ("ghcr.io/openclaw/openclaw:1: not found", Trouble::NotFound),
-            ("Get \"https://ghcr.io/v2/\": dial tcp: lookup ghcr.io on 169.254.169.254:53: no such host", Trouble::Transient),
-            ("dial tcp: lookup ghcr.io: server not found", Trouble::Transient),
-            ("Get \"https://ghcr.io/v2/\": net/http: TLS handshake timeout", Trouble::Transient),
-            ("received unexpected HTTP status: 503 Service Unavailable", Trouble::Transient),
-            ("toomanyrequests: You have reached your pull rate limit", Trouble::Transient),
-            ("Head \"https://eu.pkg.dev/v2/p/i/manifests/1\": no basic auth credentials", Trouble::NotFound),
-            ("unexpected status from GET request to https://eu.pkg.dev/v2/p/i/manifests/1: 403 Forbidden", Trouble::NotFound),
-            ("failed to register layer: write /app/x: no space left on device", Trouble::NoSpace),
+            ("manifest for openclaw/openclaw:0.0.0 not found: manifest unknown: manifest unknown", PullFailure::NotFound),
+            ("Error response from daemon: denied", PullFailure::NotFound),
+            ("pull access denied for x/y, repository does not exist or may require 'docker login'", PullFailure::NotFound),
+            ("ghcr.io/openclaw/openclaw:1: not found", PullFailure::NotFound),
+            ("Get \"https://ghcr.io/v2/\": dial tcp: lookup ghcr.io on 169.254.169.254:53: no such host", PullFailure::Transient),
+            ("dial tcp: lookup ghcr.io: server not found", PullFailure::Transient),
+            ("Get \"https://ghcr.io/v2/\": net/http: TLS handshake timeout", PullFailure::Transient),
+            ("received unexpected HTTP status: 503 Service Unavailable", PullFailure::Transient),
+            ("toomanyrequests: You have reached your pull rate limit", PullFailure::Transient),
+            ("Head \"https://eu.pkg.dev/v2/p/i/manifests/1\": no basic auth credentials", PullFailure::NotFound),
+            ("unexpected status from GET request to https://eu.pkg.dev/v2/p/i/manifests/1: 403 Forbidden", PullFailure::NotFound),
+            ("failed to register layer: write /app/x: no space left on device", PullFailure::NoSpace),
         ];
-        for (error, trouble) in cases {
-            assert_eq!(Trouble::of(error), trouble, "{error}");
+        for (error, failure) in cases {
+            assert_eq!(PullFailure::of(error), failure, "{error}");
         }
     }
 
     #[test]
-    fn a_reference_without_a_tag_gets_one() {
-        let digest = "x/y@sha256:00";
+    fn a_reference_without_a_tag_gets_one() -> Result<()> {
+        let digest = &format!("x/y@sha256:{}", "0".repeat(64));
         let cases =
             [("x/y", "x/y:latest"), ("localhost:5000/y", "localhost:5000/y:latest"), ("y:1", "y:1"), (digest, digest)];
         for (reference, tagged) in cases {
-            assert_eq!(with_tag(reference), tagged);
+            assert_eq!(with_tag(&reference.parse()?).to_string(), tagged);
         }
+        Ok(())
     }
 
     #[test]
@@ -271,11 +288,11 @@ mod tests {
         assert!(!layers.note(&message("a", "Pulling fs layer", None)));
         assert!(layers.note(&message("a", "Downloading", Some((30_000_000, 100_000_000)))));
         assert!(layers.note(&message("b", "Downloading", Some((10_000_000, 300_000_000)))));
-        assert_eq!(layers.shown(), "40 of 400 MB (10 %)");
+        assert_eq!(layers.to_string(), "40 of 400 MB (10 %)");
         assert!(layers.note(&message("a", "Download complete", None)));
         assert!(layers.note(&message("a", "Extracting", Some((1, 2)))));
-        assert_eq!(layers.shown(), "110 of 400 MB (27 %)");
+        assert_eq!(layers.to_string(), "110 of 400 MB (27 %)");
         assert!(layers.note(&message("b", "Download complete", None)));
-        assert_eq!(layers.shown(), "unpacking");
+        assert_eq!(layers.to_string(), "unpacking");
     }
 }

@@ -7,6 +7,7 @@ use bollard::auth::DockerCredentials;
 
 use super::OFFICIAL;
 use crate::metadata::Client;
+use crate::reference::ImageReference;
 
 /// The user name that Google's registries expect beside an access token
 /// (docs.cloud.google.com/artifact-registry/docs/docker/authentication).
@@ -32,23 +33,23 @@ impl Registries<'_> {
     /// Where `reference` is to be fetched: through the mirror when that can have it.
     ///
     /// A digest is fetched from where it says: what comes from elsewhere could not be given its name.
-    pub(super) fn source_of(self, reference: &str) -> String {
-        if reference.contains('@') { reference.to_owned() } else { self.mirrored(reference) }
+    pub(super) fn source_of(self, reference: &ImageReference) -> ImageReference {
+        if reference.digest().is_some() { reference.clone() } else { self.mirrored(reference) }
     }
 
     /// The name that `reference` has at the mirror. That can have what is on Docker Hub, which is where the
     /// gateway's own image is, too.
-    pub(super) fn mirrored(self, reference: &str) -> String {
+    pub(super) fn mirrored(self, reference: &ImageReference) -> ImageReference {
         match (self.mirror, hub_path(reference)) {
-            (Some(mirror), Some(path)) => format!("{mirror}/{path}"),
-            _ => reference.to_owned(),
+            (Some(mirror), Some(path)) => reference.in_repository(format!("{mirror}/{path}")),
+            _ => reference.clone(),
         }
     }
 
     /// The credentials for the registry of `reference`: a token of the VM's account, good for less than an hour,
     /// where Google keeps images; none elsewhere.
-    pub(super) async fn credentials(self, reference: &str) -> Result<Option<DockerCredentials>> {
-        let Some(registry) = registry(reference).filter(|registry| is_googles(registry)) else { return Ok(None) };
+    pub(super) async fn credentials(self, reference: &ImageReference) -> Result<Option<DockerCredentials>> {
+        let Some(registry) = reference.registry().filter(|_| is_at_google(reference)) else { return Ok(None) };
         let token = self.metadata.access_token().await;
         let Some(token) = token.with_context(|| format!("asking for an access token for {registry}"))? else {
             tracing::debug!("this VM has no service account: asking {registry} without one");
@@ -65,12 +66,12 @@ impl Registries<'_> {
     /// The credentials that a build `FROM` these references needs, by registry.
     pub(super) async fn build_credentials(
         self,
-        references: impl Iterator<Item = &str>,
+        references: impl Iterator<Item = &ImageReference>,
     ) -> Result<HashMap<String, DockerCredentials>> {
         let mut all = HashMap::new();
         for reference in references {
             if let Some(credentials) = self.credentials(reference).await?
-                && let Some(registry) = registry(reference)
+                && let Some(registry) = reference.registry()
             {
                 all.insert(registry.to_owned(), credentials);
             }
@@ -80,33 +81,20 @@ impl Registries<'_> {
 }
 
 /// Whether `reference` lies where Google keeps images (Artifact Registry, and what is left of its predecessor).
-pub(super) fn is_at_googles(reference: &str) -> bool {
-    registry(reference).is_some_and(is_googles)
+pub(super) fn is_at_google(reference: &ImageReference) -> bool {
+    let is_google = |name: &str| name.ends_with(".pkg.dev") || name == "gcr.io" || name.ends_with(".gcr.io");
+    reference.registry().is_some_and(is_google)
 }
 
-fn is_googles(registry: &str) -> bool {
-    registry.ends_with(".pkg.dev") || registry == "gcr.io" || registry.ends_with(".gcr.io")
-}
-
-/// The registry that a reference names; without one it is Docker Hub.
-fn registry(reference: &str) -> Option<&str> {
-    let (first, _) = reference.split_once('/')?;
-    (first.contains(['.', ':']) || first == "localhost").then_some(first)
-}
-
-/// The path that Docker Hub has `reference` under, with its tag.
-fn hub_path(reference: &str) -> Option<String> {
-    let [primary, hub] = OFFICIAL;
-    if let Some(rest) = reference.strip_prefix(primary)
-        && rest.starts_with([':', '@'])
-    {
-        return Some(format!("{hub}{rest}"));
-    }
-    match registry(reference) {
-        Some("docker.io") => reference.strip_prefix("docker.io/").map(str::to_owned),
+/// The path that Docker Hub has the repository of `reference` under.
+fn hub_path(reference: &ImageReference) -> Option<String> {
+    let ([primary, hub], repository) = (OFFICIAL, reference.repository());
+    match reference.registry() {
+        Some(_) if repository == primary => Some(hub.to_owned()),
+        Some("docker.io") => repository.strip_prefix("docker.io/").map(str::to_owned),
         Some(_) => None,
-        None if reference.contains('/') => Some(reference.to_owned()),
-        None => Some(format!("library/{reference}")),
+        None if repository.contains('/') => Some(repository.to_owned()),
+        None => Some(format!("library/{repository}")),
     }
 }
 
@@ -131,22 +119,25 @@ mod tests {
             (&digest, &digest),
         ];
         for (reference, source) in cases {
-            assert_eq!(through.source_of(reference), source);
-            assert_eq!(Registries { mirror: None, ..through }.source_of(reference), reference);
+            let parsed: ImageReference = reference.parse()?;
+            assert_eq!(through.source_of(&parsed).to_string(), source);
+            assert_eq!(Registries { mirror: None, ..through }.source_of(&parsed).to_string(), reference);
         }
-        assert_eq!(through.mirrored(&digest), format!("europe-docker.pkg.dev/p/hub/{digest}"));
+        let mirrored = through.mirrored(&digest.parse()?).to_string();
+        assert_eq!(mirrored, format!("europe-docker.pkg.dev/p/hub/{digest}"));
         Ok(())
     }
 
     #[test]
-    fn googles_registries_are_known_by_their_names() {
+    fn googles_registries_are_known_by_their_names() -> Result<()> {
         for google in ["europe-docker.pkg.dev/p/r/i:1", "gcr.io/p/i:1", "eu.gcr.io/p/i:1", "docker.pkg.dev/p/i:1"] {
-            assert!(is_at_googles(google), "{google}");
+            assert!(is_at_google(&google.parse()?), "{google}");
         }
         for other in
             ["ghcr.io/gcr.io/i:1", "openclaw/openclaw:1", "pkg.dev.example/p/i:1", "notgcr.io/p/i:1", "node:24"]
         {
-            assert!(!is_at_googles(other), "{other}");
+            assert!(!is_at_google(&other.parse()?), "{other}");
         }
+        Ok(())
     }
 }

@@ -11,12 +11,14 @@ use nix::sys::statvfs::statvfs;
 
 use super::download::Download;
 use super::recipe::Recipe;
-use super::registries::Registries;
-use super::{GROW_BOOT_DISK, build};
+use super::{GROW_BOOT_DISK, Images};
 use crate::config::SourceCommit;
+use crate::config::keys::SOURCE_REF;
 use crate::docker::Engine;
 use crate::error::{Classify as _, Code};
-use crate::host::Host;
+use crate::host::{Host, blocking};
+use crate::text::{GIB, MIB};
+use crate::version::GatewayVersion;
 use crate::{http, memory};
 
 /// What upstream's documentation asks for to build its image.
@@ -28,42 +30,32 @@ const KERNELS_SHARE: u64 = 16;
 /// Free space for source, dependencies, layers and build cache: an estimate, upstream states none.
 const NEEDED_SPACE: u64 = 10 * GIB;
 
-const GIB: u64 = 1 << 30;
-
 /// The heap that upstream's Dockerfile gives its build, in MiB, and how much of a smaller machine it may have.
 const UPSTREAM_HEAP: u64 = 8192;
 const HEAP_PERCENT: u64 = 75;
 
-const ATTRIBUTE: &str = "openclaw-source-ref";
-
 const REMEDY: &str =
     "Look at the end of the build's output above; unset openclaw-image-source to use the prebuilt image.";
 
-pub(super) fn recipe(version: &str, source: &SourceCommit) -> Recipe {
+pub(super) fn recipe(version: &GatewayVersion, source: &SourceCommit) -> Recipe {
     let SourceCommit { url, commit, tree, sha256 } = source;
     let pin = |pin: &Option<String>| pin.clone().unwrap_or_default();
     let parts = ["source", url, commit, &pin(tree), &pin(sha256)];
     Recipe::new(version, vec![("GIT_COMMIT", commit.clone())], &parts, REMEDY)
 }
 
-/// Builds it, if this machine is large enough; that is found out before anything is downloaded.
-pub(super) async fn build(
-    host: &Host,
-    engine: &Engine,
-    registries: Registries<'_>,
-    recipe: &Recipe,
-    source: &SourceCommit,
-) -> Result<ImageInspect> {
-    let memory = memory::total(host).await?;
-    check_machine(memory, free_space(engine).await?)?;
-    let mut recipe = recipe.clone();
-    // Not part of the fingerprint: it decides whether the build succeeds, not what it makes.
-    let heap = UPSTREAM_HEAP.min(memory / crate::text::MIB * HEAP_PERCENT / 100);
-    recipe.args.push(("OPENCLAW_DOCKER_BUILD_NODE_OPTIONS", format!("--max-old-space-size={heap}")));
-    build::build(host, engine, registries, &recipe, &recipe.version, async |directory| {
-        pack(host, &recipe.version, source, directory).await
-    })
-    .await
+impl Images<'_> {
+    /// Builds it, if this machine is large enough; that is found out before anything is downloaded.
+    pub(super) async fn build_source(self, recipe: &Recipe, source: &SourceCommit) -> Result<ImageInspect> {
+        let memory = memory::total(self.host).await?;
+        check_machine(memory, free_space(self.engine).await?)?;
+        let mut recipe = recipe.clone();
+        // Not part of the fingerprint: it decides whether the build succeeds, not what it makes.
+        let heap = UPSTREAM_HEAP.min(memory / MIB * HEAP_PERCENT / 100);
+        recipe.args.push(("OPENCLAW_DOCKER_BUILD_NODE_OPTIONS", format!("--max-old-space-size={heap}")));
+        let pack = async |directory: &Path| pack(self.host, &recipe.version, source, directory).await;
+        self.build(&recipe, &recipe.version, pack).await
+    }
 }
 
 fn check_machine(memory: u64, space: u64) -> Result<()> {
@@ -105,24 +97,23 @@ async fn free_space(engine: &Engine) -> Result<u64> {
 }
 
 /// Downloads the archive, checks it and packs the build context below `directory`.
-async fn pack(host: &Host, version: &str, source: &SourceCommit, directory: &Path) -> Result<()> {
+async fn pack(host: &Host, version: &GatewayVersion, source: &SourceCommit, directory: &Path) -> Result<()> {
     let file = directory.join("source.tar.gz");
     let client = http::internet_client().await?;
     let download =
-        Download { what: "the source", url: &source.url, sha256: source.sha256.as_deref(), attribute: ATTRIBUTE };
+        Download { what: "the source", url: &source.url, sha256: source.sha256.as_deref(), attribute: SOURCE_REF };
     download.fetch(host, &client, &file).await?;
     host.progress("checking the source");
     let directory = directory.to_owned();
-    let found = tokio::task::spawn_blocking(move || archive::repack(&file, &directory))
+    let found = blocking(move || archive::repack(&file, &directory))
         .await
-        .context("waiting for the source to be checked")?
         .with_context(|| format!("reading the source from {}", source.url))
         .classify(Code::ImageBuildFailed, "openclaw-source-url must name a tar.gz as `git archive` makes it.")?;
     check(&found, version, source)
 }
 
 /// The archive must be the commit, have its tree, and be the version that this machine wants.
-fn check(found: &archive::Found, version: &str, source: &SourceCommit) -> Result<()> {
+fn check(found: &archive::Found, version: &GatewayVersion, source: &SourceCommit) -> Result<()> {
     let pins =
         [("commit", Some(&source.commit), found.commit.as_ref()), ("tree", source.tree.as_ref(), Some(&found.tree))];
     for (what, wanted, found) in pins {
@@ -131,19 +122,19 @@ fn check(found: &archive::Found, version: &str, source: &SourceCommit) -> Result
             let found = found.map_or_else(|| format!("no {what} id"), |id| format!("the {what} id {id}"));
             return Err(anyhow!("the source from {} has {found}, but {wanted} is wanted", source.url)).classify(
                 Code::DigestMismatch,
-                format!("Find out why the source is another one; only if it is the right one, correct the attribute {ATTRIBUTE}."),
+                format!("Find out why the source is another one; only if it is the right one, correct the attribute {SOURCE_REF}."),
             );
         }
     }
     match &found.version {
-        Some(found) if found == version => Ok(()),
+        Some(found) if found == version.as_str() => Ok(()),
         Some(found) => Err(anyhow!("commit {} is version {found} of the gateway, not {version}", source.commit))
             .classify(
                 Code::ConfigInvalid,
-                format!("Set openclaw-version={found}, or name another commit in {ATTRIBUTE}."),
+                format!("Set openclaw-version={found}, or name another commit in {SOURCE_REF}."),
             ),
         None => Err(anyhow!("the source from {} has no package.json with a version", source.url))
-            .classify(Code::ConfigInvalid, format!("Correct the attributes openclaw-source-url and {ATTRIBUTE}.")),
+            .classify(Code::ConfigInvalid, format!("Correct the attributes openclaw-source-url and {SOURCE_REF}.")),
     }
 }
 
@@ -157,7 +148,7 @@ mod tests {
         let cases = [
             (8 * GIB, 11 * GIB, None),
             // MemTotal of a VM with 6 GiB.
-            (5_850 * crate::text::MIB, 10 * GIB, None),
+            (5_850 * MIB, 10 * GIB, None),
             (4 * GIB, 11 * GIB, Some((Code::OutOfMemory, ["6.0 GiB of memory, this VM has 4.0", "e2-standard-2"]))),
             (8 * GIB, 9 * GIB, Some((Code::NoSpace, ["there are 9.0", "gcloud compute disks resize"]))),
         ];
@@ -199,7 +190,7 @@ mod tests {
             (found(right, None), source(None), Some(Code::ConfigInvalid)),
         ];
         for (found, source, code) in cases {
-            let outcome = check(&found, "1", &source);
+            let outcome = check(&found, &"1".into(), &source);
             assert_eq!(outcome.as_ref().err().map(code_of), code, "{found:?}");
         }
     }
@@ -209,8 +200,8 @@ mod tests {
         let source = SourceCommit { url: "u".to_owned(), commit: "c".to_owned(), tree: None, sha256: None };
         let pinned = SourceCommit { tree: Some("t".to_owned()), ..source.clone() };
         let moved = SourceCommit { url: "v".to_owned(), ..source.clone() };
-        let first = recipe("1", &source).fingerprint;
-        for other in [recipe("1", &pinned), recipe("1", &moved)] {
+        let first = recipe(&"1".into(), &source).fingerprint;
+        for other in [recipe(&"1".into(), &pinned), recipe(&"1".into(), &moved)] {
             assert_ne!(other.fingerprint, first);
         }
     }

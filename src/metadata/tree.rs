@@ -47,7 +47,6 @@ struct RawDisk {
     mode: String,
     #[serde(rename = "type")]
     kind: String,
-    interface: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -81,7 +80,6 @@ impl From<RawDisk> for Disk {
             index: raw.index,
             read_only: raw.mode.eq_ignore_ascii_case("READ_ONLY"),
             kind: raw.kind,
-            interface: raw.interface,
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Host, blocking, json_file, sync_dir};
 use crate::lock::RunLock;
 use crate::paths::{BOOT_DISK_DIR, BOOT_DISK_OPERATION, BOOT_DISK_OPERATION_0_1};
+use crate::version::GatewayVersion;
 
 /// The journal of a volume, beside the record.
 const FILE: &str = "operation.json";
@@ -51,9 +52,9 @@ pub(crate) enum Phase {
 pub(crate) struct Update {
     pub(crate) phase: Phase,
     /// The version that owns the state before it.
-    pub(crate) from: Option<String>,
+    pub(crate) from: Option<GatewayVersion>,
     /// The version that it is about.
-    pub(crate) to: String,
+    pub(crate) to: GatewayVersion,
     /// The attribute's value that led to it; nothing when it was asked for by hand.
     pub(crate) choice: Option<String>,
     /// Where the state is copied to.
@@ -279,7 +280,7 @@ mod tests {
 
     fn update(phase: Phase) -> Operation {
         let copy = SafetyCopy { state: "openclaw.new".to_owned(), config: "config-openclaw.new".to_owned() };
-        let (from, to) = (Some("1.0.0".to_owned()), "2.0.0".to_owned());
+        let (from, to) = (Some("1.0.0".into()), "2.0.0".into());
         let since = Timestamp::UNIX_EPOCH;
         Operation::Update(Update { phase, from, to, choice: None, copy, superseded: None, since })
     }

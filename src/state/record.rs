@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::DataDir;
 use crate::host::{Host, json_file};
 use crate::lock::RunLock;
+use crate::reference::{ImageReference, PinnedImage};
 use crate::version::GatewayVersion;
 
 /// Who owns a state: the version of the gateway that last became ready on it.
@@ -50,11 +51,9 @@ pub struct Record {
     pub owner: Owner,
     /// The choice ([`choice`](crate::config::ImageConfig::choice)) that was last acted upon, whatever came of it.
     pub choice: Option<String>,
-    /// The image that first became ready on the state, without the operator's extras.
-    pub image: Option<String>,
-    /// That image with its digest, `REFERENCE@sha256:…`: what a new boot disk pulls.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub digest: Option<String>,
+    /// The image that first became ready on the state, without the operator's extras, with what a new boot disk pulls.
+    #[serde(flatten, with = "pinned")]
+    pub image: Option<PinnedImage>,
     /// What the state belonged to before the last update, and where it is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous: Option<Box<Previous>>,
@@ -73,7 +72,7 @@ pub struct Previous {
     /// The record of that time.
     pub record: Record,
     /// The image that ran then, with the operator's extras.
-    pub image: String,
+    pub image: ImageReference,
     /// The state and what belongs to it, as that version left it.
     pub copy: SafetyCopy,
     /// When that version was stopped: the state is of this time.
@@ -119,6 +118,33 @@ fn read_owner<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Owner, D::Er
     Ok(version.map_or(Owner::Nobody, Owner::Version))
 }
 
+/// The image in the file: `image`, null for none, and with its digest `digest` (`REFERENCE@sha256:…`).
+mod pinned {
+    use super::{Deserialize, Deserializer, ImageReference, PinnedImage, Serialize, Serializer};
+
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(default)]
+    struct Fields {
+        image: Option<ImageReference>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        digest: Option<String>,
+    }
+
+    pub(super) fn serialize<S: Serializer>(image: &Option<PinnedImage>, serializer: S) -> Result<S::Ok, S::Error> {
+        let digest = image.as_ref().filter(|image| image.digest.is_some()).map(ToString::to_string);
+        Fields { image: image.as_ref().map(|image| image.reference.clone()), digest }.serialize(serializer)
+    }
+
+    /// A digest of another image, or one that cannot be read, is none: then the tag is pulled.
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PinnedImage>, D::Error> {
+        let Fields { image, digest } = Fields::deserialize(deserializer)?;
+        Ok(image.map(|reference| {
+            let digest = digest.and_then(|text| text.strip_prefix(&format!("{reference}@"))?.parse().ok());
+            PinnedImage { reference, digest }
+        }))
+    }
+}
+
 fn path(data: &DataDir) -> PathBuf {
     data.records.join("record.json")
 }
@@ -127,7 +153,55 @@ fn path(data: &DataDir) -> PathBuf {
 mod tests {
     use std::fs;
 
+    use serde_json::json;
+
     use super::*;
+
+    /// Written by version 0.1.0, with an update behind it.
+    const WRITTEN: &str = r#"{
+  "choice": "2026.9.6",
+  "digest": "ghcr.io/openclaw/openclaw:2026.9.6@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+  "image": "ghcr.io/openclaw/openclaw:2026.9.6",
+  "previous": {
+    "copy": {
+      "config": "config-openclaw.before-update-20261001T120000Z",
+      "state": "openclaw.before-update-20261001T120000Z"
+    },
+    "image": "localhost/openclaw-init:2026.9.5-0123456789ab",
+    "of": "2026-10-01T12:00:00Z",
+    "record": {
+      "choice": null,
+      "image": null,
+      "version": null
+    }
+  },
+  "version": "2026.9.6"
+}"#;
+
+    #[test]
+    fn image_and_digest_are_two_fields_of_the_file_and_one_of_the_record() -> Result<()> {
+        let record: Record = serde_json::from_str(WRITTEN)?;
+        let image = record.image.as_ref().map(|image| (image.reference.to_string(), image.digest.is_some()));
+        assert_eq!(image, Some(("ghcr.io/openclaw/openclaw:2026.9.6".to_owned(), true)));
+        assert_eq!(record.previous.as_ref().map(|previous| previous.record.image.clone()), Some(None));
+        assert_eq!(serde_json::to_string_pretty(&serde_json::to_value(&record)?)?, WRITTEN);
+
+        let sha = format!("sha256:{}", "0".repeat(64));
+        let cases = [
+            (json!("a/b:1"), json!(format!("a/b:1@{sha}")), Some(format!("a/b:1@{sha}"))),
+            (json!("a/b:1"), json!(format!("a/b:2@{sha}")), Some("a/b:1".to_owned())),
+            (json!("a/b:1"), json!("a/b:1@"), Some("a/b:1".to_owned())),
+            (json!("a/b:1"), json!("a/b:1"), Some("a/b:1".to_owned())),
+            (json!("a/b:1"), json!("a/b:1@sha256:00"), Some("a/b:1".to_owned())),
+            (json!(format!("a/b@{sha}")), json!(format!("a/b@{sha}")), Some(format!("a/b@{sha}"))),
+            (json!(null), json!(format!("a/b:1@{sha}")), None),
+        ];
+        for (image, digest, expected) in cases {
+            let record: Record = serde_json::from_value(json!({"image": image, "digest": digest}))?;
+            assert_eq!(record.image.map(|image| image.to_string()), expected, "{image} {digest}");
+        }
+        Ok(())
+    }
 
     #[tokio::test]
     async fn a_record_is_read_whatever_became_of_it() -> Result<()> {

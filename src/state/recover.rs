@@ -10,6 +10,7 @@ use super::{DataDir, Record, SafetyCopy, publish};
 use crate::host::{Host, blocking};
 use crate::lock::RunLock;
 use crate::text::join_paths;
+use crate::version::GatewayVersion;
 
 /// What this run tried, and why it failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,7 +102,7 @@ async fn undo(
     let prepared = update.copy.prepared(data, record)?;
     let aside = switch::replace(host, data, Purpose::Rollback, &prepared, lock).await?;
     publish(host, data).await?;
-    let from = update.from.as_deref().unwrap_or("the version before");
+    let from = update.from.as_ref().map_or("the version before", GatewayVersion::as_str);
     host.warn(format!(
         "the update to OpenClaw {} was undone: {from} has its state again; that of the attempt is now {}",
         update.to,
@@ -157,7 +158,7 @@ mod tests {
     fn started(choice: Option<&str>) -> Update {
         let copy = SafetyCopy { state: "openclaw.new".to_owned(), config: "config-openclaw.new".to_owned() };
         let (choice, since) = (choice.map(str::to_owned), Timestamp::UNIX_EPOCH);
-        Update { phase: Phase::Starting, from: None, to: "2.0.0".to_owned(), choice, copy, superseded: None, since }
+        Update { phase: Phase::Starting, from: None, to: "2.0.0".into(), choice, copy, superseded: None, since }
     }
 
     #[test]

@@ -33,7 +33,7 @@ impl Updater<'_> {
         let Gateway { host, engine, data, .. } = self.gateway;
         let image = self.new_image(&record, wanted).await?;
         let secrets = secrets::ensure(host, data, self.gateway.config).await?;
-        if record.image.as_ref() == Some(&image.base) {
+        if record.image.as_ref().is_some_and(|current| current.reference == image.base.reference) {
             return self.stay(record, &image, &secrets).await;
         }
         let former = image::ensure(host, engine, self.metadata, self.image, &record).await?;
@@ -61,13 +61,12 @@ impl Updater<'_> {
     /// before and after, since some images only tell their version when they are here.
     async fn new_image(&self, record: &Record, wanted: &ImageConfig) -> Result<Image> {
         let Gateway { host, engine, data, .. } = self.gateway;
-        if wanted.reference.is_none() {
-            let version = wanted.version.as_ref().unwrap_or(&wanted.default_version);
-            refuse_older(&version.as_str().into(), &record.owner)?;
+        if let Some(version) = wanted.known_version() {
+            refuse_older(version, &record.owner)?;
         }
         require_room(host, data).await?;
         let image = image::ensure(host, engine, self.metadata, wanted, &Record::default()).await?;
-        refuse_older(&image.version.as_str().into(), &record.owner)?;
+        refuse_older(&image.version, &record.owner)?;
         Ok(image)
     }
 
@@ -141,7 +140,7 @@ fn begin(data: &DataDir, record: &Record, image: &Image, choice: Option<String>)
     };
     Ok(Update {
         phase: Phase::Copying,
-        from: record.owner.version().map(ToString::to_string),
+        from: record.owner.version().cloned(),
         to: image.version.clone(),
         choice,
         copy: SafetyCopy { state: named(&data.state)?, config: named(&data.config)? },

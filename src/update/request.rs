@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::{Access, Host};
 use crate::lock::RunLock;
 use crate::paths::{LOCK, REQUEST};
+use crate::version::VersionChoice;
 
 /// What `sudo openclaw-init boot`, `update` and `rollback` ask for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +20,7 @@ pub enum Request {
     /// Another version, with a way back.
     Update {
         /// The version; `None`: what the attributes ask for, else the program's default.
-        to: Option<String>,
+        to: Option<VersionChoice>,
     },
     /// The version before, with the state that it had.
     Rollback {
@@ -55,7 +56,7 @@ mod tests {
         let host = Host::new(root.path());
         assert_eq!(Request::take(&host).await?, None);
         std::fs::create_dir_all(host.path(RUN_DIR))?;
-        for request in [Request::Boot, Request::Update { to: Some("2026.9.6".into()) }] {
+        for request in [Request::Boot, Request::Update { to: Some(VersionChoice::Exact("2026.9.6".into())) }] {
             std::fs::write(host.path(REQUEST), serde_json::to_vec(&request)?)?;
             assert_eq!(Request::take(&host).await?, Some(request));
             assert_eq!(Request::take(&host).await?, None);

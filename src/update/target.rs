@@ -4,6 +4,7 @@
 use super::Request;
 use crate::config::ImageConfig;
 use crate::state::Record;
+use crate::version::VersionChoice;
 
 /// What to update to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,7 +12,7 @@ pub(super) enum Target {
     /// Another version.
     Update {
         /// The version that an operator named by hand; else it is what the attributes say.
-        to: Option<String>,
+        to: Option<VersionChoice>,
         /// The attribute's value that asks for it, when no operator did by hand.
         choice: Option<String>,
     },
@@ -55,6 +56,7 @@ pub(super) fn held(config: &ImageConfig, record: &Record) -> Option<String> {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::reference::PinnedImage;
     use crate::state::Owner;
 
     fn config(pairs: &[(&str, &str)]) -> anyhow::Result<ImageConfig> {
@@ -63,10 +65,11 @@ mod tests {
     }
 
     fn record(version: Option<&str>, choice: Option<&str>, image: &str) -> Record {
+        let image = image.parse().ok().map(|reference| PinnedImage { reference, digest: None });
         Record {
             owner: version.map_or(Owner::Nobody, |version| Owner::Version(version.into())),
             choice: choice.map(str::to_owned),
-            image: Some(image.to_owned()),
+            image,
             ..Record::default()
         }
     }
@@ -115,8 +118,9 @@ mod tests {
     fn a_request_wins_over_the_attributes() -> anyhow::Result<()> {
         let config = config(&[("openclaw-image", "registry.example/claw:9")])?;
         let record = record(Some("2026.8.2"), None, "x/y:1");
-        let to = Request::Update { to: Some("2026.9.6".to_owned()) };
-        let expected = Some(Target::Update { to: Some("2026.9.6".to_owned()), choice: None });
+        let version = Some(VersionChoice::Exact("2026.9.6".into()));
+        let to = Request::Update { to: version.clone() };
+        let expected = Some(Target::Update { to: version, choice: None });
         assert_eq!(decide_target(Some(&to), &config, &record), expected);
         let back = Request::Rollback { set_newer_state_aside: true };
         let expected = Some(Target::Rollback { set_newer_state_aside: true });

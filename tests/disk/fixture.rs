@@ -182,8 +182,7 @@ pub(crate) fn is_mounted(point: &Path) -> Result<bool> {
 }
 
 fn disk(name: &str, index: u32) -> Disk {
-    let (kind, interface) = ("PERSISTENT-BALANCED".into(), "SCSI".into());
-    Disk { device_name: name.into(), index, read_only: false, kind, interface }
+    Disk { device_name: name.into(), index, read_only: false, kind: "PERSISTENT-BALANCED".into() }
 }
 
 /// The SHA-256 of a file's length and of every 4 KiB in it that are not zero, with their places.

@@ -4,8 +4,7 @@ use super::*;
 use crate::error::code_of;
 
 fn disk(device_name: &str, index: u32) -> Disk {
-    let (kind, interface) = ("PERSISTENT-BALANCED".into(), "SCSI".into());
-    Disk { device_name: device_name.into(), index, read_only: false, kind, interface }
+    Disk { device_name: device_name.into(), index, read_only: false, kind: "PERSISTENT-BALANCED".into() }
 }
 
 fn instance(disks: Vec<Disk>) -> Instance {

@@ -11,14 +11,14 @@ use serde::Deserialize;
 use tar::EntryType;
 
 use super::super::context::{self, Archive};
-use super::super::recipe::hex;
 use super::tree::{self, BlobReader, Mode, Tree};
+use crate::text::hex;
 
 /// All files of the source together: far more than it has.
-const LARGEST: u64 = 4 << 30;
+const MAX_BYTES: u64 = 4 << 30;
 
 /// A file that is read into memory to be looked at.
-const LARGEST_TEXT: u64 = 1 << 20;
+const MAX_TEXT_BYTES: u64 = 1 << 20;
 
 /// Upstream's `.gitattributes` writes these with CRLF into archives; in the commit they have LF.
 const CRLF: [&str; 2] = ["bat", "cmd"];
@@ -54,7 +54,7 @@ pub(super) fn repack(source: &Path, directory: &Path) -> Result<Found> {
         }
         let path = below_top(&entry.path().context("reading a name in the archive")?)?;
         size += entry.size();
-        ensure!(size <= LARGEST, "the files in it are larger than {} GiB", LARGEST >> 30);
+        ensure!(size <= MAX_BYTES, "the files in it are larger than {} GiB", MAX_BYTES >> 30);
         if path.as_os_str().is_empty() {
             continue;
         }
@@ -70,7 +70,7 @@ pub(super) fn repack(source: &Path, directory: &Path) -> Result<Found> {
     }
     context::finish(context)?;
     fs::remove_file(source).with_context(|| format!("removing {}", source.display()))?;
-    Ok(Found { commit, tree: hex(&tree.id()), version })
+    Ok(Found { commit, tree: hex(tree.id()), version })
 }
 
 /// The comment in a global header: the commit id.
@@ -122,7 +122,7 @@ fn add(
             header.set_mode(if executable { 0o755 } else { 0o644 });
             header.set_size(length);
             let mode = if executable { Mode::Executable } else { Mode::File };
-            let (id, text) = if length <= LARGEST_TEXT && is_looked_at(path) {
+            let (id, text) = if length <= MAX_TEXT_BYTES && is_looked_at(path) {
                 let mut text = Vec::new();
                 entry.read_to_end(&mut text)?;
                 context.append_data(&mut header, path, text.as_slice())?;

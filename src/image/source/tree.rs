@@ -113,23 +113,23 @@ impl<R: Read> Read for BlobReader<R> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::recipe::hex;
     use super::*;
+    use crate::text::hex;
 
     /// Compared with what `git hash-object` and `git mktree` (2.39) say.
     #[test]
     fn ids_are_those_of_git() -> io::Result<()> {
-        assert_eq!(hex(&blob(b"hello\n")), "ce013625030ba8dba906f756967f9e9ca394464a");
+        assert_eq!(hex(blob(b"hello\n")), "ce013625030ba8dba906f756967f9e9ca394464a");
         let mut reader = BlobReader::new(b"hello\n".as_slice(), 6);
         io::copy(&mut reader, &mut io::sink())?;
         assert_eq!(reader.id(), blob(b"hello\n"));
-        assert_eq!(hex(&Tree::default().id()), "4b825dc642cb6eb9a060e54bf8d69288fbee4904");
+        assert_eq!(hex(Tree::default().id()), "4b825dc642cb6eb9a060e54bf8d69288fbee4904");
         let mut tree = Tree::default();
         let part = |text: &str| text.as_bytes().to_vec();
         tree.insert(&[part("a.b")], Mode::File, blob(b"hello\n"));
         tree.insert(&[part("a"), part("run")], Mode::Executable, blob(b"#!/bin/sh\n"));
         tree.insert(&[part("a"), part("link")], Mode::Link, blob(b"run"));
-        assert_eq!(hex(&tree.id()), "ec0a831099291fb4ff5fc2f23ec1f035f853fddd");
+        assert_eq!(hex(tree.id()), "ec0a831099291fb4ff5fc2f23ec1f035f853fddd");
         Ok(())
     }
 }

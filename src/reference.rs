@@ -1,0 +1,214 @@
+//! Names of container images, by Docker's grammar (github.com/distribution/reference): `repository:tag@digest`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::{Context as _, Error, Result, ensure};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A repository, perhaps with a tag, a digest or both. It is written as it was read: nothing is filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageReference {
+    repository: String,
+    tag: Option<String>,
+    digest: Option<Digest>,
+}
+
+/// What a registry has of an image: `sha256:` and 64 lower-case hex digits. A tag can be moved, a digest cannot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Digest(String);
+
+/// An image by the name that it was chosen by, with the digest that its registry had under that name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PinnedImage {
+    /// The name.
+    pub reference: ImageReference,
+    /// `None` for what was built or loaded here, and for a name that has a digest already.
+    pub digest: Option<Digest>,
+}
+
+impl ImageReference {
+    /// The image with this tag in a repository that is known to be one. A character that no tag may have becomes
+    /// `-`, as in `2026.9.6+build`.
+    pub fn tagged(repository: &str, tag: impl fmt::Display) -> Self {
+        let tag = tag.to_string().replace(|character| !is_tag_char(character), "-");
+        Self { repository: repository.to_owned(), tag: Some(tag), digest: None }
+    }
+
+    /// Registry and path.
+    pub fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// The tag, if it has one.
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// The digest, if it has one.
+    pub fn digest(&self) -> Option<&Digest> {
+        self.digest.as_ref()
+    }
+
+    /// The registry that it names; without one it is Docker Hub.
+    pub fn registry(&self) -> Option<&str> {
+        registry_of(&self.repository).map(|(registry, _)| registry)
+    }
+
+    /// The same image in another repository.
+    #[must_use]
+    pub fn in_repository(&self, repository: String) -> Self {
+        Self { repository, ..self.clone() }
+    }
+
+    /// What its repository has under `digest`, whatever the tag names by now.
+    #[must_use]
+    pub fn at(&self, digest: &Digest) -> Self {
+        Self { repository: self.repository.clone(), tag: None, digest: Some(digest.clone()) }
+    }
+}
+
+impl FromStr for ImageReference {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (named, digest) = text.split_once('@').map_or((text, None), |(named, digest)| (named, Some(digest)));
+        let path = named.rfind('/').map_or(0, |slash| slash + 1);
+        let (repository, tag) = match named[path..].rfind(':') {
+            Some(colon) => (&named[..path + colon], Some(&named[path + colon + 1..])),
+            None => (named, None),
+        };
+        ensure!(is_repository(repository) && tag.is_none_or(is_tag), "{text:?} is no reference of an image");
+        let digest = digest.map(str::parse).transpose()?;
+        Ok(Self { repository: repository.to_owned(), tag: tag.map(str::to_owned), digest })
+    }
+}
+
+impl fmt::Display for ImageReference {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.repository)?;
+        if let Some(tag) = &self.tag {
+            write!(out, ":{tag}")?;
+        }
+        if let Some(digest) = &self.digest {
+            write!(out, "@{digest}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Digest {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        let digits = text.strip_prefix("sha256:").filter(|digits| digits.len() == 64 && digits.bytes().all(hex));
+        digits.with_context(|| format!("{text:?} is no digest of an image"))?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for PinnedImage {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.reference.fmt(out)?;
+        self.digest.iter().try_for_each(|digest| write!(out, "@{digest}"))
+    }
+}
+
+impl Serialize for ImageReference {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ImageReference {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Registry and path of a repository that names its registry.
+fn registry_of(repository: &str) -> Option<(&str, &str)> {
+    repository.split_once('/').filter(|(first, _)| first.contains(['.', ':']) || *first == "localhost")
+}
+
+fn is_tag_char(character: char) -> bool {
+    character.is_ascii_alphanumeric() || "_.-".contains(character)
+}
+
+fn is_tag(tag: &str) -> bool {
+    (1..=128).contains(&tag.len()) && !tag.starts_with(['.', '-']) && tag.chars().all(is_tag_char)
+}
+
+fn is_repository(name: &str) -> bool {
+    let (registry, path) = registry_of(name).map_or((None, name), |(registry, path)| (Some(registry), path));
+    name.len() <= 255 && registry.is_none_or(is_registry) && path.split('/').all(is_component)
+}
+
+/// Whether it is a host, perhaps with a port.
+pub(crate) fn is_registry(registry: &str) -> bool {
+    let (host, port) = registry.split_once(':').unwrap_or((registry, "443"));
+    let label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    host.split('.').all(label) && port.parse::<u16>().is_ok()
+}
+
+/// Whether it is what stands between two slashes of a path.
+pub(crate) fn is_component(component: &str) -> bool {
+    let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let (first, last) = (component.bytes().next(), component.bytes().last());
+    first.is_some_and(word)
+        && last.is_some_and(word)
+        && component.bytes().all(|byte| word(byte) || b"._-".contains(&byte))
+        && !["..", "._", "_.", ".-", "-.", "_-", "-_", "___"].iter().any(|run| component.contains(run))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reference_is_read_by_dockers_grammar_and_written_as_it_was() -> Result<()> {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let (by_digest, both) = (format!("repo@{digest}"), format!("r.io:5000/a/b:1@{digest}"));
+        let cases = [
+            ("a", None, "a", None, false),
+            ("a:1", None, "a", Some("1"), false),
+            ("r.io:5000/a", Some("r.io:5000"), "r.io:5000/a", None, false),
+            ("localhost/a:x-1", Some("localhost"), "localhost/a", Some("x-1"), false),
+            ("b/c:1", None, "b/c", Some("1"), false),
+            (&by_digest, None, "repo", None, true),
+            (&both, Some("r.io:5000"), "r.io:5000/a/b", Some("1"), true),
+        ];
+        for (text, registry, repository, tag, has_digest) in cases {
+            let reference: ImageReference = text.parse()?;
+            assert_eq!((reference.registry(), reference.repository(), reference.tag()), (registry, repository, tag));
+            assert_eq!(reference.digest().map(ToString::to_string), has_digest.then(|| digest.clone()), "{text}");
+            assert_eq!(reference.to_string(), text);
+            assert_eq!(serde_json::to_value(&reference)?, text);
+        }
+        for wrong in ["", "a:", "A:1", "https://r.io/a:1", "a:1@", "a@sha256:abc", "a@md5:abc", "r.io:99999/a:1"] {
+            assert!(wrong.parse::<ImageReference>().is_err(), "{wrong}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_reference_changes_one_part_at_a_time() -> Result<()> {
+        let (reference, digest) = ("r.io/a:1".parse::<ImageReference>()?, format!("sha256:{}", "0".repeat(64)));
+        assert_eq!(reference.at(&digest.parse()?).to_string(), format!("r.io/a@{digest}"));
+        assert_eq!(reference.in_repository("m.io/h/a".to_owned()).to_string(), "m.io/h/a:1");
+        assert_eq!(ImageReference::tagged("r.io/a", "1.2+b").to_string(), "r.io/a:1.2-b");
+        Ok(())
+    }
+}

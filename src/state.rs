@@ -42,7 +42,7 @@ pub async fn open(
     volume: &Volume,
     instance: &Instance,
     lock: &RunLock,
-    stop: impl AsyncFn() -> Result<()>,
+    stop: &impl AsyncFn() -> Result<()>,
 ) -> Result<DataDir> {
     let data = DataDir::on(volume);
     let is_due = relocate::prepare(host, &data, volume, lock).await?;
@@ -50,9 +50,9 @@ pub async fn open(
     layout::ensure(host, &data).await?;
     volume.claim(host).await?;
     if is_due {
-        relocate::relocate(host, &data, volume, instance, lock, &stop).await?;
+        relocate::relocate(host, &data, volume, instance, lock, stop).await?;
     }
-    recover(host, &data, None, lock, &stop).await?;
+    recover(host, &data, None, lock, stop).await?;
     publish(host, &data).await?;
     Ok(data)
 }

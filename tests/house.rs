@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use openclaw_init::error::Code;
+
 /// The rooms from the ground up: a room imports only from rows above its own, or from itself. See `src/lib.rs`.
 const FLOORS: &[&[&str]] = &[
     &["stage", "error", "secret", "version", "reference", "paths", "failpoint", "lock", "text"],
@@ -201,4 +203,22 @@ fn comments_end_at_column_120() {
         }
     }
     assert!(wide.is_empty(), "{}", wide.join("\n"));
+}
+
+/// A code that nothing constructs promises an operator what never happens.
+#[test]
+fn every_failure_code_is_constructed() {
+    let files = sources("src");
+    let constructed = |variant: &str| {
+        let path = format!("Code::{variant}");
+        files.iter().any(|(file, text)| room(file) != "error" && production(text).contains(&path))
+    };
+    // What no code of this program's classified, and what the loader says before this program is there.
+    let others = [Code::Internal, Code::LoaderFailed];
+    let never: Vec<_> = Code::ALL
+        .iter()
+        .filter(|code| !others.contains(code))
+        .filter(|code| !constructed(&format!("{code:?}")))
+        .collect();
+    assert!(never.is_empty(), "{never:?}");
 }

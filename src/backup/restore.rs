@@ -4,6 +4,7 @@
 //! gateway goes on running, and switched to by renames ([`crate::state::switch`]); then the machine is booted into it
 //! as at every boot. A cut leaves the old state or the new one.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ const METADATA_DEADLINE: Duration = Duration::from_secs(30);
 /// A file takes a block at least.
 const BLOCK: u64 = 4096;
 
-/// What `openclaw-init restore` can be progress.
+/// The options of `openclaw-init restore`.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
     /// A file that `openclaw-init backup` made
@@ -48,25 +49,39 @@ pub struct Options {
 
 /// Puts the state of a backup in the place of the current one; the next run boots into it.
 ///
-/// An error before the switch leaves the gateway running on the current state.
+/// An error leaves the gateway running, or has the unit start it on whichever state there is.
 pub async fn run(host: &Host, metadata: &Client, options: &Options) -> Result<()> {
     let lock = RunLock::acquire(&host.path(LOCK)).await?;
-    let doing = || format!("restoring {}", options.file.display());
-    within(Stage::Disk, replace(host, metadata, options, &lock)).await.with_context(doing)
+    let (stopped, doing) = (Cell::new(false), || format!("restoring {}", options.file.display()));
+    let restored = within(Stage::Disk, replace(host, metadata, options, &lock, &stopped)).await.with_context(doing);
+    if restored.is_err() && stopped.get() {
+        systemd::restart_without_waiting(host, BOOT_UNIT).await?;
+    }
+    restored
 }
 
-async fn replace(host: &Host, metadata: &Client, options: &Options, lock: &RunLock) -> Result<()> {
+/// `stopped` becomes true when the gateway may have been stopped.
+async fn replace(
+    host: &Host,
+    metadata: &Client,
+    options: &Options,
+    lock: &RunLock,
+    stopped: &Cell<bool>,
+) -> Result<()> {
     let file = std::path::absolute(&options.file).context("finding the file")?;
     let (header, size) = super::verify(host, &file).await.context("reading it, nothing was changed")?;
     let instance = metadata.instance(METADATA_DEADLINE).await.context("asking for the data disk")?;
     let (config, _) = config::read(host, &instance.attributes).await?;
     let engine = docker::find(host).await?;
-    let stop = async || match &engine {
-        Some(engine) => gateway::remove(host, engine).await,
-        None => Ok(()),
+    let stop = async || {
+        stopped.set(true);
+        match &engine {
+            Some(engine) => gateway::remove(host, engine).await,
+            None => Ok(()),
+        }
     };
     let volume = disk::ensure(host, &config.disk, &instance).await?;
-    let data = state::open(host, &volume, &instance, lock, stop).await?;
+    let data = state::open(host, &volume, &instance, lock, &stop).await?;
     let record = Record::read(host, &data).await?;
     if record.owner != Owner::Nobody && !options.replace_newer {
         is_not_newer(&record, last_used(host, &data, engine.as_ref()).await?, &header)?;
@@ -85,17 +100,10 @@ async fn replace(host: &Host, metadata: &Client, options: &Options, lock: &RunLo
     }
     host.changed(format!("unpacked the backup of {}", text::seconds(header.created)));
     failpoint::hit("restore.unpacked");
-    if let Some(engine) = &engine {
-        gateway::stop_for_maintenance(host, engine).await?;
-    }
+    stop().await?;
     let Unpacked { state, config } = beside;
     let prepared = Prepared { state, config: Some(config), record: belongs_to(&header, record) };
-    let switched = switch::replace(host, &data, Purpose::Restore, &prepared, lock).await;
-    if switched.is_err() {
-        // Nobody else would start the gateway again, on whichever state there is.
-        systemd::restart_without_waiting(host, BOOT_UNIT).await?;
-    }
-    for aside in switched? {
+    for aside in switch::replace(host, &data, Purpose::Restore, &prepared, lock).await? {
         host.changed(format!("kept what was there before as {}", aside.display()));
     }
     Ok(())

@@ -123,7 +123,7 @@ impl Fixture {
         let outcome = runtime.block_on(async {
             let lock = RunLock::acquire(&host.path(openclaw_init::paths::LOCK)).await?;
             let volume = disk::ensure(&host, &DiskChoice::Default, &self.instance).await?;
-            state::open(&host, &volume, &self.instance, &lock, async || Ok(())).await
+            state::open(&host, &volume, &self.instance, &lock, &async || Ok(())).await
         });
         let notes = host.ledger().borrow().clone();
         (outcome, notes)

@@ -1,9 +1,8 @@
 //! The data disk: find, observe, decide, format if provably blank, mount, verify. Returns a [`Volume`].
 //!
-//! State is never lost: only a disk that is proven to be blank is formatted, the device is the one of the
-//! attribute's device name and no other, and where two answers are possible the run stops and asks. The
-//! mount belongs to this stage alone: at every boot, by verified device, without fstab or mount unit (a
-//! UUID would choose between a disk and its snapshot by chance).
+//! State is never lost. Only a disk that is proven to be blank is formatted, only the device of the attribute's device
+//! name is used, and where two answers are possible the run stops and asks. This stage alone mounts the disk, at every
+//! boot and by verified device: fstab and mount units go by UUID, which a disk shares with its snapshot.
 
 mod filesystem;
 mod find;
@@ -23,17 +22,17 @@ use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Access, Host};
 use crate::metadata::Instance;
 use crate::paths::{BOOT_DISK_DATA, BOOT_DISK_DIR, LAST_DISK, MOUNT_DIR};
-use filesystem::Plan;
+use filesystem::Preparation;
 use find::{Device, Place};
 pub(crate) use last_disk::LastDisk;
 pub(crate) use marker::MARKER;
-use mount::Mounts;
+use mount::{Mount, Mounts};
 use probe::Superblock;
 
-/// A file system that is mounted, checked and ours to use, or to become ours with [`Volume::claim`].
+/// A mounted and checked file system that is ours to use, or becomes ours with [`Volume::claim`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
-    /// Its uppermost directory, as a path on the host.
+    /// Its top directory, as a path on the host.
     pub root: PathBuf,
     /// Which disk it is; `None` for the boot disk's own directory.
     pub(crate) disk: Option<LastDisk>,
@@ -45,8 +44,8 @@ impl Volume {
         Self { root: BOOT_DISK_DATA.into(), disk: None }
     }
 
-    /// Marks the disk as ours and remembers it as the one in use: from now on a machine without it does not start
-    /// afresh elsewhere.
+    /// Marks the disk as ours and remembers it as the one in use. From now on this machine does not start afresh
+    /// elsewhere when the disk is missing.
     pub(crate) async fn claim(&self, host: &Host) -> Result<()> {
         let Some(disk) = &self.disk else { return Ok(()) };
         marker::write(host, &self.root, disk).await?;
@@ -54,12 +53,12 @@ impl Volume {
     }
 }
 
-/// Makes the volume available: on the chosen disk, formatted if it is provably blank, checked and mounted at
-/// `/mnt/disks/<device name>`; else the boot disk's directory.
+/// Makes the volume available: the chosen disk, formatted if it is provably blank, checked and mounted at
+/// [`MOUNT_DIR`]`/<device name>`; else the boot disk's directory.
 ///
-/// Takes constant time but for an e2fsck after an accident. On a machine where all is well it changes
-/// nothing and runs no program. Every refusal leaves the disk untouched and carries a code of
-/// [`Code`]: disk-missing, disk-foreign, disk-damaged, disk-readonly or config-invalid.
+/// Takes constant time, except for an e2fsck after an accident. On a machine where all is well it changes nothing and
+/// runs no program. A refusal leaves the disk untouched and is one of [`Code`]'s disk-missing, disk-foreign,
+/// disk-damaged, disk-readonly or config-invalid.
 pub async fn ensure(host: &Host, choice: &DiskChoice, instance: &Instance) -> Result<Volume> {
     let last = LastDisk::read(host, instance.id).await?;
     match find::select(choice, instance, last.as_ref())? {
@@ -67,43 +66,43 @@ pub async fn ensure(host: &Host, choice: &DiskChoice, instance: &Instance) -> Re
             if let Some(warning) = warning {
                 host.warn(warning);
             }
-            warn_of_another(host, last.as_ref(), None);
+            warn_of_unused(host, last.as_ref(), None);
             host.ensure_dir(BOOT_DISK_DIR, Access::root(0o700)).await?;
             Ok(Volume::boot_disk())
         }
         Place::Disk(name) => {
-            warn_of_another(host, last.as_ref(), Some(&name));
+            warn_of_unused(host, last.as_ref(), Some(&name));
             let device = find::device(host, &name).await.with_context(|| format!("finding the data disk {name}"))?;
-            let preparing = || format!("preparing the data disk {name}");
-            on_disk(host, &device, instance, last.as_ref()).await.with_context(preparing)
+            let volume = open(host, &device, instance, last.as_ref()).await;
+            volume.with_context(|| format!("preparing the data disk {name}"))
         }
     }
 }
 
-fn warn_of_another(host: &Host, last: Option<&LastDisk>, name: Option<&str>) {
-    if let Some(last) = last.filter(|last| Some(last.device_name.as_str()) != name) {
+/// A warning when another disk than `used` was used before.
+fn warn_of_unused(host: &Host, last: Option<&LastDisk>, used: Option<&str>) {
+    if let Some(last) = last.filter(|last| Some(last.device_name.as_str()) != used) {
         host.warn(format!("the state on the data disk {} is not used any more", last.device_name));
     }
 }
 
-async fn on_disk(host: &Host, device: &Device, instance: &Instance, last: Option<&LastDisk>) -> Result<Volume> {
+/// Mounts the disk, unless it is mounted already, and verifies what is mounted.
+async fn open(host: &Host, device: &Device, instance: &Instance, last: Option<&LastDisk>) -> Result<Volume> {
     let root = Path::new(MOUNT_DIR).join(&device.name);
-    let mounts = Mounts::read(host).await?;
-    let point = mount::resolved(host, &root).await?;
-    device.check(&mounts, point.as_deref())?;
-    let mounted = point.and_then(|point| mounts.at(&point).cloned());
+    let mounted = mount::find(host, &root).await?;
+    device.check(&Mounts::read(host).await?, mounted.as_ref())?;
     if !is_mounted(device, mounted.as_ref())? {
-        mount_new(host, device, &root, instance, last).await?;
+        prepare_and_mount(host, device, &root, instance, last).await?;
     }
-    let (node, superblock) = in_use(host, device, &root).await?;
+    let (node, superblock) = mounted_file_system(host, device, &root).await?;
     growth::ensure(host, device, &node, &superblock).await;
-    warn_of_copies(host, device, &superblock, instance).await?;
+    warn_of_copies(host, device, &superblock, instance).await;
     let (device_name, uuid) = (device.name.clone(), superblock.uuid);
     Ok(Volume { root, disk: Some(LastDisk { device_name, uuid, instance_id: instance.id }) })
 }
 
-/// Whether the disk is mounted where it belongs; an error when that is not as it must be.
-fn is_mounted(device: &Device, mounted: Option<&mount::Mount>) -> Result<bool> {
+/// Whether the disk is `mounted` where it belongs; an error when something else is, or the disk is read-only.
+fn is_mounted(device: &Device, mounted: Option<&Mount>) -> Result<bool> {
     let Some(mounted) = mounted else { return Ok(false) };
     let point = mounted.point.display();
     if !device.numbers().contains(&mounted.device) || mounted.kind != "ext4" {
@@ -121,32 +120,31 @@ fn is_mounted(device: &Device, mounted: Option<&mount::Mount>) -> Result<bool> {
     Ok(true)
 }
 
-async fn mount_new(
+async fn prepare_and_mount(
     host: &Host,
     device: &Device,
     root: &Path,
     instance: &Instance,
     last: Option<&LastDisk>,
 ) -> Result<()> {
-    let target = filesystem::plan(host, device).await?;
-    let node = &target.node;
-    match target.plan {
-        Plan::Format => {
-            was_never_ours(device, last)?;
-            filesystem::format(host, node).await?;
+    let (node, preparation) = filesystem::inspect(host, device).await?;
+    match preparation {
+        Preparation::Format => {
+            refuse_if_used_before(device, last)?;
+            filesystem::format(host, &node).await?;
         }
-        Plan::Check => filesystem::check(host, node).await?,
-        Plan::Adopt | Plan::Partition => {
-            filesystem::check_foreign(host, node).await?;
-            adopt(host, device, node, root, instance).await?;
+        Preparation::Check => filesystem::check(host, &node).await?,
+        Preparation::Adopt => {
+            filesystem::check_foreign(host, &node).await?;
+            adopt(host, device, &node, root, instance).await?;
         }
     }
-    mount::ext4(host, node, root).await?;
+    mount::ext4(host, &node, root).await?;
     format_intent::forget(host).await
 }
 
-/// Takes a clean file system of somebody else into use. The marker goes through an unmount, which writes
-/// the journal back in place: after a power cut it must be found without replaying the journal.
+/// Takes a clean file system of somebody else into use. After a power cut the marker must be found without replaying
+/// the journal, so the file system is unmounted once: that writes the journal back in place.
 async fn adopt(host: &Host, device: &Device, node: &Path, root: &Path, instance: &Instance) -> Result<()> {
     let name = &device.name;
     host.warn(format!("the disk {name} came with an ext4 file system: used as it is, only our directories are added"));
@@ -156,8 +154,8 @@ async fn adopt(host: &Host, device: &Device, node: &Path, root: &Path, instance:
     mount::unmount(host, root).await
 }
 
-/// A blank disk that held our file system yesterday is not a new disk.
-fn was_never_ours(device: &Device, last: Option<&LastDisk>) -> Result<()> {
+/// A blank disk that held our file system before is no new disk.
+fn refuse_if_used_before(device: &Device, last: Option<&LastDisk>) -> Result<()> {
     let Some(last) = last.filter(|last| last.device_name == device.name) else { return Ok(()) };
     Err(anyhow!("the disk is blank, but this machine used a file system ({}) on it before", last.uuid)).classify(
         Code::DiskForeign,
@@ -165,23 +163,22 @@ fn was_never_ours(device: &Device, last: Option<&LastDisk>) -> Result<()> {
     )
 }
 
-/// The node of the disk or its partition that is mounted at `root`, and the file system's superblock.
-async fn in_use(host: &Host, device: &Device, root: &Path) -> Result<(PathBuf, Superblock)> {
-    let mounts = Mounts::read(host).await?;
-    let point = mount::resolved(host, root).await?.context("the mount point has gone")?;
-    let mounted = mounts.at(&point).with_context(|| format!("nothing is mounted on {}", root.display()))?;
+/// The node of the disk, or of its partition, that is mounted at `root`, and the file system's superblock.
+async fn mounted_file_system(host: &Host, device: &Device, root: &Path) -> Result<(PathBuf, Superblock)> {
+    let mounted =
+        mount::find(host, root).await?.with_context(|| format!("nothing is mounted on {}", root.display()))?;
     let node = if mounted.device == device.number { device.node.clone() } else { device.only_partition(host)? };
     let superblock = probe::superblock(&node).await?;
     let superblock = superblock.with_context(|| format!("{} is mounted but has no ext4 superblock", node.display()))?;
     Ok((node, superblock))
 }
 
-/// A disk made from a snapshot has the UUID of its original. That confuses people and programs, not this one:
-/// it mounts the device of the device name.
-async fn warn_of_copies(host: &Host, device: &Device, ours: &Superblock, instance: &Instance) -> Result<()> {
+/// A disk made from a snapshot has the UUID of its original. That confuses people and other programs; this one goes by
+/// the device name.
+async fn warn_of_copies(host: &Host, device: &Device, ours: &Superblock, instance: &Instance) {
     for other in instance.disks.iter().filter(|disk| disk.device_name != device.name) {
-        for node in find::nodes(host, &other.device_name).await? {
-            // A disk that cannot be read is not our concern here.
+        for node in find::nodes(host, &other.device_name).await {
+            // A disk that cannot be read is none of our business here.
             if probe::superblock(&node).await.is_ok_and(|found| found.is_some_and(|found| found.uuid == ours.uuid)) {
                 host.warn(format!(
                     "the disk {} has the same file system UUID as {}, as after a snapshot: {} is the one in use",
@@ -192,5 +189,4 @@ async fn warn_of_copies(host: &Host, device: &Device, ours: &Superblock, instanc
             }
         }
     }
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Which disk, and which device that is.
+//! Which disk holds the data, and which device that is.
 
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -8,31 +8,31 @@ use anyhow::{Context, Result, anyhow, bail};
 use tokio::time::Instant;
 
 use super::last_disk::LastDisk;
-use super::mount::{Mounts, Number};
+use super::mount::{DeviceNumber, Mount, Mounts};
 use crate::config::DiskChoice;
-use crate::error::{Classify as _, Code};
+use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Host, blocking};
 use crate::metadata::{Disk, Instance};
 
 /// The device name that is looked for when `openclaw-data-disk` is not set.
 const DEFAULT_NAME: &str = "openclaw-data";
 
-/// How long udev may take to make a disk's links; a disk can be attached while the VM boots.
-const UDEV_WAIT: Duration = Duration::from_secs(10);
-const UDEV_POLL: Duration = Duration::from_millis(250);
-/// When udev is asked to look again: events can be lost early in the boot (Google's CSI driver does the same).
-const UDEV_NUDGE: Duration = Duration::from_secs(3);
+/// How long udev may take to make a disk's links: a disk can be attached while the VM boots.
+const UDEV_DEADLINE: Duration = Duration::from_secs(10);
+const UDEV_INTERVAL: Duration = Duration::from_millis(250);
+/// By then udev is asked to look again: events can be lost early in the boot (Google's CSI driver does the same).
+const UDEV_TRIGGER_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Where the data lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Place {
     /// The attached disk of this device name.
     Disk(String),
-    /// The boot disk, because nothing else was ever asked for (with a warning) or deliberately.
+    /// The boot disk: by choice, or, with a warning, since no data disk was ever used.
     BootDisk { warning: Option<String> },
 }
 
-/// Decides by metadata alone where the data lives. `last` is the data disk that this machine used before.
+/// Decides, from the metadata alone, where the data lives. `last` is the data disk that this machine used before.
 pub(super) fn select(choice: &DiskChoice, instance: &Instance, last: Option<&LastDisk>) -> Result<Place> {
     let attached = |name: &str| instance.disks.iter().find(|disk| disk.device_name == name);
     match choice {
@@ -55,6 +55,7 @@ pub(super) fn select(choice: &DiskChoice, instance: &Instance, last: Option<&Las
     }
 }
 
+/// The name of the disk; an error when data must not or cannot live on it.
 fn usable(disk: &Disk) -> Result<String> {
     let name = &disk.device_name;
     let refusal = if disk.index == 0 {
@@ -79,8 +80,8 @@ fn missing(name: &str, instance: &Instance) -> Result<Place> {
     Err(anyhow!("the data disk {name} is not attached; attached are: {attached}")).classify(
         Code::DiskMissing,
         format!(
-            "Attach it with `{}` and run `sudo openclaw-init boot` or reboot the VM; or set openclaw-data-disk to another \
-             device name, or to none for a new state on the boot disk.",
+            "Attach it with `{}` and run `{RUN_AGAIN}` or reboot the VM; or set openclaw-data-disk to another device name, \
+             or to none for a new state on the boot disk.",
             attach_command(name, instance)
         ),
     )
@@ -91,27 +92,27 @@ fn attach_command(name: &str, instance: &Instance) -> String {
     format!("gcloud compute instances attach-disk {vm} --zone={zone} --disk=DISK --device-name={name}")
 }
 
-/// A whole disk, verified to be the one of its device name.
+/// A whole disk, verified to be the one that is attached under its device name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Device {
     /// The device name in the metadata.
     pub(super) name: String,
-    /// The link it was found by.
+    /// The link that led to it.
     link: PathBuf,
     /// The device node.
     pub(super) node: PathBuf,
-    pub(super) number: Number,
+    pub(super) number: DeviceNumber,
     block: Block,
 }
 
-/// What sysfs tells of a block device.
+/// A block device in sysfs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Block {
     is_partition: bool,
     read_only: bool,
     /// Devices stacked upon it.
     holders: Vec<String>,
-    /// The device name as the disk itself tells it, where the kernel knows; more than one source.
+    /// The device name as the disk reports it, from each source that the kernel has: none, one or two.
     names: Vec<String>,
     /// In bytes.
     size: u64,
@@ -122,72 +123,75 @@ struct Block {
 struct Partition {
     index: u32,
     kernel_name: String,
-    number: Number,
-    /// The first byte behind it.
+    number: DeviceNumber,
+    /// The offset of the first byte behind it.
     end: u64,
 }
 
 /// Finds the device of the disk that is attached as `name`, waiting for udev.
 pub(super) async fn device(host: &Host, name: &str) -> Result<Device> {
     let started = Instant::now();
-    let mut nudged = false;
+    let mut is_triggered = false;
     loop {
-        let (host_, name_) = (host.clone(), name.to_owned());
-        let reason = match blocking(move || locate(&host_, &name_)).await {
+        let reason = match locate(host, name).await {
             Ok(device) => return Ok(device),
             Err(reason) => reason,
         };
-        if started.elapsed() >= UDEV_WAIT {
+        if started.elapsed() >= UDEV_DEADLINE {
             return Err(reason).classify(
                 Code::DiskMissing,
-                "The metadata says that it is attached: run `udevadm trigger --settle --subsystem-match=block`, then \
-                 `sudo openclaw-init boot`; if that does not help, detach and attach the disk.",
+                format!(
+                    "The metadata says that it is attached: run `udevadm trigger --settle --subsystem-match=block`, then \
+                     `{RUN_AGAIN}`; if that does not help, detach and attach the disk."
+                ),
             );
         }
-        if !nudged && started.elapsed() >= UDEV_NUDGE {
-            nudged = true;
-            settle(host, &["trigger", "--subsystem-match=block"]).await;
+        if !is_triggered && started.elapsed() >= UDEV_TRIGGER_DEADLINE {
+            is_triggered = true;
+            udevadm(host, &["trigger", "--subsystem-match=block"]).await;
         }
-        tokio::time::sleep(UDEV_POLL).await;
+        tokio::time::sleep(UDEV_INTERVAL).await;
     }
 }
 
 /// The nodes of the disk that is attached as `name` and of its only partition; none when there is no device yet.
-pub(super) async fn nodes(host: &Host, name: &str) -> Result<Vec<PathBuf>> {
-    let (host, name) = (host.clone(), name.to_owned());
-    blocking(move || {
-        let Ok(device) = locate(&host, &name) else { return Ok(Vec::new()) };
-        let partition = device.only_partition(&host).ok();
-        Ok(std::iter::once(device.node).chain(partition).collect())
-    })
-    .await
+pub(super) async fn nodes(host: &Host, name: &str) -> Vec<PathBuf> {
+    let Ok(device) = locate(host, name).await else { return Vec::new() };
+    let partition = device.only_partition(host).ok();
+    std::iter::once(device.node).chain(partition).collect()
 }
 
-/// Runs udevadm; a machine without a working udev has its links from elsewhere.
-pub(super) async fn settle(host: &Host, args: &[&str]) {
-    if let Err(error) = host.command("udevadm").args(args).timeout(UDEV_WAIT).run().await {
+/// Runs udevadm. A failure is none: a machine without a working udev has its links from elsewhere.
+pub(super) async fn udevadm(host: &Host, args: &[&str]) {
+    if let Err(error) = host.command("udevadm").args(args).timeout(UDEV_DEADLINE).run().await {
         tracing::debug!("{error:#}");
     }
 }
 
-fn locate(host: &Host, name: &str) -> Result<Device> {
+async fn locate(host: &Host, name: &str) -> Result<Device> {
+    let (host, name) = (host.clone(), name.to_owned());
+    blocking(move || follow_links(&host, &name)).await
+}
+
+/// Finds the device by udev's links and verifies it by the name that the disk reports.
+fn follow_links(host: &Host, name: &str) -> Result<Device> {
     let mut reason = anyhow!("no device link for the disk {name} in /dev/disk/by-id");
     for prefix in ["google-", "scsi-0Google_PersistentDisk_", "nvme-Google_PersistentDisk_"] {
         let link = host.path("/dev/disk/by-id").join(format!("{prefix}{name}"));
         let Ok(node) = link.canonicalize() else { continue };
         let number = block_number(&node)?;
         let block = inspect(&host.path("/sys/dev/block").join(number.to_string()))?;
-        if block.names.is_empty() || block.names.iter().any(|told| told == name) {
+        if block.names.is_empty() || block.names.iter().any(|reported| reported == name) {
             return Ok(Device { name: name.to_owned(), link, node, number, block });
         }
         // Links that point to the wrong device happen (Google's CSI driver, `VerifyDevicePath`).
-        let told = block.names.join(", ");
-        reason = anyhow!("{} leads to {}, which calls itself {told}", link.display(), node.display());
+        let names = block.names.join(", ");
+        reason = anyhow!("{} leads to {}, which calls itself {names}", link.display(), node.display());
     }
     Err(reason)
 }
 
-fn block_number(node: &Path) -> Result<Number> {
+fn block_number(node: &Path) -> Result<DeviceNumber> {
     let found = node.metadata().with_context(|| format!("looking at {}", node.display()))?;
     if !found.file_type().is_block_device() {
         bail!("{} is not a block device", node.display());
@@ -201,7 +205,7 @@ fn inspect(sysfs: &Path) -> Result<Block> {
     let mut block = Block {
         is_partition: sysfs.join("partition").exists(),
         read_only: attribute("ro").trim_ascii() == b"1",
-        names: names(&attribute("device/wwid"), &attribute("device/vpd_pg80")),
+        names: reported_names(&attribute("device/wwid"), &attribute("device/vpd_pg80")),
         size: sectors(sysfs, "size"),
         ..Block::default()
     };
@@ -220,16 +224,16 @@ fn inspect(sysfs: &Path) -> Result<Block> {
     Ok(block)
 }
 
-/// The bytes that a sysfs attribute counts in sectors of 512, on every device; 0 when there is none.
+/// An attribute that sysfs counts in sectors of 512 bytes on every device, in bytes; 0 when there is none.
 fn sectors(sysfs: &Path, attribute: &str) -> u64 {
     let count = std::fs::read_to_string(sysfs.join(attribute)).unwrap_or_default();
     count.trim().parse::<u64>().unwrap_or_default().saturating_mul(512)
 }
 
-/// The names a SCSI disk gives itself: the vendor identifier of page 0x83 (`t10.Google  PersistentDisk  NAME`),
-/// and the serial number of page 0x80, behind its four bytes of header. An `NVMe` disk's serial is not its
-/// name; its link is believed.
-fn names(wwid: &[u8], page_80: &[u8]) -> Vec<String> {
+/// The names that a SCSI disk reports: in the vendor identifier of page 0x83 (`t10.Google  PersistentDisk  NAME`) and as
+/// the serial number of page 0x80, behind its header of four bytes. The serial number of an `NVMe` disk is not its name;
+/// its link is trusted.
+fn reported_names(wwid: &[u8], page_80: &[u8]) -> Vec<String> {
     let wwid = String::from_utf8_lossy(wwid);
     let vendor = wwid.trim().strip_prefix("t10.Google").and_then(|id| id.split_whitespace().nth(1)).map(str::to_owned);
     let serial =
@@ -239,7 +243,7 @@ fn names(wwid: &[u8], page_80: &[u8]) -> Vec<String> {
 
 impl Device {
     /// The numbers of the disk and of its partitions.
-    pub(super) fn numbers(&self) -> Vec<Number> {
+    pub(super) fn numbers(&self) -> Vec<DeviceNumber> {
         std::iter::once(self.number).chain(self.block.partitions.iter().map(|partition| partition.number)).collect()
     }
 
@@ -268,24 +272,25 @@ impl Device {
         bail!("no device node for partition {} of {}", partition.index, self.node.display())
     }
 
-    /// Refuses a device that must not be touched, whatever is on it. `point` is where it may be mounted.
-    pub(super) fn check(&self, mounts: &Mounts, point: Option<&Path>) -> Result<()> {
-        let shown = self.node.display();
+    /// Refuses a device that must not be touched, regardless of its content. `mounted` is what is mounted where the
+    /// disk belongs.
+    pub(super) fn check(&self, mounts: &Mounts, mounted: Option<&Mount>) -> Result<()> {
+        let display_node = self.node.display();
         let numbers = self.numbers();
         if mounts.at(Path::new("/")).is_some_and(|root| numbers.contains(&root.device)) {
-            return Err(anyhow!("{shown} is the boot disk")).classify(
+            return Err(anyhow!("{display_node} is the boot disk")).classify(
                 Code::ConfigInvalid,
                 "Set openclaw-data-disk to the device name of a data disk, or to none.",
             );
         }
         if self.block.read_only {
-            return Err(anyhow!("{shown} is read-only")).classify(
+            return Err(anyhow!("{display_node} is read-only")).classify(
                 Code::DiskReadonly,
                 "Detach the disk and attach it again with `--mode=rw`; then reboot the VM.",
             );
         }
-        let mounted = point.is_some_and(|point| mounts.at(point).is_some_and(|here| numbers.contains(&here.device)));
-        let elsewhere = mounts.of(&numbers).next().filter(|_| !mounted);
+        let is_mounted = mounted.is_some_and(|mounted| numbers.contains(&mounted.device));
+        let elsewhere = mounts.of(&numbers).next().filter(|_| !is_mounted);
         let reason = if self.block.is_partition {
             "it is a partition, not a disk".to_owned()
         } else if let Some(holder) = self.block.holders.first() {
@@ -295,8 +300,8 @@ impl Device {
         } else {
             return Ok(());
         };
-        Err(anyhow!("{shown} is not used: {reason}"))
-            .classify(Code::DiskForeign, "Free the disk or attach another one, then run `sudo openclaw-init boot`.")
+        Err(anyhow!("{display_node} is not used: {reason}"))
+            .classify(Code::DiskForeign, format!("Free the disk or attach another one, then run `{RUN_AGAIN}`."))
     }
 }
 

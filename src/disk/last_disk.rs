@@ -1,8 +1,7 @@
 //! What the boot disk remembers of the data disk.
 //!
-//! It answers two questions that no machine could answer by looking at what is left: was there a data
-//! disk, which is now gone (no fresh start elsewhere); and did this disk, which is blank now, hold data
-//! (no formatting). It decides nothing else.
+//! It answers two questions that nothing else on a machine can: was there a data disk that is missing now (no fresh
+//! start elsewhere), and did this disk, which is blank now, hold data before (no formatting)? It decides nothing else.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -17,13 +16,13 @@ pub(crate) struct LastDisk {
     pub(crate) device_name: String,
     /// The file system's UUID.
     pub(crate) uuid: String,
-    /// By which instance: a VM made from a copy of the boot disk starts without a past.
+    /// The instance that used it: a VM made from a copy of the boot disk starts without a past.
     pub(crate) instance_id: u64,
 }
 
 impl LastDisk {
-    /// What `instance_id` used last, if anything. A file that cannot be understood is forgotten, with a warning:
-    /// it is a second safeguard, not worth a gateway that does not start.
+    /// The disk that `instance_id` used last. A file that cannot be understood is a warning and counts as none: this is a
+    /// second safeguard, not worth a gateway that does not start.
     pub(super) async fn read(host: &Host, instance_id: u64) -> Result<Option<Self>> {
         let last: Option<Self> = json_file::read_hint(host, LAST_DISK).await?;
         Ok(last.filter(|last| last.instance_id == instance_id))

@@ -27,7 +27,7 @@ pub(super) async fn write(host: &Host, root: &Path, disk: &LastDisk) -> Result<(
     if let Some(records) = path.parent() {
         host.ensure_dir(records, Access::root(0o700)).await?;
     }
-    // A marker that cannot be read marks all the same; it is written anew.
+    // An unreadable marker is still a marker; it is written anew.
     let found = host.read(&path).await?.and_then(|bytes| serde_json::from_slice::<Marker>(&bytes).ok());
     if let Some(before) = found.as_ref().filter(|marker| marker.instance_id != disk.instance_id) {
         host.changed(format!("took over the disk {} from the instance {}", disk.device_name, before.instance_id));

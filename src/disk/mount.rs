@@ -9,32 +9,32 @@ use std::str::FromStr;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::mount::{MntFlags, MsFlags};
 
-use crate::error::{Classify as _, Code};
+use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Access, Host, blocking, if_exists};
 
-/// Nothing on the disk may act as a device or with another user's rights; programs may run, since agents
-/// run things in their workspace.
+/// No file on the disk may act as a device or with another user's rights. Programs may run: agents run them in their
+/// workspace.
 const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 
-/// Freed blocks go back to the disk (Google's recommendation), and a file system that finds itself
-/// damaged stops taking writes instead of spreading the damage.
+/// Freed blocks go back to the disk (Google's recommendation). A damaged file system stops taking writes, so that the
+/// damage does not spread.
 const OPTIONS: &str = "discard,errors=remount-ro";
 
-/// A block device's number, the one name of it that cannot be ambiguous.
+/// The number of a block device, its one unambiguous name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Number {
+pub(crate) struct DeviceNumber {
     major: u64,
     minor: u64,
 }
 
-impl From<u64> for Number {
+impl From<u64> for DeviceNumber {
     /// From the `dev_t` of `stat`.
     fn from(dev: u64) -> Self {
         Self { major: nix::sys::stat::major(dev), minor: nix::sys::stat::minor(dev) }
     }
 }
 
-impl FromStr for Number {
+impl FromStr for DeviceNumber {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -45,7 +45,7 @@ impl FromStr for Number {
     }
 }
 
-impl fmt::Display for Number {
+impl fmt::Display for DeviceNumber {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}:{}", self.major, self.minor)
     }
@@ -54,7 +54,7 @@ impl fmt::Display for Number {
 /// One line of `/proc/self/mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mount {
-    pub(crate) device: Number,
+    pub(crate) device: DeviceNumber,
     pub(crate) point: PathBuf,
     pub(crate) kind: String,
     pub(crate) read_only: bool,
@@ -71,18 +71,13 @@ impl Mounts {
         String::from_utf8_lossy(&table).parse().context("reading /proc/self/mountinfo")
     }
 
-    /// What is visible at `point`: the last thing mounted there.
-    pub(crate) fn at(&self, point: &Path) -> Option<&Mount> {
+    /// What is visible at `point`, a path without links: the last thing mounted there. See [`find`] for other paths.
+    pub(super) fn at(&self, point: &Path) -> Option<&Mount> {
         self.0.iter().rev().find(|mount| mount.point == point)
     }
 
-    /// All of them, in the order in which they were mounted.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Mount> {
-        self.0.iter()
-    }
-
     /// Where any of `devices` is mounted.
-    pub(crate) fn of(&self, devices: &[Number]) -> impl Iterator<Item = &Mount> {
+    pub(super) fn of(&self, devices: &[DeviceNumber]) -> impl Iterator<Item = &Mount> {
         self.0.iter().filter(|mount| devices.contains(&mount.device))
     }
 }
@@ -123,43 +118,51 @@ fn unescape(field: &str) -> PathBuf {
     std::ffi::OsString::from_vec(out).into()
 }
 
-/// The path as it stands in the mount table, without symbolic links; `None` when it does not exist.
-pub(crate) async fn resolved(host: &Host, path: &Path) -> Result<Option<PathBuf>> {
+/// What is mounted at `point`, which is compared with the mount table as that has it: without symbolic links.
+pub(crate) async fn find(host: &Host, point: &Path) -> Result<Option<Mount>> {
+    let Some(resolved) = resolve(host, point).await? else { return Ok(None) };
+    Ok(Mounts::read(host).await?.at(&resolved).cloned())
+}
+
+/// The path without symbolic links; `None` when it does not exist.
+async fn resolve(host: &Host, path: &Path) -> Result<Option<PathBuf>> {
     let path = host.path(path);
     if_exists(tokio::fs::canonicalize(&path).await).with_context(|| format!("resolving {}", path.display()))
 }
 
-/// Mounts the ext4 file system on `node` at `point`, which it makes if need be.
+/// Mounts the ext4 file system on `node` at `point`, a directory that is made if need be.
 pub(crate) async fn ext4(host: &Host, node: &Path, point: &Path) -> Result<()> {
     ensure_point(host, point).await?;
     mount(host, node, point, Some("ext4"), FLAGS).await
 }
 
-/// Shows the directory `source` at `point` too. Nothing happens when it is there already.
+/// Makes the directory `source` visible at `point`, too; does nothing when it already is.
 pub(crate) async fn bind(host: &Host, source: &Path, point: &Path) -> Result<()> {
-    let shown = point.display();
-    if let Some(resolved) = resolved(host, point).await?
-        && let Some(present) = Mounts::read(host).await?.at(&resolved)
-    {
-        if same_directory(&host.path(source), &resolved)? {
+    let (display_point, display_source) = (point.display(), source.display());
+    if let Some(mounted) = find(host, point).await? {
+        if same_directory(&host.path(source), &host.path(point))? {
             return Ok(());
         }
-        return Err(anyhow!("device {} is mounted on {shown}, not {}", present.device, source.display())).classify(
+        return Err(anyhow!("device {} is mounted on {display_point}, not {display_source}", mounted.device)).classify(
             Code::DiskForeign,
-            format!("Stop what uses it, run `umount {shown}` and then `sudo openclaw-init boot`, or reboot the VM."),
+            format!("Stop what uses it, run `umount {display_point}` and then `{RUN_AGAIN}`, or reboot the VM."),
         );
     }
     if !is_empty(host, point).await? {
-        return Err(anyhow!("{shown} holds files that would be hidden by the state in {}", source.display())).classify(
-            Code::TwoStates,
-            format!("Move {shown} aside (`mv {shown} {shown}.before`) and run `sudo openclaw-init boot` again."),
-        );
+        return Err(anyhow!("{display_point} holds files that would be hidden by the state in {display_source}"))
+            .classify(
+                Code::TwoStates,
+                format!(
+                    "Move {display_point} aside (`mv {display_point} {display_point}.before`) and run `{RUN_AGAIN}` \
+                     again."
+                ),
+            );
     }
     ensure_point(host, point).await?;
     mount(host, &host.path(source), point, None, MsFlags::MS_BIND).await
 }
 
-/// Whether two paths lead to one directory.
+/// Whether two paths lead to the same directory.
 pub(crate) fn same_directory(one: &Path, other: &Path) -> Result<bool> {
     let identity = |path: &Path| -> Result<(u64, u64)> {
         let found = std::fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?;
@@ -168,7 +171,7 @@ pub(crate) fn same_directory(one: &Path, other: &Path) -> Result<bool> {
     Ok(identity(one)? == identity(other)?)
 }
 
-/// True when `path` is an empty directory or does not exist.
+/// Whether `path` is an empty directory or does not exist.
 pub(crate) async fn is_empty(host: &Host, path: &Path) -> Result<bool> {
     let entries = if_exists(tokio::fs::read_dir(host.path(path)).await);
     match entries.with_context(|| format!("listing {}", path.display()))? {
@@ -177,11 +180,11 @@ pub(crate) async fn is_empty(host: &Host, path: &Path) -> Result<bool> {
     }
 }
 
-/// A directory to mount on. Nobody can write into it while nothing is mounted there: the data of a
-/// missing disk must not grow on the boot disk unseen.
+/// Makes a directory to mount on, into which nobody can write while nothing is mounted: the data of a missing disk must
+/// not grow unseen on the boot disk.
 async fn ensure_point(host: &Host, point: &Path) -> Result<()> {
     if let Some(parent) = point.parent()
-        && resolved(host, parent).await?.is_none()
+        && resolve(host, parent).await?.is_none()
     {
         host.ensure_dir(parent, Access::root(0o700)).await?;
     }
@@ -197,7 +200,7 @@ async fn mount(host: &Host, source: &Path, point: &Path, kind: Option<&'static s
     let (from, to) = (source.to_owned(), host.path(point));
     let what = format!("{} on {}", source.display(), point.display());
     let options = kind.map(|_| OPTIONS);
-    // Replaying a journal takes as long as it takes.
+    // No limit: to replay a journal takes as long as it takes.
     let outcome = blocking(move || Ok(nix::mount::mount(Some(&from), &to, kind, flags, options))).await?;
     let outcome = outcome.with_context(|| format!("mounting {what}"));
     if kind.is_some() {
@@ -212,13 +215,13 @@ async fn mount(host: &Host, source: &Path, point: &Path, kind: Option<&'static s
     Ok(())
 }
 
-/// Unmounts what was mounted at `point`; its journal is then written back in place.
+/// Unmounts what is mounted at `point`; its journal is then written back in place.
 pub(crate) async fn unmount(host: &Host, point: &Path) -> Result<()> {
     let path = host.path(point);
     blocking(move || Ok(nix::mount::umount(&path)?)).await.with_context(|| format!("unmounting {}", point.display()))
 }
 
-/// Takes away what was mounted at `point`, also while somebody uses it; for them it goes on.
+/// Takes away what is mounted at `point`, even while somebody uses it; they keep what they have open.
 pub(crate) async fn detach(host: &Host, point: &Path) -> Result<()> {
     let path = host.path(point);
     let detached = blocking(move || Ok(nix::mount::umount2(&path, MntFlags::MNT_DETACH)?)).await;

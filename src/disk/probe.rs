@@ -1,8 +1,8 @@
 //! What is on a disk: a read-only look that never guesses.
 //!
-//! "No signature found" is not "blank": random bytes, an ext4 file system whose first superblock is
-//! destroyed and an unreadable device all look like that (kubernetes issue 142243). Blank is only what
-//! reads back as zeros wherever a file system would have left a trace.
+//! "No signature found" is not "blank": random bytes, an ext4 file system whose first superblock is destroyed and an
+//! unreadable device all look like that (kubernetes issue 142243). A disk is blank only if it has zeros wherever a file
+//! system would have left a trace.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -13,16 +13,16 @@ use anyhow::{Context, Result};
 
 use crate::error::{Classify as _, Code};
 use crate::host::{Host, blocking};
+use crate::text::{MIB, hex};
 
 /// A data disk is at least this large; less is a mistake or a device without a medium.
-const MIN_SIZE: u64 = 512 * MIB;
-const MIB: u64 = 1024 * 1024;
+const MIN_BYTES: u64 = 512 * MIB;
 
-/// What must be zero at both ends: partition tables, superblocks of all known kinds, their backup copies.
-const END: u64 = 8 * MIB;
+/// How much must be zero at both ends, where partition tables, superblocks of all known kinds and their backups are.
+const END_BYTES: u64 = 8 * MIB;
 /// Evenly spread samples, for data without any structure. 64 of them take seconds on the slowest disk.
 const SAMPLES: u64 = 64;
-const SAMPLE: u64 = 64 * 1024;
+const SAMPLE_BYTES: u64 = 64 * 1024;
 
 /// What a device holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,9 +33,9 @@ pub(super) enum Content {
     Ext4(Superblock),
     /// A partition table of this kind and nothing else.
     Table(String),
-    /// Nothing that is known, but a non-zero byte at this offset.
+    /// Nothing known, but a non-zero byte at this offset.
     Unknown(u64),
-    /// Anything else; a phrase for the operator.
+    /// Anything else, as a phrase for the operator.
     Other(String),
 }
 
@@ -44,7 +44,7 @@ pub(super) enum Content {
 pub(super) struct Superblock {
     pub(super) uuid: String,
     pub(super) label: String,
-    /// Unmounted in order, no journal to replay, no error on record.
+    /// Unmounted properly, no journal to replay, no error on record.
     pub(super) clean: bool,
     /// Mounted at least once.
     pub(super) used: bool,
@@ -54,28 +54,31 @@ pub(super) struct Superblock {
     pub(super) spare: u64,
 }
 
-/// Looks at a device (or an image file) that nobody else may be using meanwhile.
-pub(super) async fn look(host: &Host, path: &Path) -> Result<Content> {
-    let (opened, shown) = (path.to_owned(), path.display().to_string());
-    // O_EXCL on a block device without O_CREAT: EBUSY while it is mounted, in whatever namespace, or held.
+/// What a device (or an image file) holds; nobody else may use it meanwhile.
+pub(super) async fn content(host: &Host, path: &Path) -> Result<Content> {
+    let (opened, display_path) = (path.to_owned(), path.display());
+    // O_EXCL on a block device without O_CREAT: EBUSY while it is held, or mounted in any namespace.
     let device = blocking(move || {
         let file = File::options().read(true).custom_flags(nix::fcntl::OFlag::O_EXCL.bits()).open(opened)?;
         let size = size(&file)?;
         Ok((Arc::new(file), size))
     });
-    let (file, size) = device.await.with_context(|| format!("opening {shown} exclusively")).classify(
+    let (file, size) = device.await.with_context(|| format!("opening {display_path} exclusively")).classify(
         Code::DiskForeign,
         "The disk is in use or cannot be read: see `lsblk` and `dmesg`; nothing on it was touched.",
     )?;
-    if size < MIN_SIZE {
-        return Ok(Content::Other(format!("only {size} bytes; a data disk has at least {} MiB", MIN_SIZE / MIB)));
+    if size < MIN_BYTES {
+        return Ok(Content::Other(format!("only {size} bytes; a data disk has at least {} MiB", MIN_BYTES / MIB)));
     }
     let signature = signature(host, path).await?;
     let held = Arc::clone(&file);
-    blocking(move || contents(&held, size, signature)).await.with_context(|| format!("reading {shown}")).classify(
-        Code::DiskDamaged,
-        "The disk cannot be read: see `dmesg`; restore it from a snapshot or attach another one.",
-    )
+    blocking(move || interpret(&held, size, signature))
+        .await
+        .with_context(|| format!("reading {display_path}"))
+        .classify(
+            Code::DiskDamaged,
+            "The disk cannot be read: see `dmesg`; restore it from a snapshot or attach another one.",
+        )
 }
 
 /// The superblock of the ext4 file system on `path`, which may be mounted.
@@ -97,7 +100,7 @@ pub(super) fn size(file: &File) -> Result<u64> {
     Ok(file.seek(std::io::SeekFrom::End(0))?)
 }
 
-/// What blkid recognises.
+/// The signature that blkid recognises.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Signature {
     Nothing,
@@ -124,7 +127,8 @@ fn parse_export(text: &str) -> Signature {
     Signature::Found { kind: value("TYPE"), table: value("PTTYPE") }
 }
 
-fn contents(file: &File, size: u64, signature: Signature) -> Result<Content> {
+/// Turns blkid's answer into a [`Content`], for which it looks closer where the answer leaves a doubt.
+fn interpret(file: &File, size: u64, signature: Signature) -> Result<Content> {
     Ok(match signature {
         Signature::Nothing => match first_non_zero(file, size)? {
             None => Content::Blank,
@@ -146,7 +150,7 @@ fn contents(file: &File, size: u64, signature: Signature) -> Result<Content> {
     })
 }
 
-/// The offset of the first non-zero byte in the places that a format leaves its traces in.
+/// The offset of the first non-zero byte in [`regions`].
 fn first_non_zero(file: &File, size: u64) -> Result<Option<u64>> {
     let mut buffer = vec![0; usize::try_from(MIB)?];
     for (start, length) in regions(size) {
@@ -163,12 +167,12 @@ fn first_non_zero(file: &File, size: u64) -> Result<Option<u64>> {
     Ok(None)
 }
 
-/// Both ends, the places of ext4's backup superblocks, and spread samples, as (offset, length).
+/// Where a file system leaves traces, as (offset, length): both ends, ext4's backup superblocks, spread samples.
 fn regions(size: u64) -> Vec<(u64, u64)> {
-    let mut regions = vec![(0, END), (size.saturating_sub(END), END)];
+    let mut regions = vec![(0, END_BYTES), (size.saturating_sub(END_BYTES), END_BYTES)];
     regions.extend(backup_superblocks(size).into_iter().map(|offset| (offset, 4096)));
     let step = (size / SAMPLES / 4096 * 4096).max(4096);
-    regions.extend((0..SAMPLES).map(|sample| (sample * step, SAMPLE)));
+    regions.extend((0..SAMPLES).map(|sample| (sample * step, SAMPLE_BYTES)));
     regions
 }
 
@@ -216,8 +220,7 @@ fn read_superblock(file: &File, size: u64) -> Result<Option<Superblock>> {
 }
 
 fn uuid(bytes: &[u8]) -> String {
-    let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    [&hex[..4], &hex[4..6], &hex[6..8], &hex[8..10], &hex[10..]].map(<[String]>::concat).join("-")
+    [&bytes[..4], &bytes[4..6], &bytes[6..8], &bytes[8..10], &bytes[10..]].map(hex).join("-")
 }
 
 #[cfg(test)]

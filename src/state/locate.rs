@@ -1,4 +1,4 @@
-//! Where this machine has states, without the metadata server; and letting go of them.
+//! Where this machine has states, found without the metadata server; and letting go of them.
 
 use std::path::{Path, PathBuf};
 
@@ -7,8 +7,8 @@ use nix::errno::Errno;
 
 use super::DataDir;
 use crate::disk::MARKER;
-use crate::disk::mount::{self, Mounts};
-use crate::host::Host;
+use crate::disk::mount;
+use crate::host::{Host, if_exists};
 use crate::paths::{BOOT_DISK_DIR, MOUNT_DIR, STATE_ALIAS};
 
 /// Where this machine has a gateway's data now: our data disks that are mounted, and the boot disk's own
@@ -27,14 +27,21 @@ pub async fn find(host: &Host) -> Result<Vec<PathBuf>> {
 
 /// States on the boot disk that are not in use: one that is being moved, and what moves left behind.
 async fn former(host: &Host) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let Ok(mut entries) = tokio::fs::read_dir(host.path(BOOT_DISK_DIR)).await else { return Ok(found) };
-    while let Some(entry) = entries.next_entry().await.with_context(|| format!("listing {BOOT_DISK_DIR}"))? {
-        if entry.file_name().to_string_lossy().starts_with("data.") {
-            found.push(Path::new(BOOT_DISK_DIR).join(entry.file_name()));
-        }
-    }
+    let mut found = list(host, BOOT_DISK_DIR).await?;
+    found.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("data.")));
     Ok(found)
+}
+
+/// The paths in `directory` in the order of their names; none when there is no such directory.
+async fn list(host: &Host, directory: &str) -> Result<Vec<PathBuf>> {
+    let (doing, mut paths) = (|| format!("listing {directory}"), Vec::new());
+    let entries = if_exists(tokio::fs::read_dir(host.path(directory)).await).with_context(doing)?;
+    let Some(mut entries) = entries else { return Ok(paths) };
+    while let Some(entry) = entries.next_entry().await.with_context(doing)? {
+        paths.push(Path::new(directory).join(entry.file_name()));
+    }
+    paths.sort();
+    Ok(paths)
 }
 
 /// The directories of the gateway's state as they are on this machine now, without the metadata server and
@@ -49,9 +56,9 @@ pub async fn current(host: &Host) -> Result<Option<DataDir>> {
             found.push(data);
         }
     }
-    let shown = host.path(STATE_ALIAS);
+    let published = host.path(STATE_ALIAS);
     if let [_, _, ..] = found[..] {
-        found.retain(|data| mount::same_directory(&host.path(&data.state), &shown).unwrap_or(false));
+        found.retain(|data| mount::same_directory(&host.path(&data.state), &published).unwrap_or(false));
         ensure!(!found.is_empty(), "several disks hold a state, and none of them is shown at {STATE_ALIAS}");
     }
     Ok(found.pop())
@@ -62,40 +69,33 @@ pub async fn current(host: &Host) -> Result<Option<DataDir>> {
 pub async fn unmount(host: &Host) -> Result<()> {
     let disks = our_disks(host).await?;
     for point in [PathBuf::from(STATE_ALIAS)].into_iter().chain(disks) {
-        if Mounts::read(host).await?.at(&host.path(&point)).is_some() {
+        if mount::find(host, &point).await?.is_some() {
             unmount_point(host, &point).await?;
         }
     }
-    let mut points = vec![PathBuf::from(STATE_ALIAS)];
-    if let Ok(mut entries) = tokio::fs::read_dir(host.path(MOUNT_DIR)).await {
-        while let Some(entry) = entries.next_entry().await.with_context(|| format!("listing {MOUNT_DIR}"))? {
-            points.push(Path::new(MOUNT_DIR).join(entry.file_name()));
-        }
-    }
-    for point in points {
+    for point in [PathBuf::from(STATE_ALIAS)].into_iter().chain(list(host, MOUNT_DIR).await?) {
         remove_point(host, &point).await?;
     }
     Ok(())
 }
 
-/// Mounted file systems below the directory of data disks that carry our marker.
+/// The mount points of the data disks that are mounted and carry our marker.
 async fn our_disks(host: &Host) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    let mounts = Mounts::read(host).await?;
-    for mount in mounts.iter().filter(|mount| mount.point.parent() == Some(Path::new(MOUNT_DIR))) {
-        if host.read(mount.point.join(MARKER)).await?.is_some() {
-            found.push(mount.point.clone());
+    for point in list(host, MOUNT_DIR).await? {
+        if mount::find(host, &point).await?.is_some() && host.read(point.join(MARKER)).await?.is_some() {
+            found.push(point);
         }
     }
     Ok(found)
 }
 
 async fn unmount_point(host: &Host, point: &Path) -> Result<()> {
-    let shown = point.display();
     match mount::unmount(host, point).await {
-        Ok(()) => host.changed(format!("unmounted {shown}")),
+        Ok(()) => host.changed(format!("unmounted {}", point.display())),
         Err(error) if error.root_cause().downcast_ref() == Some(&Errno::EBUSY) => host.warn(format!(
-            "{shown} is in use (sudo fuser --verbose --mount {shown}) and stays mounted until the next reboot"
+            "{0} is in use (sudo fuser --verbose --mount {0}) and stays mounted until the next reboot",
+            point.display()
         )),
         Err(error) => return Err(error),
     }
@@ -105,8 +105,8 @@ async fn unmount_point(host: &Host, point: &Path) -> Result<()> {
 /// Removes a directory that [`mount::ext4`] or [`mount::bind`] made to mount on: empty, and immutable since.
 async fn remove_point(host: &Host, point: &Path) -> Result<()> {
     let path = host.path(point);
-    let mounted = Mounts::read(host).await?.at(&path).is_some();
-    if mounted || !path.is_dir() || !mount::is_empty(host, point).await? || !is_immutable(host, &path).await {
+    let is_mounted = mount::find(host, point).await?.is_some();
+    if is_mounted || !path.is_dir() || !mount::is_empty(host, point).await? || !is_immutable(host, &path).await {
         return Ok(());
     }
     host.command("chattr").arg("-i").arg(&path).run().await?;
@@ -118,4 +118,41 @@ async fn remove_point(host: &Host, point: &Path) -> Result<()> {
 async fn is_immutable(host: &Host, path: &Path) -> bool {
     let listed = host.command("lsattr").arg("-d").arg(path).run().await;
     listed.is_ok_and(|output| output.stdout.split(' ').next().is_some_and(|flags| flags.contains('i')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine with a data disk of ours that is mounted below `directory`, to which [`MOUNT_DIR`] may be a link.
+    fn machine(root: &Path, directory: &str) -> Result<Host> {
+        let root = root.canonicalize()?;
+        let (host, point) = (Host::new(&root), root.join(directory).join("disks/openclaw-data"));
+        for made in [point.join("openclaw-init"), point.join("openclaw"), root.join("proc/self")] {
+            std::fs::create_dir_all(made)?;
+        }
+        if directory != "mnt" {
+            std::os::unix::fs::symlink(directory, root.join("mnt"))?;
+        }
+        std::fs::write(point.join(MARKER), "{}")?;
+        std::fs::write(point.join("openclaw/openclaw.json"), "{}")?;
+        let line = format!("30 27 8:16 / {} rw,nosuid,nodev - ext4 /dev/sdb rw\n", point.display());
+        std::fs::write(host.path("/proc/self/mountinfo"), line)?;
+        Ok(host)
+    }
+
+    #[tokio::test]
+    async fn a_mounted_data_disk_is_found_through_a_link() -> Result<()> {
+        for directory in ["mnt", "srv"] {
+            let root = tempfile::tempdir()?;
+            let host = machine(root.path(), directory)?;
+            let disk = Path::new("/mnt/disks/openclaw-data");
+            assert_eq!(find(&host).await?, [disk], "{directory}");
+            assert_eq!(current(&host).await?.map(|data| data.state), Some(disk.join("openclaw")), "{directory}");
+            // Nothing is really mounted there.
+            let error = unmount(&host).await.err().map(|error| format!("{error:#}")).unwrap_or_default();
+            assert!(error.starts_with("unmounting /mnt/disks/openclaw-data: E"), "{directory}: {error:?}");
+        }
+        Ok(())
+    }
 }

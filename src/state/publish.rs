@@ -13,7 +13,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{setfsgid, setfsuid};
 
 use super::DataDir;
-use crate::disk::mount::{self, Mounts};
+use crate::disk::mount;
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Access, Host, blocking};
 use crate::paths::STATE_ALIAS;
@@ -30,11 +30,11 @@ pub async fn publish(host: &Host, data: &DataDir) -> Result<()> {
 /// Takes the state from where people look for it until [`publish`], while another directory takes its place. Who is
 /// in it sees what was there before.
 pub(crate) async fn unpublish(host: &Host) -> Result<()> {
-    let Some(point) = mount::resolved(host, Path::new(STATE_ALIAS)).await? else { return Ok(()) };
-    if Mounts::read(host).await?.at(&point).is_some() {
-        mount::detach(host, Path::new(STATE_ALIAS)).await?;
+    let alias = Path::new(STATE_ALIAS);
+    match mount::find(host, alias).await? {
+        Some(_) => mount::detach(host, alias).await,
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Writes into `directory` as the gateway's user: one byte, in a file that never has a name. A full disk is a

@@ -63,7 +63,7 @@ fn a_missing_disk_is_named_with_the_attached_ones_and_the_command() {
 }
 
 #[test]
-fn a_disk_tells_its_name_in_one_of_two_pages() {
+fn a_disk_reports_its_name_in_one_of_two_pages() {
     let cases: [(&[u8], &[u8], &[&str]); 6] = [
         (b"t10.Google  PersistentDisk  work\n", b"", &["work"]),
         (b"t10.Google  PersistentDisk  work\n", b"\0\x80\0\x04work", &["work", "work"]),
@@ -73,7 +73,7 @@ fn a_disk_tells_its_name_in_one_of_two_pages() {
         (b"", b"", &[]),
     ];
     for (wwid, page, expected) in cases {
-        assert_eq!(names(wwid, page), expected, "{}", String::from_utf8_lossy(wwid));
+        assert_eq!(reported_names(wwid, page), expected, "{}", String::from_utf8_lossy(wwid));
     }
 }
 
@@ -85,7 +85,7 @@ fn sysfs_is_read_by_device_number() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, content).unwrap();
     };
-    assert_eq!(inspect(sysfs.path()).unwrap(), Block::default(), "a loop device of the lab tells nothing");
+    assert_eq!(inspect(sysfs.path()).unwrap(), Block::default(), "a loop device of the lab reports nothing");
     write("ro", "1\n");
     write("sdb1/partition", "1\n");
     write("sdb1/dev", "8:17\n");
@@ -126,7 +126,8 @@ fn a_device_in_other_use_is_refused() {
     for (mounts, block, expected) in cases {
         let (link, node) = ("/dev/disk/by-id/google-work".into(), "/dev/sdb".into());
         let device = Device { name: "work".into(), link, node, number: "8:16".parse().unwrap(), block };
-        let found = device.check(&mounts.parse().unwrap(), Some(Path::new("/mnt/disks/work")));
+        let table: Mounts = mounts.parse().unwrap();
+        let found = device.check(&table, table.at(Path::new("/mnt/disks/work")));
         assert_eq!(found.err().map(|error| code_of(&error)), expected, "{mounts} {device:?}");
     }
 }
@@ -137,7 +138,7 @@ async fn a_link_to_something_else_is_no_disk() {
     let host = Host::new(root.path());
     let links = host.path("/dev/disk/by-id");
     std::fs::create_dir_all(&links).unwrap();
-    assert!(locate(&host, "work").unwrap_err().to_string().contains("no device link for the disk work"));
+    assert!(follow_links(&host, "work").unwrap_err().to_string().contains("no device link for the disk work"));
     std::fs::write(links.join("google-work"), "").unwrap();
-    assert!(locate(&host, "work").unwrap_err().to_string().contains("is not a block device"));
+    assert!(follow_links(&host, "work").unwrap_err().to_string().contains("is not a block device"));
 }

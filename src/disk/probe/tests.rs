@@ -15,7 +15,7 @@ fn image(size: u64, offset: u64, bytes: &[u8]) -> tempfile::NamedTempFile {
 }
 
 async fn look_at(image: &tempfile::NamedTempFile) -> Result<Content> {
-    look(&Host::new("/"), image.path()).await
+    content(&Host::new("/"), image.path()).await
 }
 
 async fn run(program: &str, args: &[&str], image: &tempfile::NamedTempFile) {
@@ -25,7 +25,8 @@ async fn run(program: &str, args: &[&str], image: &tempfile::NamedTempFile) {
 #[tokio::test]
 async fn only_zeros_are_blank() {
     assert_eq!(look_at(&image(SIZE, 0, b"")).await.unwrap(), Content::Blank);
-    let places = [3 * MIB, SIZE - 5, 8193 * 1024, 32768 * 4096, SIZE / SAMPLES * 33, SIZE / SAMPLES * 33 + SAMPLE - 1];
+    let places =
+        [3 * MIB, SIZE - 5, 8193 * 1024, 32768 * 4096, SIZE / SAMPLES * 33, SIZE / SAMPLES * 33 + SAMPLE_BYTES - 1];
     for offset in places {
         let found = look_at(&image(SIZE, offset, b"x")).await.unwrap();
         assert_eq!(found, Content::Unknown(offset));
@@ -38,7 +39,7 @@ async fn random_bytes_and_small_devices_are_not_blank() {
     getrandom::fill(&mut random).unwrap();
     assert!(matches!(look_at(&image(SIZE, 0, &random)).await.unwrap(), Content::Unknown(_)));
     assert!(matches!(look_at(&image(0, 0, b"")).await.unwrap(), Content::Other(_)));
-    assert!(matches!(look_at(&image(MIN_SIZE - 1, 0, b"")).await.unwrap(), Content::Other(_)));
+    assert!(matches!(look_at(&image(MIN_BYTES - 1, 0, b"")).await.unwrap(), Content::Other(_)));
 }
 
 #[tokio::test]
@@ -102,5 +103,5 @@ fn backup_superblocks_are_where_mkfs_puts_them() {
         assert!(offsets.contains(&(block * size)), "block {block} of {size} bytes");
     }
     assert!(backup_superblocks(64 << 40).len() < 400, "a look must stay short on the largest disk");
-    assert!(regions(MIN_SIZE).iter().all(|(start, _)| *start < MIN_SIZE));
+    assert!(regions(MIN_BYTES).iter().all(|(start, _)| *start < MIN_BYTES));
 }

@@ -16,8 +16,8 @@ use anyhow::{Context as _, Result};
 use tokio::sync::watch;
 
 pub use command::{Command, Output};
-pub(crate) use files::set_access;
 pub use files::{Access, sync_dir};
+pub(crate) use files::{remove_if_exists, remove_tree_if_exists, set_access};
 pub use ledger::Ledger;
 
 /// A handle on the machine; clones share the ledger.

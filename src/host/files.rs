@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::fcntl::OFlag;
 
-use super::Host;
+use super::{Host, blocking};
 use crate::failpoint::{self, Failpoint};
 
 /// Opens a directory and nothing that stands in its place.
@@ -90,17 +90,33 @@ impl Host {
         Ok(changed)
     }
 
-    /// Removes the file if it is there; true when it was.
+    /// Removes the file if it exists; true when it did.
     pub async fn remove_file(&self, path: impl AsRef<Path>) -> Result<bool> {
         let path = self.path(path);
-        match tokio::fs::remove_file(&path).await {
-            Ok(()) => {
-                self.changed(format!("removed {}", path.display()));
-                Ok(true)
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
+        let removal = format!("removed {}", path.display());
+        let removed = blocking(move || remove_if_exists(&path)).await?;
+        if removed {
+            self.changed(removal);
         }
+        Ok(removed)
+    }
+}
+
+/// Removes the file if it exists; true when it did. The caller notes the change, if it is one.
+pub(crate) fn remove_if_exists(path: &Path) -> Result<bool> {
+    existed(std::fs::remove_file(path), path)
+}
+
+/// The same for a directory and all that is in it.
+pub(crate) fn remove_tree_if_exists(path: &Path) -> Result<bool> {
+    existed(std::fs::remove_dir_all(path), path)
+}
+
+fn existed(removed: std::io::Result<()>, path: &Path) -> Result<bool> {
+    match removed {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
     }
 }
 

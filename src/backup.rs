@@ -106,8 +106,8 @@ impl fmt::Display for Backup {
     }
 }
 
-/// Writes a backup of the state on this machine and verifies it. The file gets its name at the end; what a cut leaves is
-/// removed by the next backup to the same directory.
+/// Writes a backup of the state on this machine and verifies it. The file gets its name at the end; what a cut leaves
+/// is removed by the next backup to the same directory.
 pub async fn run(host: &Host, options: &Options) -> Result<Backup> {
     let _lock = RunLock::acquire(&host.path(LOCK)).await?;
     let (started, created) = (Instant::now(), Timestamp::now());

@@ -1,8 +1,8 @@
 //! Baking: everything of a first boot that needs the internet, done once when an image is made.
 //!
 //! What the image was baked with is the default of the machines that are made from it: the version for an empty state,
-//! whose image is on the machine already, and the settings that led to it. The operator's own attributes win over it, and
-//! existing state keeps its own version.
+//! whose image is on the machine already, and the settings that led to it. The operator's own attributes win over it,
+//! and existing state keeps its own version.
 
 pub mod seal;
 
@@ -93,9 +93,9 @@ impl Options {
     }
 }
 
-/// Brings everything onto this boot disk that machines made from it need from the internet: Docker, the gateway's image,
-/// this program and its units. Needs the metadata server only for an image at Google's. Safe to run again. Returns the
-/// last words for the operator.
+/// Brings everything onto this boot disk that machines made from it need from the internet: Docker, the gateway's
+/// image, this program and its units. Needs the metadata server only for an image at Google's. Safe to run again.
+/// Returns the last words for the operator.
 pub async fn run(host: &Host, metadata: &Client, options: &Options) -> Result<String> {
     let _lock = RunLock::acquire(&host.path(LOCK)).await?;
     let config = options.config()?;

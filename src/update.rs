@@ -2,8 +2,8 @@
 //!
 //! The new image, and most of the safety copy of the state, are made while the current gateway runs. Then the gateway
 //! stops, the copy is made exact, and the new version starts on the state itself. If it does not become ready, or the
-//! machine is cut before that, [`state::recover()`] puts the copy in the place of the state, and the version before runs
-//! again. A replaced state is renamed aside, never deleted; only a copy that a later update superseded is removed.
+//! machine is cut before that, [`state::recover()`] puts the copy in the place of the state, and the version before
+//! runs again. A replaced state is renamed aside, never deleted; only a copy that a later update superseded is removed.
 
 mod forward;
 mod request;
@@ -99,8 +99,8 @@ impl Updater<'_> {
         Ok(record)
     }
 
-    /// Waits until the gateway of `image` is ready, and makes the state its own. If an image was made, those that nothing
-    /// needs any more are removed.
+    /// Waits until the gateway of `image` is ready, and makes the state its own. If an image was made, those that
+    /// nothing needs any more are removed.
     pub async fn own(&self, image: &Image, secrets: &Secrets, record: Record) -> Result<(Ready, Record)> {
         let Gateway { host, engine, data, .. } = self.gateway;
         let ready = self.gateway.wait_ready(image, secrets).await?;

@@ -34,8 +34,8 @@ impl<'a, W: Write> Packer<'a, W> {
         Self { writer, progress, names: HashMap::new(), left_out: Vec::new() }
     }
 
-    /// Packs the directory at `path` under the name `name`. Of its content it packs what `wanted` accepts, which gets the
-    /// path in the archive and whether it is a directory.
+    /// Packs the directory at `path` under the name `name`. Of its content it packs what `wanted` accepts, which gets
+    /// the path in the archive and whether it is a directory.
     pub(super) fn directory(&mut self, path: &Path, name: &Path, wanted: &dyn Fn(&Path, bool) -> bool) -> Result<()> {
         let doing = || format!("packing {}", path.display());
         self.tree(&Dir::open(path).with_context(doing)?, name, wanted, 0).with_context(doing)

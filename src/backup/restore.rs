@@ -1,8 +1,8 @@
 //! Restoring: a backup takes the place of the current state, which is put aside and stays.
 //!
-//! The backup is read as a whole before anything is touched, unpacked beside the current state while the gateway goes on
-//! running, and switched to by renames ([`switch`]). The next run boots into it. A cut leaves the old state or the new
-//! one.
+//! The backup is read as a whole before anything is touched, unpacked beside the current state while the gateway goes
+//! on running, and switched to by renames ([`switch`]). The next run boots into it. A cut leaves the old state or the
+//! new one.
 
 use std::path::PathBuf;
 use std::time::Duration;

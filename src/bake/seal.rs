@@ -58,9 +58,9 @@ const WRITERS: [&str; 6] = [
     "systemd-random-seed.service",
 ];
 
-/// Removes from the boot disk what must not be in an image. Refuses on a machine that has a gateway's container or data,
-/// unless `force`: then the container goes, and so does the state on the boot disk; a data disk is only unmounted.
-/// Returns the last words for the operator.
+/// Removes from the boot disk what must not be in an image. Refuses on a machine that has a gateway's container or
+/// data, unless `force`: then the container goes, and so does the state on the boot disk; a data disk is only
+/// unmounted. Returns the last words for the operator.
 pub async fn run(host: &Host, force: bool) -> Result<String> {
     let _lock = RunLock::acquire(&host.path(LOCK)).await?;
     let engine = docker::find(host).await?;
@@ -120,8 +120,8 @@ async fn clean_cloud_init(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// systemd fills an empty file at the next boot. Without the file it would take that for the first boot and set all units
-/// to their presets.
+/// systemd fills an empty file at the next boot. Without the file it would take that for the first boot and set all
+/// units to their presets.
 async fn empty_machine_id(host: &Host) -> Result<()> {
     if host.read(MACHINE_ID).await?.is_some_and(|id| !id.is_empty()) {
         tokio::fs::write(host.path(MACHINE_ID), "").await.with_context(|| format!("emptying {MACHINE_ID}"))?;

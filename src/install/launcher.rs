@@ -1,7 +1,7 @@
 //! What a startup script, cloud-init or an operator runs: put the program in place, start its unit, follow it.
 //!
-//! A launcher never boots the gateway itself. Only the unit does the work, so both triggers of one boot are one run, and
-//! the gateway comes up even if the launcher is gone at the next boot.
+//! A launcher never boots the gateway itself. Only the unit does the work, so both triggers of one boot are one run,
+//! and the gateway comes up even if the launcher is gone at the next boot.
 
 use anyhow::Result;
 

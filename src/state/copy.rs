@@ -1,10 +1,10 @@
 //! Exact copies of a directory: owners, modes, times to the nanosecond, symbolic and hard links, holes and
 //! extended attributes.
 //!
-//! The original may belong to somebody who changes it at any moment, links included. Every directory is held open and its
-//! entries are reached by one name from there, so nothing outside of it is read or written. The copy lies where only root
-//! can write. What cannot be copied (fifos, sockets, devices, other file systems mounted within) is left out. `fs_extra`
-//! copies the bytes; it knows of none of the rest.
+//! The original may belong to somebody who changes it at any moment, links included. Every directory is held open and
+//! its entries are reached by one name from there, so nothing outside of it is read or written. The copy lies where
+//! only root can write. What cannot be copied (fifos, sockets, devices, other file systems mounted within) is left out.
+//! `fs_extra` copies the bytes; it knows of none of the rest.
 
 mod attributes;
 mod content;
@@ -56,9 +56,9 @@ pub struct SyncStats {
 /// Makes the directory `to` an exact copy of the directory `from`, synced to the disk when this returns.
 ///
 /// Without a `to` it copies everything; else what differs, and it removes what `from` has no more. `from` may be in use
-/// during a call, whose result is then only nearly equal: a later call finds every file that changed since it was copied,
-/// and always copies `SQLite`'s files again. Paths are the machine's; the parent of `to` exists, and only root can write
-/// to it. The caller notes the change.
+/// during a call, whose result is then only nearly equal: a later call finds every file that changed since it was
+/// copied, and always copies `SQLite`'s files again. Paths are the machine's; the parent of `to` exists, and only root
+/// can write to it. The caller notes the change.
 pub async fn sync(host: &Host, from: &Path, to: &Path) -> Result<SyncStats> {
     let (source, target) = (host.path(from), host.path(to));
     let doing = || format!("copying {} to {}", from.display(), to.display());

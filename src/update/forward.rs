@@ -57,8 +57,8 @@ impl Updater<'_> {
         Ok((ready, report_of(&message, down)))
     }
 
-    /// The image of the other version, made while the current gateway runs. An older version is refused before and after:
-    /// some images have no known version until they are on the machine.
+    /// The image of the other version, made while the current gateway runs. An older version is refused before and
+    /// after: some images have no known version until they are on the machine.
     async fn new_image(&self, record: &Record, desired: &ImageConfig) -> Result<Image> {
         let Gateway { host, engine, data, .. } = self.gateway;
         if desired.reference.is_none() {

@@ -1,7 +1,7 @@
 //! What an operator asked for by hand, carried from the command line to the one place that does the work.
 //!
-//! A command may end with its terminal, a run must not. So the command leaves its request in a file of this boot, starts
-//! the unit and follows it, like a launcher.
+//! A command may end with its terminal, a run must not. So the command leaves its request in a file of this boot,
+//! starts the unit and follows it, like a launcher.
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};

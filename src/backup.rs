@@ -1,8 +1,8 @@
 //! Backups: one file that holds everything a gateway needs to be itself again, on this machine or another.
 //!
-//! While the gateway runs, its own `backup create --verify` copies what is in use, and what that leaves out is
-//! added from the files; a stopped gateway's files are included as they are. Either way the file has one format
-//! ([`archive`]), so [`crate::backup::restore`] need not know how it was made.
+//! While the gateway runs, its own `backup create --verify` copies what is in use, and what that leaves out is added
+//! from the files. A stopped gateway's files are taken as they are. The file has one format ([`archive`]) for both, so
+//! [`restore`] need not know how it was made.
 
 mod archive;
 mod native;
@@ -26,9 +26,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::docker;
-use crate::error::{Classify as _, Code};
+use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::gateway::{self, RunState};
-use crate::host::{Host, blocking, sync_dir, untrusted};
+use crate::host::{Host, blocking, remove_if_exists, remove_tree_if_exists, sync_dir, untrusted};
 use crate::lock::RunLock;
 use crate::paths::LOCK;
 use crate::stage::{Stage, within};
@@ -43,18 +43,21 @@ use native::Remainder;
 use pack::Packer;
 use unpack::Unpacker;
 
-/// A backup that is being written has this name, in the directory of the file that it becomes.
-const PART: &str = ".openclaw-backup.part";
+/// The name of an unfinished backup, in the directory of the file that it becomes.
+const PART_FILE: &str = ".openclaw-backup.part";
 
-/// What to do when the gateway itself cannot do it.
-const STOP_FIRST: &str = "Take it with the gateway stopped: `sudo openclaw-init stop`, `sudo openclaw-init backup`, \
-    then `sudo openclaw-init boot`.";
+/// What to do when the gateway itself cannot make the backup.
+fn stop_first() -> String {
+    format!(
+        "Take it with the gateway stopped: `sudo openclaw-init stop`, `sudo openclaw-init backup`, then `{RUN_AGAIN}`."
+    )
+}
 
-/// What to do when there is no room for it.
+/// What to do when there is no room for the backup.
 const MAKE_ROOM: &str = "Remove old backups, enlarge the disk with `gcloud compute disks resize`, or name a file on \
     another disk with --to.";
 
-/// What `openclaw-init backup` can be progress.
+/// The options of `openclaw-init backup`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Options {
     /// The file, or an existing directory for it [default: a new file in backups/ on the data disk]
@@ -76,7 +79,7 @@ pub struct Backup {
     /// What is in it.
     #[serde(flatten)]
     pub size: Size,
-    /// How long it took, verification included.
+    /// How long it took, with its verification.
     pub seconds: f64,
     /// What it is of.
     #[serde(flatten)]
@@ -103,8 +106,8 @@ impl fmt::Display for Backup {
     }
 }
 
-/// Writes a backup of the state on this machine and verifies it. Until then the file does not have its name;
-/// what a cut leaves is removed by the next backup to the same directory.
+/// Writes a backup of the state on this machine and verifies it. The file gets its name at the end; what a cut leaves
+/// is removed by the next backup to the same directory.
 pub async fn run(host: &Host, options: &Options) -> Result<Backup> {
     let _lock = RunLock::acquire(&host.path(LOCK)).await?;
     let (started, created) = (Instant::now(), Timestamp::now());
@@ -112,53 +115,49 @@ pub async fn run(host: &Host, options: &Options) -> Result<Backup> {
     let record = Record::read(host, &data).await?;
     let file = target(host, options.to.as_deref(), &data, &name(&record, created))?;
     let engine = docker::find(host).await?;
-    let life = match &engine {
+    let state = match &engine {
         Some(engine) => gateway::run_state(engine).await?,
         None => RunState::Stopped,
     };
-    let how = match life {
+    let how = match state {
         RunState::Running => How::Gateway,
         RunState::Stopped => How::Stopped,
         RunState::Unstable => {
             return Err(anyhow!("the gateway neither runs nor is it stopped: it is paused, or starts again and again"))
-                .classify(Code::GatewayNotReady, STOP_FIRST);
+                .classify(Code::GatewayNotReady, stop_first());
         }
     };
     let directory = file.parent().context("the file has no directory")?;
-    let own = gateway::native_backup_file(&data);
-    discard(host, &directory.join(PART)).await?;
-    discard(host, &own).await?;
+    let native = gateway::native_backup_file(&data);
+    discard(host, &directory.join(PART_FILE)).await?;
+    discard(host, &native).await?;
     require_room(host, &data, directory, how).await?;
     if let (How::Gateway, Some(engine)) = (how, &engine) {
         host.progress("waiting for the gateway's own backup");
         let backed_up = within(Stage::Gateway, gateway::native_backup(engine)).await;
-        backed_up.context("making the gateway back itself up").classify(Code::GatewayNotReady, STOP_FIRST)?;
+        backed_up.context("making the gateway back itself up").classify(Code::GatewayNotReady, stop_first())?;
     }
     let header = Header::new(created, machine(host).await?, how, record);
     let written = within(Stage::Disk, write(host, &data, &file, &header)).await;
-    discard(host, &own).await?;
+    discard(host, &native).await?;
     let (file_bytes, size) = written.with_context(|| format!("writing the backup {}", file.display()))?;
     host.changed(format!("wrote {}", file.display()));
     Ok(Backup { file, file_bytes, size, seconds: started.elapsed().as_secs_f64(), header })
 }
 
-/// Removes a file that is there only while a backup is made.
+/// Removes a file that exists only while a backup is made.
 async fn discard(host: &Host, file: &Path) -> Result<()> {
-    match tokio::fs::remove_file(host.path(file)).await {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", file.display()))
-        }
-        _ => Ok(()),
-    }
+    let file = host.path(file);
+    blocking(move || remove_if_exists(&file)).await.map(drop)
 }
 
-/// The default name: sorted by name, backups are sorted by time.
+/// The default name; backups sorted by name are sorted by time.
 fn name(record: &Record, created: Timestamp) -> String {
     let version = record.owner.version().map_or("unknown", GatewayVersion::as_str);
     format!("openclaw-{}-{version}.tar.gz", file_time(created))
 }
 
-/// The file to be written, which must not be there yet; its directory must.
+/// The file to be written, which must not exist yet; its directory must.
 fn target(host: &Host, to: Option<&Path>, data: &DataDir, name: &str) -> Result<PathBuf> {
     let file = match to {
         None => data.backups.join(name),
@@ -167,17 +166,22 @@ fn target(host: &Host, to: Option<&Path>, data: &DataDir, name: &str) -> Result<
             if host.path(&to).is_dir() { to.join(name) } else { to }
         }
     };
-    ensure!(!host.path(&file).exists(), "{} is there already: a backup is never overwritten", file.display());
-    let inside = [&data.state, &data.config].into_iter().any(|directory| file.starts_with(directory));
-    ensure!(!inside, "{} is in the gateway's own directory, where its agent can read and change it", file.display());
-    Ok(file)
+    let is_inside = [&data.state, &data.config].into_iter().any(|directory| file.starts_with(directory));
+    let why = if host.path(&file).exists() {
+        "is there already: a backup is never overwritten"
+    } else if is_inside {
+        "is in the gateway's own directory, where its agent can read and change it"
+    } else {
+        return Ok(file);
+    };
+    Err(anyhow!("{} {why}", file.display())).classify(Code::ConfigInvalid, "Name another file with --to.")
 }
 
-/// Refuses when the files might not fit: compressed they take less, how much less nobody knows.
+/// Refuses when the files might not fit. They are compressed, but how much less they take nobody knows.
 async fn require_room(host: &Host, data: &DataDir, directory: &Path, how: How) -> Result<()> {
     let (state, config) = (room::of(host, &data.state).await?, room::of(host, &data.config).await?);
-    // A file of a backup is one file.
-    let once = room::Size { inodes: 1, ..[state, config].into_iter().sum() };
+    // Bytes only: a file system may count no files, and then has none free.
+    let once = room::Size { bytes: state.bytes + config.bytes, ..room::Size::default() };
     let device = |path: &Path| -> Result<u64> {
         let found = std::fs::metadata(host.path(path)).with_context(|| format!("looking at {}", path.display()));
         Ok(found?.dev())
@@ -200,22 +204,21 @@ async fn machine(host: &Host) -> Result<String> {
     Ok(String::from_utf8_lossy(&name).trim().to_owned())
 }
 
-/// Writes the file under a temporary name, reads it back and gives it its name. Returns how large it is, and
-/// what is in it.
+/// Writes the file under a temporary name, reads it back and gives it its name. Returns its length, and what is in it.
 async fn write(host: &Host, data: &DataDir, file: &Path, header: &Header) -> Result<(u64, Size)> {
     let target = host.path(file);
     let (state, config) = (host.path(&data.state), host.path(&data.config));
-    let own = (header.how == How::Gateway).then(|| host.path(gateway::native_backup_file(data)));
+    let native = (header.how == How::Gateway).then(|| host.path(gateway::native_backup_file(data)));
     let content = room::of(host, &data.state).await?.content;
-    let of = header.clone();
+    let first_member = header.clone();
     let (part, size, left_out) = copy::in_background(host, "packed", move |progress| {
         progress.expect(content);
         let directory = target.parent().context("it has no directory")?;
-        // The random part of the name is empty: the next run knows what a cut one left.
-        let part = tempfile::Builder::new().prefix(PART).rand_bytes(0).tempfile_in(directory)?;
+        // Without a random part in its name, the next run finds what a cut one left.
+        let part = tempfile::Builder::new().prefix(PART_FILE).rand_bytes(0).tempfile_in(directory)?;
         let add = |bytes| progress.add(bytes);
-        let packer = Packer::new(Writer::new(part.as_file(), &of)?, &add);
-        let (size, left_out) = pack(packer, &state, &config, own.as_deref())?;
+        let packer = Packer::new(Writer::new(part.as_file(), &first_member)?, &add);
+        let (size, left_out) = pack(packer, &state, &config, native.as_deref())?;
         part.as_file().sync_all().context("syncing it")?;
         Ok((part, size, left_out))
     })
@@ -223,8 +226,8 @@ async fn write(host: &Host, data: &DataDir, file: &Path, header: &Header) -> Res
     for warning in left_out.warnings() {
         host.warn(warning);
     }
-    let (found, again) = verify(host, part.path()).await.context("reading it back")?;
-    ensure!(found == *header && again == size, "what was written is not what can be read back");
+    let (found, found_size) = verify(host, part.path()).await.context("reading it back")?;
+    ensure!(found == *header && found_size == size, "what was written is not what can be read back");
     let target = host.path(file);
     blocking(move || {
         let length = part.as_file().metadata()?.len();
@@ -262,32 +265,32 @@ impl LeftOut {
     }
 }
 
-/// Packs everything; with `own`, the gateway's archive first, and then what is not in that.
-fn pack(mut packer: Packer<'_, &File>, state: &Path, config: &Path, own: Option<&Path>) -> Result<(Size, LeftOut)> {
+/// Packs everything; with `native`, the gateway's own archive first, then what is not in that.
+fn pack(mut packer: Packer<'_, &File>, state: &Path, config: &Path, native: Option<&Path>) -> Result<(Size, LeftOut)> {
     let mut left_out = LeftOut::default();
     let mut included = native::Included::default();
-    if let Some(own) = own {
-        let archive = untrusted::open(own)?.context("the gateway's archive is missing")?;
+    if let Some(native) = native {
+        let archive = untrusted::open(native)?.context("the gateway's archive is missing")?;
         included =
             native::copy(archive, &mut packer.writer, packer.progress).context("reading the gateway's archive")?;
     }
     let databases = RefCell::new(Vec::new());
-    let own_name = own.and_then(|own| Some(Path::new("config").join(own.file_name()?)));
+    let native_name = native.and_then(|native| Some(Path::new("config").join(native.file_name()?)));
     let wanted = |path: &Path, is_dir: bool| {
-        if own_name.is_none() {
+        if native_name.is_none() {
             return true;
         }
         if is_dir {
             return !native::is_ephemeral(path);
         }
-        if included.paths.contains(path) || own_name.as_deref() == Some(path) {
+        if included.paths.contains(path) || native_name.as_deref() == Some(path) {
             return false;
         }
-        let rest = native::remainder(path);
-        if rest == Remainder::Database {
+        let remainder = native::remainder(path);
+        if remainder == Remainder::Database {
             databases.borrow_mut().push(path.to_owned());
         }
-        rest == Remainder::Wanted
+        remainder == Remainder::Wanted
     };
     packer.directory(state, Path::new("state"), &wanted)?;
     packer.directory(config, Path::new("config"), &wanted)?;
@@ -298,7 +301,7 @@ fn pack(mut packer: Packer<'_, &File>, state: &Path, config: &Path, own: Option<
     Ok((size, left_out))
 }
 
-/// A file that tells how far it was read.
+/// A file that reports how far it was read.
 struct ProgressReader<'a> {
     file: File,
     progress: &'a Progress,
@@ -320,13 +323,13 @@ fn open<'a>(file: &Path, progress: &'a Progress) -> Result<ProgressReader<'a>> {
     Ok(ProgressReader { file: found, progress })
 }
 
-/// Reads the whole backup and returns what it is of; an error when anything in it is not as it was written.
+/// Reads the whole backup and returns what it is of. Any difference from what was written is an error.
 pub(crate) async fn verify(host: &Host, file: &Path) -> Result<(Header, Size)> {
     let file = file.to_owned();
     copy::in_background(host, "verified", move |progress| archive::read(open(&file, progress)?, |_, _| Ok(()))).await
 }
 
-/// Unpacks the backup to two new directories beside the present ones and verifies it once more on the way.
+/// Unpacks the backup to two new directories beside the current ones, and verifies it once more on the way.
 pub(crate) async fn unpack(host: &Host, file: &Path, to: &Unpacked) -> Result<(Header, Size)> {
     let (file, state, config) = (host.path(file), host.path(&to.state), host.path(&to.config));
     copy::in_background(host, "unpacked", move |progress| {
@@ -355,9 +358,9 @@ impl Unpacked {
         Ok(Self { state: beside(&data.state)?, config: beside(&data.config)? })
     }
 
-    /// Removes what a restore that failed or was cut left there.
+    /// Removes what a failed or cut restore left there.
     pub(crate) async fn discard(&self, host: &Host) -> Result<()> {
         let directories = [host.path(&self.state), host.path(&self.config)];
-        blocking(move || directories.iter().try_for_each(|path| unpack::discard(path))).await
+        blocking(move || directories.iter().try_for_each(|path| remove_tree_if_exists(path).map(drop))).await
     }
 }

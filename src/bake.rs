@@ -1,9 +1,8 @@
 //! Baking: everything of a first boot that needs the internet, done once when an image is made.
 //!
-//! What the image was baked with becomes the default of the machines that are made from it, below the
-//! operator's own attributes: the version for an empty state, which is then on the machine already, and
-//! the settings that led to it. A baked version is a default, never the operator's choice: existing state
-//! keeps its own.
+//! What the image was baked with is the default of the machines that are made from it: the version for an empty state,
+//! whose image is on the machine already, and the settings that led to it. The operator's own attributes win over it,
+//! and existing state keeps its own version.
 
 pub mod seal;
 
@@ -14,7 +13,7 @@ use clap::Args;
 
 use crate::config::baked::Baked;
 use crate::config::{Config, MetadataAccess, keys};
-use crate::error::{Classify, Code};
+use crate::error::{Classify as _, Code};
 use crate::host::Host;
 use crate::lock::RunLock;
 use crate::memory::swap;
@@ -63,7 +62,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// As the attributes that they stand for.
+    /// The attributes that they stand for.
     fn attributes(&self) -> BTreeMap<String, String> {
         let given = [
             (keys::VERSION, &self.version),
@@ -90,9 +89,9 @@ impl Options {
     }
 }
 
-/// Makes everything be here that machines made from this boot disk need from the internet: Docker, the
-/// gateway's image, this program and its units. Needs no metadata server but for an image at Google's. Safe to run again. Returns the last
-/// words for the operator.
+/// Brings everything onto this boot disk that machines made from it need from the internet: Docker, the gateway's
+/// image, this program and its units. Needs the metadata server only for an image at Google's. Safe to run again.
+/// Returns the last words for the operator.
 pub async fn run(host: &Host, metadata: &Client, options: &Options) -> Result<String> {
     let _lock = RunLock::acquire(&host.path(LOCK)).await?;
     let config = options.config()?;

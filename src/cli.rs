@@ -62,13 +62,13 @@ pub(crate) enum Command {
     /// running. The file is a credential.
     #[command(after_help = help::BACKUP)]
     Backup(backup::Options),
-    /// Puts the state of a backup in the place of the present one, which is put aside, and boots into it.
+    /// Puts the state of a backup in the place of the current one, which is put aside, and boots into it.
     #[command(after_help = help::RESTORE)]
     Restore(backup::restore::Options),
     /// Removes the container, the units and this program. Data, Docker and images stay.
     #[command(after_help = help::UNINSTALL)]
     Uninstall,
-    /// Brings the gateway to another version. The present state is copied first; if the new version does not
+    /// Brings the gateway to another version. The current state is copied first; if the new version does not
     /// become ready, image and state go back together. A newer version of the gateway migrates the state: going
     /// back later is `rollback`.
     #[command(after_help = help::UPDATE)]

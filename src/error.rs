@@ -44,7 +44,7 @@ macro_rules! codes {
 codes! {
     /// A defect of this program, or an error nobody classified.
     Internal = 1, "internal", transient;
-    /// An attribute has a value that cannot be used.
+    /// An attribute, or a command's argument, has a value that cannot be used.
     ConfigInvalid = 10, "config-invalid", permanent;
     /// The metadata server did not answer within the deadline.
     MetadataUnreachable = 11, "metadata-unreachable", transient;
@@ -88,7 +88,7 @@ codes! {
     LoaderFailed = 31, "loader-failed", permanent;
     /// A download is not the file whose digest is pinned.
     DigestMismatch = 32, "digest-mismatch", permanent;
-    /// An update or a rollback was refused or undone; the gateway is as it was before.
+    /// An update, rollback or restore was refused or undone; the gateway is as it was before.
     UpdateFailed = 33, "update-failed", permanent;
 }
 

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 pub use command::{Command, Output};
 pub use files::{Access, sync_dir};
-pub(crate) use files::{if_exists, remove_if_exists, set_access};
+pub(crate) use files::{if_exists, remove_if_exists, remove_tree_if_exists, set_access};
 pub use ledger::Ledger;
 
 /// A handle on the machine; clones share the ledger.

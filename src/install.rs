@@ -9,8 +9,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::error::{Classify, Code};
-use crate::host::{Access, Host, sync_dir};
+use crate::error::{Classify as _, Code};
+use crate::host::{Access, Host, blocking, sync_dir};
 use crate::paths::{BOOT_UNIT, PROGRAM, STOP_UNIT};
 use crate::systemd;
 
@@ -22,7 +22,7 @@ const UNITS: [(&str, &str); 2] = [
 
 /// Puts the running binary and the units in place and enables them; true when anything changed.
 ///
-/// The launcher's version wins, also downwards. A path that a package owns is refused.
+/// The running program replaces the installed one, also a newer one. A path that a package owns is refused.
 pub async fn install(host: &Host) -> Result<bool> {
     let program = install_program(host).await?;
     let units = if host.path("/run/systemd/system").exists() {
@@ -43,7 +43,7 @@ async fn install_units(host: &Host) -> Result<bool> {
     Ok(changed)
 }
 
-/// In the tree of a machine that does not run: an image under construction.
+/// For a machine that does not run: an image under construction.
 async fn install_units_offline(host: &Host) -> Result<bool> {
     let mut changed = false;
     for (name, text) in UNITS {
@@ -58,7 +58,7 @@ async fn install_program(host: &Host) -> Result<bool> {
     let running = std::fs::canonicalize("/proc/self/exe").context("finding the running program's file")?;
     let installed = host.path(PROGRAM);
     let (left, right) = (running.clone(), installed.clone());
-    if tokio::task::spawn_blocking(move || same_content(&left, &right)).await?? {
+    if blocking(move || same_content(&left, &right)).await? {
         return Ok(false);
     }
     if let Some(package) = package(host).await? {
@@ -67,9 +67,8 @@ async fn install_program(host: &Host) -> Result<bool> {
             format!("Update it with apt, or remove the package: apt-get remove {package}."),
         );
     }
-    tokio::task::spawn_blocking(move || replace_program(&running, &installed))
-        .await?
-        .with_context(|| format!("installing {PROGRAM}"))?;
+    let replaced = blocking(move || replace_program(&running, &installed)).await;
+    replaced.with_context(|| format!("installing {PROGRAM}"))?;
     host.changed(format!("installed {PROGRAM}"));
     Ok(true)
 }
@@ -110,7 +109,7 @@ fn same_content(left: &Path, right: &Path) -> Result<bool> {
     }
 }
 
-/// After a power cut there is the old program or the new one. A running program keeps its old file.
+/// After a power cut the old program or the new one is there. A running program keeps its old file.
 fn replace_program(running: &Path, installed: &Path) -> Result<()> {
     let directory = installed.parent().context("the program has no directory")?;
     std::fs::create_dir_all(directory)?;
@@ -132,8 +131,12 @@ mod tests {
     use crate::error::TRY_AGAIN;
 
     #[test]
-    fn the_boot_unit_asks_for_another_run_by_the_status_of_this_program() {
-        let [(_, boot), _] = UNITS;
+    fn the_units_agree_with_this_program() {
+        let [(_, boot), (_, stop)] = UNITS;
+        for (unit, command) in [(boot, "ExecStart="), (stop, "ExecStop=")] {
+            let runs = format!("{command}{PROGRAM} ");
+            assert!(unit.lines().any(|line| line.starts_with(&runs)), "{unit}");
+        }
         assert!(boot.lines().any(|line| line == format!("RestartForceExitStatus={TRY_AGAIN}")), "{boot}");
         assert!(boot.lines().any(|line| line == "StartLimitIntervalSec=0"), "{boot}");
         assert!(Code::ALL.iter().all(|code| code.exit_code() != TRY_AGAIN));

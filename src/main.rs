@@ -35,10 +35,10 @@ fn main() -> ExitCode {
 async fn run(command: Option<Command>) -> ExitCode {
     let host = Host::new("/").with_proxy(proxy());
     let outcome = match command {
-        None => launcher::run(&host).await.map(|outcome| show(&outcome)),
+        None => launcher::run(&host).await.map(|outcome| display(&outcome)),
         Some(Command::Boot { unit: true, .. }) => boot(&host, Trigger::Unit).await,
         Some(Command::Boot { foreground: true, .. }) => boot(&host, Trigger::Foreground).await,
-        Some(Command::Boot { .. }) => launcher::carry_out(&host, &Request::Boot).await.map(|outcome| show(&outcome)),
+        Some(Command::Boot { .. }) => launcher::carry_out(&host, &Request::Boot).await.map(|outcome| display(&outcome)),
         Some(Command::Install) => install::install(&host).await.map(|_| ExitCode::SUCCESS),
         Some(Command::Status { json, wait }) => status(&host, json, wait).await,
         Some(Command::Bake(options)) => bake(&host, &options).await,
@@ -46,9 +46,9 @@ async fn run(command: Option<Command>) -> ExitCode {
         Some(Command::Backup(options)) => backup(&host, &options).await,
         Some(Command::Restore(options)) => restore(&host, &options).await,
         Some(Command::Uninstall) => narrated(&host, uninstall::run(&host)).await,
-        Some(Command::Update { to }) => replace(&host, Request::Update { to }).await,
+        Some(Command::Update { to }) => update(&host, Request::Update { to }).await,
         Some(Command::Rollback { set_newer_state_aside }) => {
-            replace(&host, Request::Rollback { set_newer_state_aside }).await
+            update(&host, Request::Rollback { set_newer_state_aside }).await
         }
         Some(Command::Stop) => stop(&host).await,
         Some(Command::Generate { directory }) => help::generate(Cli::command(), &directory).map(|()| ExitCode::SUCCESS),
@@ -66,8 +66,7 @@ fn metadata() -> anyhow::Result<Client> {
     Client::new(environment("GCE_METADATA_HOST").as_deref())
 }
 
-/// The proxy to the internet, as a drop-in of the unit names it. Some programs look for one spelling, some for the
-/// other.
+/// The proxy to the internet, as a drop-in of the unit names it, in both spellings: programs look for one or the other.
 fn proxy() -> Vec<(String, String)> {
     let mut proxy = Vec::new();
     for lower in ["http_proxy", "https_proxy", "no_proxy"] {
@@ -98,10 +97,10 @@ async fn narrated(host: &Host, work: impl Future<Output = anyhow::Result<String>
     Ok(ExitCode::SUCCESS)
 }
 
-/// Another version: done by the unit, so that it goes on when this terminal is closed.
-async fn replace(host: &Host, request: Request) -> anyhow::Result<ExitCode> {
+/// An update or rollback: done by the unit, so that it goes on when this terminal is closed.
+async fn update(host: &Host, request: Request) -> anyhow::Result<ExitCode> {
     let outcome = launcher::carry_out(host, &request).await?;
-    show(&outcome);
+    display(&outcome);
     Ok(outcome.update_exit_code())
 }
 
@@ -117,7 +116,7 @@ async fn backup(host: &Host, options: &backup::Options) -> anyhow::Result<ExitCo
 
 async fn restore(host: &Host, options: &restore::Options) -> anyhow::Result<ExitCode> {
     log::narrate(host, restore::run(host, &metadata()?, options)).await?;
-    launcher::carry_out(host, &Request::Boot).await.map(|outcome| show(&outcome))
+    launcher::carry_out(host, &Request::Boot).await.map(|outcome| display(&outcome))
 }
 
 async fn stop(host: &Host) -> anyhow::Result<ExitCode> {
@@ -131,10 +130,10 @@ async fn status(host: &Host, json: bool, wait: bool) -> anyhow::Result<ExitCode>
         writeln!(std::io::stdout(), "{}", outcome.json()?)?;
         return Ok(outcome.exit_code());
     }
-    Ok(show(&outcome))
+    Ok(display(&outcome))
 }
 
-fn show(outcome: &RunOutcome) -> ExitCode {
+fn display(outcome: &RunOutcome) -> ExitCode {
     // A closed pipe is the reader's choice, not a failure of the machine.
     let _ = writeln!(std::io::stdout(), "{outcome}");
     outcome.exit_code()

@@ -1,10 +1,9 @@
 //! Another version in the place of the current one, with a way back: image and state go together.
 //!
-//! The new image is made while the current gateway runs, and so is most of the safety copy of the state. Then the
-//! gateway stops, the copy is made exact, and the new version starts on the state itself. When it does not
-//! become ready, or the machine is cut before it is, [`state::recover()`] puts the copy in the place of the state,
-//! and the version before runs again. What gives way is renamed aside, never deleted; only a copy that a later update
-//! has superseded is removed.
+//! The new image, and most of the safety copy of the state, are made while the current gateway runs. Then the gateway
+//! stops, the copy is made exact, and the new version starts on the state itself. If it does not become ready, or the
+//! machine is cut before that, [`state::recover()`] puts the copy in the place of the state, and the version before
+//! runs again. A replaced state is renamed aside, never deleted; only a copy that a later update superseded is removed.
 
 mod forward;
 mod request;
@@ -40,7 +39,7 @@ pub struct Updater<'a> {
     pub metadata: &'a Client,
     /// Which image, from where.
     pub image: &'a ImageConfig,
-    /// Records are written.
+    /// Held: records are written.
     pub lock: &'a RunLock,
 }
 
@@ -55,8 +54,8 @@ impl fmt::Display for StoppedAt {
     }
 }
 
-/// Does what is asked for beside bringing up the version that the state belongs to, of which `current` is the
-/// outcome. What fails is undone, and `bring_up` brings the former version up again.
+/// Does the update or rollback that is asked for, if any. `current` is the outcome of bringing up the version that the
+/// state belongs to. What fails is undone, and `bring_up` brings that version up again.
 pub async fn run(
     report: &Report,
     on: Updater<'_>,
@@ -100,8 +99,8 @@ impl Updater<'_> {
         Ok(record)
     }
 
-    /// Waits until the gateway of `image` is ready and makes the state its own. Images that nothing needs any more
-    /// go when one was made.
+    /// Waits until the gateway of `image` is ready, and makes the state its own. If an image was made, those that
+    /// nothing needs any more are removed.
     pub async fn own(&self, image: &Image, secrets: &Secrets, record: Record) -> Result<(Ready, Record)> {
         let Gateway { host, engine, data, .. } = self.gateway;
         let ready = self.gateway.wait_ready(image, secrets).await?;
@@ -113,14 +112,14 @@ impl Updater<'_> {
         Ok((ready, record))
     }
 
-    /// Returns how the other version is, and what to report. An error that comes before the current gateway is
-    /// stopped leaves everything as it is; after any error [`Updater::undo`] must follow.
+    /// Returns how the other version is, and what to report. An error before the current gateway is stopped leaves
+    /// everything as it is; after any error [`Updater::undo`] must follow.
     async fn carry_out(&self, target: &Target, record: Record) -> Result<(Ready, Update)> {
         match target {
             Target::Update { to: None, choice } => self.forward(record, self.image, choice.clone()).await,
             Target::Update { to: Some(version), .. } => {
-                let wanted = self.image.clone().of_version(version.clone());
-                self.forward(record, &wanted, None).await
+                let desired = self.image.clone().of_version(version.clone());
+                self.forward(record, &desired, None).await
             }
             Target::Rollback { set_newer_state_aside } => self.back(record, *set_newer_state_aside).await,
         }

@@ -6,9 +6,13 @@ use std::process::{Command, Output};
 
 fn openclaw_init(args: &[&str]) -> Output {
     #[expect(clippy::disallowed_methods, reason = "a test starts the program under test")]
-    let output = Command::new(env!("CARGO_BIN_EXE_openclaw-init")).args(args).output();
+    let output = Command::new(env!("CARGO_BIN_EXE_openclaw-init")).args(args).env("COLUMNS", "100").output();
     output.expect("the program starts")
 }
+
+/// Every command that a person sees.
+const COMMANDS: [&str; 11] =
+    ["boot", "status", "bake", "seal", "backup", "restore", "install", "uninstall", "update", "rollback", "stop"];
 
 #[test]
 fn help_version_and_usage_errors() {
@@ -18,19 +22,27 @@ fn help_version_and_usage_errors() {
         (&["--version"], 0, env!("CARGO_PKG_VERSION")),
         (&["explode"], 2, "unrecognized subcommand"),
     ];
-    let teaching =
-        ["boot", "status", "bake", "seal", "backup", "restore", "install", "uninstall", "update", "rollback", "stop"]
-            .map(|command| [command, "--help"]);
+    let teaching = COMMANDS.map(|command| [command, "--help"]);
     let teaching = teaching.iter().map(|args| (&args[..], 0, "Example"));
     let cases = cases.iter().copied().chain(teaching);
     for (args, code, text) in cases {
         let output = openclaw_init(args);
-        let said = [output.stdout, output.stderr].concat();
-        let said = String::from_utf8_lossy(&said);
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
-        assert!(said.lines().all(|line| line.len() <= 120), "{args:?}: {said}");
-        assert!(said.contains(text), "{args:?}: {said}");
+        let printed = [output.stdout, output.stderr].concat();
+        let printed = String::from_utf8_lossy(&printed);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {printed}");
+        assert!(printed.lines().all(|line| line.len() <= 120), "{args:?}: {printed}");
+        assert!(printed.contains(text), "{args:?}: {printed}");
     }
+}
+
+#[test]
+fn the_help_of_every_command_is_the_golden_one() {
+    let help = |command: Option<&str>| {
+        let args: Vec<_> = command.into_iter().chain(["--help"]).collect();
+        format!("$ openclaw-init {}\n{}\n", args.join(" "), String::from_utf8_lossy(&openclaw_init(&args).stdout))
+    };
+    let text: String = [None].into_iter().chain(COMMANDS.map(Some)).map(help).collect();
+    expect_test::expect_file!["cli/help.txt"].assert_eq(&text);
 }
 
 #[test]

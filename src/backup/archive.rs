@@ -1,8 +1,8 @@
 //! The file format: a tar archive, compressed with gzip, that any tar can list.
 //!
-//! The first member says what it is a backup of, the last one how many members there are and the SHA-256 of
-//! all they are and hold; so a file that was cut short, changed or put together otherwise is recognised before
-//! any of it is used. Between them are the members below `state/` and `config/`, as they are to be restored.
+//! The header, the first member, says what it is a backup of. The trailer, the last one, has the number of members and
+//! the SHA-256 of all that they are and hold: a file that was cut short, changed or forged is recognised before any of
+//! it is used. Between them are the members below `state/` and `config/`, as they are to be restored.
 
 use std::ffi::OsStr;
 use std::io::{self, BufReader, Read, Write};
@@ -19,19 +19,20 @@ use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header as TarHeader};
 
 use crate::state::Record;
+use crate::text::hex;
 
 /// The version of this format.
 const FORMAT: u32 = 1;
 
-/// The first member, and the last.
-const LABEL: &str = "openclaw-backup.json";
-const SEAL: &str = "openclaw-backup.end.json";
+/// The names of the first member and of the last.
+const HEADER: &str = "openclaw-backup.json";
+const TRAILER: &str = "openclaw-backup.end.json";
 
 /// Neither of them is larger.
-const MAX_TEXT: u64 = 1 << 20;
+const TEXT_LIMIT: u64 = 1 << 20;
 
-/// The longest name that a tar header has room for; a longer one goes before it as a member of its own.
-const SHORT_NAME: usize = 100;
+/// The longest name that fits into a tar header; a longer one comes before it as a member of its own.
+const NAME_BYTES: usize = 100;
 
 /// What a backup is of: its first member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +42,7 @@ pub struct Header {
     format: u32,
     /// When it was begun: nothing in it is newer.
     pub created: Timestamp,
-    /// The machine's host name, on Compute Engine that of the VM.
+    /// The machine's host name; on Compute Engine the name of the VM.
     pub machine: String,
     /// How the state was read.
     pub how: How,
@@ -106,7 +107,7 @@ pub(super) enum Kind {
     HardLink(PathBuf),
 }
 
-/// The running sum over all members.
+/// The running checksum over all members.
 #[derive(Default)]
 struct Checksum {
     digest: Sha256,
@@ -133,23 +134,23 @@ impl Checksum {
         }
     }
 
-    fn seal(self) -> Trailer {
-        let sha256 = self.digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    fn trailer(self) -> Trailer {
+        let sha256 = hex(self.digest.finalize());
         Trailer { size: Size { members: self.members, bytes: self.bytes }, sha256 }
     }
 }
 
-/// Adds what is read to the sum.
-struct Summed<'a, R> {
+/// Adds what is read to the checksum.
+struct ChecksumReader<'a, R> {
     content: R,
-    sum: &'a mut Checksum,
+    checksum: &'a mut Checksum,
 }
 
-impl<R: Read> Read for Summed<'_, R> {
+impl<R: Read> Read for ChecksumReader<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.content.read(buffer)?;
-        self.sum.digest.update(&buffer[..length]);
-        self.sum.bytes += length as u64;
+        self.checksum.digest.update(&buffer[..length]);
+        self.checksum.bytes += length as u64;
         Ok(length)
     }
 }
@@ -157,17 +158,17 @@ impl<R: Read> Read for Summed<'_, R> {
 /// Writes an archive.
 pub(super) struct Writer<W: Write> {
     tar: tar::Builder<GzEncoder<W>>,
-    sum: Checksum,
+    checksum: Checksum,
 }
 
 impl<W: Write> Writer<W> {
     pub(super) fn new(file: W, header: &Header) -> Result<Self> {
         // A fast level: most of a state is text and databases, and the machine has a gateway to run.
         let mut writer =
-            Self { tar: tar::Builder::new(GzEncoder::new(file, Compression::fast())), sum: Checksum::default() };
+            Self { tar: tar::Builder::new(GzEncoder::new(file, Compression::fast())), checksum: Checksum::default() };
         let header = serde_json::to_vec_pretty(header)?;
-        writer.text(LABEL, &header)?;
-        writer.sum.digest.update(&header);
+        writer.text(HEADER, &header)?;
+        writer.checksum.digest.update(&header);
         Ok(writer)
     }
 
@@ -191,18 +192,18 @@ impl<W: Write> Writer<W> {
         }
         self.name(b'L', &mut header, &member.path)?;
         header.set_cksum();
-        let before = self.sum.bytes;
-        let mut content = Summed { content: content.take(size), sum: &mut self.sum };
+        let before = self.checksum.bytes;
+        let mut content = ChecksumReader { content: content.take(size), checksum: &mut self.checksum };
         self.tar.append(&header, &mut content)?;
-        ensure!(self.sum.bytes - before == size, "it became shorter while it was read");
-        self.sum.member(member);
+        ensure!(self.checksum.bytes - before == size, "it became shorter while it was read");
+        self.checksum.member(member);
         Ok(())
     }
 
-    /// Writes the name, or that of a link's target (`K`), as it is: the crate's own functions tidy it up.
+    /// Writes the name, or the target of a link (`K`), as it is; the crate's own functions would tidy it up.
     fn name(&mut self, kind: u8, header: &mut TarHeader, name: &Path) -> Result<()> {
         let bytes = name.as_os_str().as_bytes();
-        if bytes.len() > SHORT_NAME {
+        if bytes.len() > NAME_BYTES {
             let mut long = TarHeader::new_gnu();
             long.set_entry_type(EntryType::new(kind));
             long.as_old_mut().name[..13].copy_from_slice(b"././@LongLink");
@@ -210,18 +211,18 @@ impl<W: Write> Writer<W> {
             long.set_cksum();
             self.tar.append(&long, bytes.chain(&b"\0"[..]))?;
         }
-        let short = &bytes[..bytes.len().min(SHORT_NAME)];
+        let short = &bytes[..bytes.len().min(NAME_BYTES)];
         let field = if kind == b'K' { &mut header.as_old_mut().linkname } else { &mut header.as_old_mut().name };
         field[..short.len()].copy_from_slice(short);
         Ok(())
     }
 
-    /// Ends the archive; everything is written to the file, not yet synced.
+    /// Ends the archive. Everything is then written to the file, not yet synced.
     pub(super) fn finish(mut self) -> Result<(W, Size)> {
-        let seal = std::mem::take(&mut self.sum).seal();
-        self.text(SEAL, &serde_json::to_vec_pretty(&seal)?)?;
+        let trailer = std::mem::take(&mut self.checksum).trailer();
+        self.text(TRAILER, &serde_json::to_vec_pretty(&trailer)?)?;
         let file = self.tar.into_inner()?.finish()?;
-        Ok((file, seal.size))
+        Ok((file, trailer.size))
     }
 
     fn text(&mut self, name: &str, text: &[u8]) -> Result<()> {
@@ -232,8 +233,8 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// Reads an archive from its beginning to its end and hands every member to `visit`, with its content. What it
-/// was handed is proven only when this returns: the header, and the size of all.
+/// Reads an archive from beginning to end, hands every member with its content to `visit`, and returns the header and
+/// the size of all. Only then is what `visit` got proven.
 pub(super) fn read(
     file: impl Read,
     mut visit: impl FnMut(&Member, &mut dyn Read) -> Result<()>,
@@ -242,40 +243,43 @@ pub(super) fn read(
     let mut entries = tar.entries().context("reading the first member")?;
     let first = entries.next().ok_or_else(|| anyhow!("it is empty"))?;
     let first = first.map_err(|_| anyhow!("it is no tar archive compressed with gzip"))?;
-    let mut sum = Checksum::default();
-    let header = header(first, &mut sum)?;
-    let seal = loop {
+    let mut checksum = Checksum::default();
+    let header = header(first, &mut checksum)?;
+    let trailer = loop {
         let entry = entries.next().ok_or_else(|| anyhow!("its end is missing"))?;
-        let mut entry = entry.with_context(|| format!("after {} members", sum.members))?;
-        if *entry.path_bytes() == *SEAL.as_bytes() {
-            break serde_json::from_slice::<Trailer>(&text(entry)?).with_context(|| format!("reading {SEAL}"))?;
+        let mut entry = entry.with_context(|| format!("after {} members", checksum.members))?;
+        if *entry.path_bytes() == *TRAILER.as_bytes() {
+            break serde_json::from_slice::<Trailer>(&text(entry)?).with_context(|| format!("reading {TRAILER}"))?;
         }
         let member = member(&entry)?;
-        let shown = || format!("at the member {}", member.path.display());
-        let mut content = Summed { content: &mut entry, sum: &mut sum };
-        visit(&member, &mut content).with_context(shown)?;
-        io::copy(&mut content, &mut io::sink()).with_context(shown)?;
-        sum.member(&member);
+        let doing = || format!("at the member {}", member.path.display());
+        let mut content = ChecksumReader { content: &mut entry, checksum: &mut checksum };
+        visit(&member, &mut content).with_context(doing)?;
+        io::copy(&mut content, &mut io::sink()).with_context(doing)?;
+        checksum.member(&member);
     };
     ensure!(entries.next().is_none(), "there is more after its end");
-    ensure!(sum.seal() == seal, "its content is not what was written");
-    // What is left is empty, but only at its end gzip checks its own sum.
+    ensure!(checksum.trailer() == trailer, "its content is not what was written");
+    // Nothing is left, but gzip checks its own sum only at the very end.
     let mut rest = tar.into_inner();
     io::copy(&mut rest, &mut io::sink()).context("reading to its end")?;
     let more = rest.into_inner().read(&mut [0])?;
     ensure!(more == 0, "there is more after its end");
-    Ok((header, seal.size))
+    Ok((header, trailer.size))
 }
 
-fn header(entry: tar::Entry<'_, impl Read>, sum: &mut Checksum) -> Result<Header> {
+fn header(entry: tar::Entry<'_, impl Read>, checksum: &mut Checksum) -> Result<Header> {
     #[derive(Deserialize)]
     struct Version {
         format: u32,
     }
-    ensure!(*entry.path_bytes() == *LABEL.as_bytes(), "it is no backup of openclaw-init: {LABEL} does not come first");
+    ensure!(
+        *entry.path_bytes() == *HEADER.as_bytes(),
+        "it is no backup of openclaw-init: {HEADER} does not come first"
+    );
     let text = text(entry)?;
-    sum.digest.update(&text);
-    let reading = || format!("reading {LABEL}");
+    checksum.digest.update(&text);
+    let reading = || format!("reading {HEADER}");
     let Version { format } = serde_json::from_slice(&text).with_context(reading)?;
     ensure!(format == FORMAT, "it has the format {format}, this version of openclaw-init reads {FORMAT}");
     serde_json::from_slice(&text).with_context(reading)
@@ -283,13 +287,13 @@ fn header(entry: tar::Entry<'_, impl Read>, sum: &mut Checksum) -> Result<Header
 
 fn text(entry: tar::Entry<'_, impl Read>) -> Result<Vec<u8>> {
     let mut text = Vec::new();
-    entry.take(MAX_TEXT).read_to_end(&mut text)?;
+    entry.take(TEXT_LIMIT).read_to_end(&mut text)?;
     Ok(text)
 }
 
-/// What the entry is, if it is something that a backup may hold, below `state/` or `config/`.
+/// The entry as a member, if a backup may hold it: below `state/` or `config/`.
 fn member(entry: &tar::Entry<'_, impl Read>) -> Result<Member> {
-    let shown = || format!("at the member {}", String::from_utf8_lossy(&entry.path_bytes()));
+    let doing = || format!("at the member {}", String::from_utf8_lossy(&entry.path_bytes()));
     let header = entry.header();
     let link = || {
         let bytes = entry.link_name_bytes().filter(|bytes| !bytes.is_empty());
@@ -307,10 +311,10 @@ fn member(entry: &tar::Entry<'_, impl Read>) -> Result<Member> {
         let owner = (u32::try_from(header.uid()?)?, u32::try_from(header.gid()?)?);
         Ok(Member { path, kind, mode: header.mode()? & 0o7777, owner, modified: header.mtime()? })
     };
-    read().with_context(shown)
+    read().with_context(doing)
 }
 
-/// The path if it stays below `state/` or `config/`, whatever is there.
+/// The path, if it stays below `state/` or `config/`.
 fn inside(path: &Path) -> Result<PathBuf> {
     let plain = path.components().all(|component| matches!(component, Component::Normal(_)));
     ensure!(plain, "its path leads out of the archive");

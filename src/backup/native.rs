@@ -1,8 +1,8 @@
 //! The archive of the running gateway's own `backup create`, put into ours.
 //!
-//! It holds consistent copies of the databases, `openclaw.json`, `.env`, credentials and workspaces. It leaves
-//! out (gateway 2026.9.6): installed plugins (`npm`, `tools`), logs, transcripts in files, and all of
-//! `/home/node/.config/openclaw`; owners, and times of directories. All of that is added from the files.
+//! It holds consistent copies of the databases, `openclaw.json`, `.env`, credentials and workspaces. It leaves out
+//! (gateway 2026.9.6) installed plugins (`npm`, `tools`), logs, transcripts in files, all of
+//! `/home/node/.config/openclaw`, owners, and times of directories. They are added from the files.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -18,18 +18,18 @@ use tar::EntryType;
 use super::archive::{Kind, Member, Writer};
 use crate::host::Access;
 
-/// Where the archive has what was below `/`, below the directory that is named for its time.
+/// Where the archive has what was below `/`, in a directory that is named for its time.
 const PAYLOAD: &str = "payload/posix";
 
-/// The archive's description of itself, of the version that this program knows.
+/// The archive's description of itself, and the version that this program knows.
 const MANIFEST: &str = "manifest.json";
 const SCHEMA: u32 = 1;
-const MAX_MANIFEST: u64 = 64 << 20;
+const MANIFEST_LIMIT: u64 = 64 << 20;
 
-/// The container's paths and what they are in our archive.
+/// The container's paths, and their names in our archive.
 const PLACES: [(&str, &str); 2] = [("home/node/.openclaw", "state"), ("home/node/.config/openclaw", "config")];
 
-/// What is made anew, or of use only to the processes of its time.
+/// Made anew, or of use only to the processes of its time.
 const EPHEMERAL: [&str; 2] = ["state/tmp", "state/cache"];
 
 /// What the gateway's archive held.
@@ -37,7 +37,7 @@ const EPHEMERAL: [&str; 2] = ["state/tmp", "state/cache"];
 pub(super) struct Included {
     /// Paths in our archive.
     pub(super) paths: HashSet<PathBuf>,
-    /// Paths in the container that are on no data disk, and so in no backup.
+    /// Paths in the container that are on no data disk, hence in no backup.
     pub(super) elsewhere: Vec<PathBuf>,
 }
 
@@ -60,7 +60,7 @@ pub(super) fn copy<W: Write>(
         let path = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
         match place(&path).with_context(|| format!("at {}", path.display()))? {
             Place::Manifest => {
-                let manifest: Manifest = serde_json::from_reader((&mut entry).take(MAX_MANIFEST))
+                let manifest: Manifest = serde_json::from_reader((&mut entry).take(MANIFEST_LIMIT))
                     .context("reading the manifest of the gateway's archive")?;
                 let found = manifest.schema_version;
                 ensure!(found == SCHEMA, "the gateway's archive has schema {found}, known is {SCHEMA}");
@@ -124,19 +124,19 @@ fn kind(entry: &tar::Entry<'_, impl Read>) -> Result<Option<Kind>> {
     }))
 }
 
-/// What to do with what is in the files and not in the gateway's archive.
+/// What to do with a file that is not in the gateway's archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Remainder {
     Wanted,
     /// Of use only to the processes of its time.
-    Passing,
-    /// A database in use can only be copied by the gateway, which left it out.
+    Ephemeral,
+    /// In use: only the gateway could copy it, and it did not.
     Database,
 }
 
 /// Whether the directory `path` holds nothing that anybody misses.
 pub(super) fn is_ephemeral(path: &Path) -> bool {
-    EPHEMERAL.iter().any(|passing| path.starts_with(passing))
+    EPHEMERAL.iter().any(|directory| path.starts_with(directory))
 }
 
 /// What to do with the file `path`.
@@ -145,9 +145,9 @@ pub(super) fn remainder(path: &Path) -> Remainder {
     let Some((_, after)) = name.split_once(".sqlite") else { return Remainder::Wanted };
     match after {
         "" => Remainder::Database,
-        // Its log, its lock and copies in the making; but `.bak` is a copy that was finished.
+        // Its log, its lock, unfinished copies; `.bak` is a finished one.
         _ if after.starts_with(['-', '.']) && Path::new(after).extension() != Some("bak".as_ref()) => {
-            Remainder::Passing
+            Remainder::Ephemeral
         }
         _ => Remainder::Wanted,
     }
@@ -186,9 +186,9 @@ mod tests {
             ("config/key", Remainder::Wanted),
             ("state/workspace/notes.sqlite3", Remainder::Wanted),
             ("state/tools/x/Cache.SQLITE", Remainder::Database),
-            ("state/state/openclaw.sqlite-wal", Remainder::Passing),
+            ("state/state/openclaw.sqlite-wal", Remainder::Ephemeral),
             ("state/state/openclaw.sqlite.pre-startup-migration-1.bak", Remainder::Wanted),
-            ("state/state/openclaw.sqlite.tmp-0000", Remainder::Passing),
+            ("state/state/openclaw.sqlite.tmp-0000", Remainder::Ephemeral),
         ];
         for (path, expected) in cases {
             assert_eq!(remainder(Path::new(path)), expected, "{path}");

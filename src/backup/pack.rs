@@ -1,7 +1,7 @@
 //! Packing a directory into an archive.
 //!
-//! The directory belongs to the gateway, whose agent may change it at any moment, links included: it is read
-//! through open directories only, so that nothing outside of it ever gets into a backup.
+//! The directory belongs to the gateway, whose agent may change it at any moment, links included. It is read through
+//! open directories only, so nothing outside of it gets into a backup.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
@@ -15,13 +15,13 @@ use super::archive::{Kind, Member, Writer};
 use crate::state::copy::tree::DEPTH;
 use crate::state::copy::tree::{Dir, Entry};
 
-/// A file up to this size is held in memory, so that one which grows or shrinks meanwhile is read as it was.
-const SMALL: u64 = 1 << 20;
+/// A file up to this size is read into memory first: it may grow or shrink meanwhile.
+const SMALL_FILE_BYTES: u64 = 1 << 20;
 
 /// An archive that is being filled.
 pub(super) struct Packer<'a, W: Write> {
     pub(super) writer: Writer<W>,
-    /// Progress how many bytes were read; an error ends the work.
+    /// Called with the bytes about to be read; an error ends the work.
     pub(super) progress: &'a dyn Fn(u64) -> Result<()>,
     /// The first names of files with several, by device and inode.
     names: HashMap<(u64, u64), PathBuf>,
@@ -34,8 +34,8 @@ impl<'a, W: Write> Packer<'a, W> {
         Self { writer, progress, names: HashMap::new(), left_out: Vec::new() }
     }
 
-    /// Packs the directory at `path` under the name `name`, and of what is in it what `wanted` says, asked by
-    /// its path in the archive and whether it is a directory.
+    /// Packs the directory at `path` under the name `name`. Of its content it packs what `wanted` accepts, which gets
+    /// the path in the archive and whether it is a directory.
     pub(super) fn directory(&mut self, path: &Path, name: &Path, wanted: &dyn Fn(&Path, bool) -> bool) -> Result<()> {
         let doing = || format!("packing {}", path.display());
         self.tree(&Dir::open(path).with_context(doing)?, name, wanted, 0).with_context(doing)
@@ -82,11 +82,11 @@ impl<'a, W: Write> Packer<'a, W> {
             }
         }
         (self.progress)(found.len())?;
-        if found.len() > SMALL {
+        if found.len() > SMALL_FILE_BYTES {
             return self.add(&member(name, Kind::File(found.len()), found), file);
         }
         let mut content = Vec::new();
-        (&mut file).take(SMALL).read_to_end(&mut content)?;
+        (&mut file).take(SMALL_FILE_BYTES).read_to_end(&mut content)?;
         self.add(&member(name, Kind::File(content.len() as u64), found), content.as_slice())
     }
 

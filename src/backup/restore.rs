@@ -1,8 +1,8 @@
-//! Restoring: a backup takes the place of the present state, which is put aside and stays.
+//! Restoring: a backup takes the place of the current state, which is put aside and stays.
 //!
-//! The backup is read as a whole before anything is touched, unpacked beside the present state while the
-//! gateway goes on running, and switched to by renames ([`crate::state::switch`]); then the machine is booted into it
-//! as at every boot. A cut leaves the old state or the new one.
+//! The backup is read as a whole before anything is touched, unpacked beside the current state while the gateway goes
+//! on running, and switched to by renames ([`switch`]). The next run boots into it. A cut leaves the old state or the
+//! new one.
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use super::{Header, Size, Unpacked};
 use crate::config;
 use crate::docker::Engine;
-use crate::error::RUN_AGAIN;
+use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::failpoint;
 use crate::gateway::{self, RunState};
 use crate::host::Host;
@@ -23,10 +23,7 @@ use crate::lock::RunLock;
 use crate::metadata::Client;
 use crate::paths::{BOOT_UNIT, LOCK};
 use crate::stage::{Stage, within};
-use crate::state::DataDir;
-use crate::state::Record;
-use crate::state::switch;
-use crate::state::{self, Owner, Prepared, Purpose, room};
+use crate::state::{self, DataDir, Owner, Prepared, Purpose, Record, room, switch};
 use crate::text;
 use crate::version::GatewayVersion;
 use crate::{disk, docker, systemd};
@@ -35,14 +32,14 @@ use crate::{disk, docker, systemd};
 const METADATA_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A file takes a block at least.
-const BLOCK: u64 = 4096;
+const BLOCK_BYTES: u64 = 4096;
 
 /// The options of `openclaw-init restore`.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
     /// A file that `openclaw-init backup` made
     file: PathBuf,
-    /// Also when the present state was used after the backup was made, or belongs to a newer gateway
+    /// Also when the current state was used after the backup was made, or belongs to a newer gateway
     #[arg(long)]
     replace_newer: bool,
 }
@@ -69,7 +66,10 @@ async fn replace(
     stopped: &Cell<bool>,
 ) -> Result<()> {
     let file = std::path::absolute(&options.file).context("finding the file")?;
-    let (header, size) = super::verify(host, &file).await.context("reading it, nothing was changed")?;
+    let (header, size) = super::verify(host, &file)
+        .await
+        .context("reading it, nothing was changed")
+        .classify(Code::ConfigInvalid, "Name a file that `sudo openclaw-init backup` made, unchanged.")?;
     let instance = metadata.instance(METADATA_DEADLINE).await.context("asking for the data disk")?;
     let (config, _) = config::read(host, &instance.attributes).await?;
     let engine = docker::find(host).await?;
@@ -84,7 +84,7 @@ async fn replace(
     let data = state::open(host, &volume, &instance, lock, &stop).await?;
     let record = Record::read(host, &data).await?;
     if record.owner != Owner::Nobody && !options.replace_newer {
-        is_not_newer(&record, last_used(host, &data, engine.as_ref()).await?, &header)?;
+        refuse_newer(&record, last_used(host, &data, engine.as_ref()).await?, &header)?;
     }
 
     let beside = Unpacked::beside(&data)?;
@@ -102,30 +102,30 @@ async fn replace(
     failpoint::hit("restore.unpacked");
     stop().await?;
     let Unpacked { state, config } = beside;
-    let prepared = Prepared { state, config: Some(config), record: belongs_to(&header, record) };
+    let prepared = Prepared { state, config: Some(config), record: restored_record(&header, record) };
     for aside in switch::replace(host, &data, Purpose::Restore, &prepared, lock).await? {
         host.changed(format!("kept what was there before as {}", aside.display()));
     }
     Ok(())
 }
 
-/// The record of the restored state: the version and image of the backup, and what this machine last chose, so
-/// that the next boot does not take an old choice for a new one.
-fn belongs_to(header: &Header, present: Record) -> Record {
+/// The record of the restored state: version and image of the backup, and this machine's last choice, which the next
+/// boot would otherwise take for a new one.
+fn restored_record(header: &Header, current: Record) -> Record {
     let Record { owner, choice, image, .. } = header.record.clone();
-    if present.owner.version().is_some() {
-        Record { owner, image, ..present }
+    if current.owner.version().is_some() {
+        Record { owner, image, ..current }
     } else {
         Record { owner, choice, image, ..Record::default() }
     }
 }
 
 /// Refuses to put a state aside that is newer than the backup.
-fn is_not_newer(present: &Record, last_used: Timestamp, backup: &Header) -> Result<()> {
-    let (present, backed_up) = (&present.owner, &backup.record.owner);
+fn refuse_newer(current: &Record, last_used: Timestamp, backup: &Header) -> Result<()> {
+    let (current, backed_up) = (&current.owner, &backup.record.owner);
     // An unknown version is older than any other.
     let numbers = |owner: &Owner| owner.version().and_then(GatewayVersion::numbers);
-    let why = if numbers(backed_up) < numbers(present) {
+    let why = if numbers(backed_up) < numbers(current) {
         "belongs to a newer gateway"
     } else if last_used > backup.created {
         "was used after the backup was made"
@@ -133,12 +133,16 @@ fn is_not_newer(present: &Record, last_used: Timestamp, backup: &Header) -> Resu
         return Ok(());
     };
     Err(anyhow!(
-        "the present state {why}: it was last used at {} by OpenClaw {present}, the backup was made at {} of OpenClaw \
-         {backed_up}. Nothing was changed; if the backup is wanted all the same, run it again with --replace-newer: \
-         the present state is then put aside, not deleted",
+        "the current state {why}: it was last used at {} by OpenClaw {current}, the backup was made at {} of OpenClaw \
+         {backed_up}",
         text::seconds(last_used),
         text::seconds(backup.created),
     ))
+    .classify(
+        Code::UpdateFailed,
+        "Nothing was changed. If the backup is wanted all the same, run it again with --replace-newer: the current state \
+         is then put aside, not deleted.",
+    )
 }
 
 /// When the state was last used: now, if its gateway is alive; else when it was last written to.
@@ -153,7 +157,8 @@ async fn last_used(host: &Host, data: &DataDir, engine: Option<&Engine>) -> Resu
 
 async fn require_room(host: &Host, data: &DataDir, size: Size) -> Result<()> {
     let root = data.root()?;
-    let needed = room::Size { bytes: size.bytes + size.members * BLOCK, inodes: size.members, content: size.bytes };
+    let needed =
+        room::Size { bytes: size.bytes + size.members * BLOCK_BYTES, inodes: size.members, content: size.bytes };
     let remedy = format!("Enlarge the disk with `gcloud compute disks resize`, run `{RUN_AGAIN}`, then restore again.");
     room::require(needed, room::free(host, root).await?, "the backup", &root.display().to_string(), remedy)
 }
@@ -161,6 +166,7 @@ async fn require_room(host: &Host, data: &DataDir, size: Size) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::{code_of, one_line};
     use crate::reference::PinnedImage;
 
     fn owner(version: Option<&str>) -> Owner {
@@ -190,14 +196,38 @@ mod tests {
             (Some("2026.9.6"), early, None, late, Some("newer gateway")),
             (None, early, Some("2026.9.6"), late, None),
         ];
-        for (present, used, backed_up, created, why) in cases {
-            let judged = is_not_newer(&record(present, None), used.parse()?, &backup(backed_up, created)?);
-            let said = judged.as_ref().err().map(crate::error::one_line).unwrap_or_default();
-            assert_eq!(judged.is_err(), why.is_some(), "{present:?} {used} {backed_up:?} {created}: {said}");
-            assert!(said.contains(why.unwrap_or_default()), "{said}");
+        for (current, used, backed_up, created, why) in cases {
+            let outcome = refuse_newer(&record(current, None), used.parse()?, &backup(backed_up, created)?);
+            let sentence = outcome.as_ref().err().map(one_line).unwrap_or_default();
+            assert_eq!(outcome.is_err(), why.is_some(), "{current:?} {used} {backed_up:?} {created}: {sentence}");
+            assert!(sentence.contains(why.unwrap_or_default()), "{sentence}");
             if why.is_some() {
-                assert!(said.contains(used) && said.contains(created) && said.contains("--replace-newer"), "{said}");
+                let words = [used, created, "--replace-newer"];
+                assert!(words.iter().all(|word| sentence.contains(word)), "{sentence}");
+                assert_eq!(outcome.as_ref().err().map(code_of), Some(Code::UpdateFailed));
             }
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_backup_is_a_wrong_argument() -> Result<()> {
+        let (root, lock) = (tempfile::tempdir()?, RunLock::of_a_test());
+        let (host, metadata) = (Host::new(root.path()), Client::new(Some("127.0.0.1:1"))?);
+        let text = root.path().join("text");
+        std::fs::write(&text, "x")?;
+        for (file, why) in [
+            (root.path().join("missing"), "No such file"),
+            (root.path().to_owned(), "no regular file"),
+            (text, "no tar archive"),
+        ] {
+            let options = Options { file, replace_newer: false };
+            let Err(error) = replace(&host, &metadata, &options, &lock, &Cell::new(false)).await else {
+                panic!("{options:?}")
+            };
+            assert_eq!(code_of(&error), Code::ConfigInvalid, "{options:?}");
+            let sentence = one_line(&error);
+            assert!(sentence.contains(why) && sentence.contains("nothing was changed"), "{sentence}");
         }
         Ok(())
     }
@@ -213,7 +243,7 @@ mod tests {
         let header = serde_json::from_str::<Header>(&serde_json::to_string(&header)?)?;
         for present in [Record::default(), Record { image: image("2026.9.6", "6")?, ..record(Some("2026.9.6"), None) }]
         {
-            assert_eq!(belongs_to(&header, present).image, image("2026.9.5", "5")?);
+            assert_eq!(restored_record(&header, present).image, image("2026.9.5", "5")?);
         }
         Ok(())
     }
@@ -226,8 +256,8 @@ mod tests {
             (record(Some("2026.9.6"), None), None),
             (record(None, None), Some("2026.9.5")),
         ];
-        for (present, choice) in cases {
-            let restored = belongs_to(&header, present);
+        for (current, choice) in cases {
+            let restored = restored_record(&header, current);
             assert_eq!((&restored.owner, restored.choice.as_deref()), (&owner(Some("2026.9.5")), choice));
         }
         Ok(())

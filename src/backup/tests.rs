@@ -138,7 +138,7 @@ fn a_file_that_was_cut_or_changed_anywhere_is_refused() -> Result<()> {
 }
 
 /// The archive that a gateway would make: its databases are copies, directories come last or never.
-fn gateways_own(file: &Path) -> Result<()> {
+fn native_archive(file: &Path) -> Result<()> {
     let mut tar = tar::Builder::new(GzEncoder::new(File::create(file)?, Compression::fast()));
     let files = [
         ("payload/posix/home/node/.openclaw/openclaw.json", "{}"),
@@ -175,11 +175,11 @@ fn what_the_gateways_own_backup_leaves_out_is_added() -> Result<()> {
         fs::write(state.join(file), "in use")?;
     }
     fs::write(config.join("key"), "k")?;
-    let own = config.join(".own.tar.gz");
-    gateways_own(&own)?;
+    let native = config.join(".native.tar.gz");
+    native_archive(&native)?;
     let mut file = tempfile::tempfile()?;
     let packer = Packer::new(Writer::new(&file, &header())?, &|_| Ok(()));
-    let (_, left_out) = pack(packer, &state, &config, Some(&own))?;
+    let (_, left_out) = pack(packer, &state, &config, Some(&native))?;
     io::Seek::rewind(&mut file)?;
     let mut found = BTreeMap::new();
     archive::read(&file, |member, content| {
@@ -287,8 +287,8 @@ fn what_is_no_backup_is_named() -> Result<()> {
         (forged(&[], &serde_json::to_string(&header())?), "its end is missing"),
     ];
     for (bytes, expected) in cases {
-        let said = named(&bytes);
-        assert!(said.contains(expected), "{said}");
+        let sentence = named(&bytes);
+        assert!(sentence.contains(expected), "{sentence}");
     }
     Ok(())
 }
@@ -312,7 +312,8 @@ fn a_backup_is_put_where_the_agent_cannot_reach_and_nothing_is_overwritten() -> 
     assert_eq!(at(Some("/data/backups"))?, below("backups/name"));
     assert_eq!(at(Some("/elsewhere/file"))?, Path::new("/elsewhere/file"));
     for refused in ["/data/backups/old", "/data/openclaw/x", "/data/config-openclaw/x"] {
-        assert!(at(Some(refused)).is_err(), "{refused}");
+        let code = at(Some(refused)).err().as_ref().map(crate::error::code_of);
+        assert_eq!(code, Some(Code::ConfigInvalid), "{refused}");
     }
     Ok(())
 }

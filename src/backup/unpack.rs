@@ -1,8 +1,8 @@
-//! Unpacking an archive beside the present state, where only root can get at it until it is complete.
+//! Unpacking an archive beside the current state, where only root can reach it until it is complete.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, lchown};
 use std::path::{Path, PathBuf};
 
@@ -13,15 +13,15 @@ use nix::sys::time::TimeSpec;
 use super::archive::{Kind, Member};
 use crate::host::Access;
 
-/// All that is unpacked is the gateway's, whoever it belonged to: nothing else can use it.
+/// Everything belongs to the gateway then, no matter whose it was: nobody else can use it.
 const OWNER: Access = Access::gateway(0);
 
 /// The directories that are being filled.
 pub(super) struct Unpacker {
     state: PathBuf,
     config: PathBuf,
-    /// What is done last: there is no link to follow while there are files to write, and a directory gets its
-    /// owner, mode and time when nothing more comes into it.
+    /// Made last: no file is written through a link, and a directory gets its owner, mode and time when nothing more
+    /// comes into it.
     links: Vec<Member>,
     directories: BTreeMap<PathBuf, Member>,
 }
@@ -49,14 +49,14 @@ impl Unpacker {
                 let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
                 let written = io::copy(content, &mut file).context("writing it")?;
                 ensure!(written == *size, "it has {written} bytes instead of {size}");
-                settle(&path, member)?;
+                apply_metadata(&path, member)?;
             }
             Kind::Symlink(_) | Kind::HardLink(_) => self.links.push(member.clone()),
         }
         Ok(())
     }
 
-    /// Makes the directories that the member is in. One that comes later, or never, is the gateway's alone so far.
+    /// Makes the directories that the member is in. Until its own member comes, one is the gateway's alone.
     fn parents(&mut self, path: &Path) -> Result<()> {
         let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return Ok(()) };
         if self.directories.contains_key(parent) {
@@ -70,7 +70,7 @@ impl Unpacker {
         Ok(())
     }
 
-    /// Does what was left for last: hard links, then symbolic ones, then the directories, the inner ones first.
+    /// Makes hard links, then symbolic ones, then completes the directories, the inner ones first.
     pub(super) fn finish(mut self) -> Result<()> {
         let (hard, symbolic): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.links).into_iter().partition(|link| matches!(link.kind, Kind::HardLink(_)));
@@ -78,8 +78,8 @@ impl Unpacker {
             self.link(link).with_context(|| format!("making the link {}", link.path.display()))?;
         }
         for (path, directory) in self.directories.iter().rev() {
-            let settled = settle(&self.place(path)?, directory);
-            settled.with_context(|| format!("completing the directory {}", path.display()))?;
+            let applied = apply_metadata(&self.place(path)?, directory);
+            applied.with_context(|| format!("completing the directory {}", path.display()))?;
         }
         Ok(())
     }
@@ -119,8 +119,8 @@ fn private() -> fs::DirBuilder {
     builder
 }
 
-/// Gives a file or directory its owner, mode and time. Nobody's rights come with it but the owner's own.
-fn settle(path: &Path, member: &Member) -> Result<()> {
+/// Gives a file or directory its owner, mode and time. Set-user-ID and set-group-ID are not restored.
+fn apply_metadata(path: &Path, member: &Member) -> Result<()> {
     let mode = member.mode & 0o1777;
     lchown(path, Some(OWNER.uid), Some(OWNER.gid)).context("giving it to the gateway's user")?;
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).context("setting its mode")?;
@@ -131,14 +131,4 @@ fn set_time(path: &Path, seconds: u64) -> Result<()> {
     let time = TimeSpec::new(i64::try_from(seconds)?, 0);
     utimensat(nix::fcntl::AT_FDCWD, path, &TimeSpec::UTIME_OMIT, &time, UtimensatFlags::NoFollowSymlink)
         .context("setting its time")
-}
-
-/// Removes a directory that a cut restore left half unpacked, if there is one.
-pub(super) fn discard(directory: &Path) -> Result<()> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", directory.display()))
-        }
-        _ => Ok(()),
-    }
 }

@@ -1,8 +1,7 @@
 //! Sealing: what must not be in an image goes, as the last step before the image is made.
 //!
-//! Two machines of one image must not share an identity, and nobody who gets the image may find a secret, a
-//! gateway's state or the story of its making in it. What goes is one table; the rest is done by the
-//! programs that own it.
+//! Two machines of one image must not share an identity, and nobody who gets the image may find a secret, a gateway's
+//! state or the story of its making in it. What goes is one table; the rest is done by the programs that own it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,13 +9,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::docker::Engine;
-use crate::host::Host;
+use crate::host::{Host, blocking};
 use crate::lock::RunLock;
 use crate::memory::swap;
-use crate::paths::{LOCK, MACHINE_RECORDS};
+use crate::paths::{BOOT_DISK_DATA, LOCK, MACHINE_RECORDS};
 use crate::{docker, gateway, state};
 
-/// What goes, and where it is. Of a pattern with `**` only the files: packages want their directories back.
+/// What goes, and where it is. A pattern with `**` stands for files only: packages want their directories back.
 /// systemd's part is its own list for images (its documentation, `BUILDING_IMAGES`).
 const TRACES: &[(&str, &str)] = &[
     ("SSH host keys", "/etc/ssh/ssh_host_*"),
@@ -40,16 +39,16 @@ const TRACES: &[(&str, &str)] = &[
     ("this boot's report", "/run/openclaw-init/*"),
 ];
 
-/// What gateways left on the boot disk: only when told so.
+/// What gateways left on the boot disk. It goes only with `--force`.
 const STATES: [(&str, &str); 2] =
-    [("the gateway's state", "/var/lib/openclaw-init/data"), ("a former state", "/var/lib/openclaw-init/data.*")];
+    [("the gateway's state", BOOT_DISK_DATA), ("a former state", "/var/lib/openclaw-init/data.*")];
 
 const MACHINE_ID: &str = "/etc/machine-id";
 
 /// A large disk takes a while.
-const TRIM_LIMIT: Duration = Duration::from_secs(300);
+const TRIM_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// What would write its traces anew before the machine is off, or when it is stopped.
+/// Units that would write such traces anew before the machine is off, or when they are stopped.
 const WRITERS: [&str; 6] = [
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
@@ -59,9 +58,9 @@ const WRITERS: [&str; 6] = [
     "systemd-random-seed.service",
 ];
 
-/// Removes from the boot disk what must not be in an image, and tells what it removed. Refuses on a machine
-/// that has a gateway's container or data, unless `force`: then the container goes, and so does the state on
-/// the boot disk; a data disk is only unmounted. Returns the last words for the operator.
+/// Removes from the boot disk what must not be in an image. Refuses on a machine that has a gateway's container or
+/// data, unless `force`: then the container goes, and so does the state on the boot disk; a data disk is only
+/// unmounted. Returns the last words for the operator.
 pub async fn run(host: &Host, force: bool) -> Result<String> {
     let _lock = RunLock::acquire(&host.path(LOCK)).await?;
     let engine = docker::find(host).await?;
@@ -82,7 +81,7 @@ pub async fn run(host: &Host, force: bool) -> Result<String> {
             remove(host, state).await?;
         }
     }
-    quiet(host).await?;
+    stop_writers(host).await?;
     swap::remove(host).await?;
     clean_cloud_init(host).await?;
     empty_machine_id(host).await?;
@@ -103,8 +102,8 @@ async fn gateways(host: &Host, engine: Option<&Engine>) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Stops those who write. The journal goes on in memory.
-async fn quiet(host: &Host) -> Result<()> {
+/// Stops [`WRITERS`]; the journal goes on in memory.
+async fn stop_writers(host: &Host) -> Result<()> {
     // 5: a unit is not there.
     let stop = host.command("systemctl").arg("stop").args(WRITERS).answers(&[5]);
     stop.run().await.context("stopping what writes on the boot disk")?;
@@ -121,8 +120,8 @@ async fn clean_cloud_init(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// An empty file is what systemd fills at the next boot; without the file it would take that for the first one
-/// and set all units to their presets.
+/// systemd fills an empty file at the next boot. Without the file it would take that for the first boot and set all
+/// units to their presets.
 async fn empty_machine_id(host: &Host) -> Result<()> {
     if host.read(MACHINE_ID).await?.is_some_and(|id| !id.is_empty()) {
         tokio::fs::write(host.path(MACHINE_ID), "").await.with_context(|| format!("emptying {MACHINE_ID}"))?;
@@ -132,18 +131,22 @@ async fn empty_machine_id(host: &Host) -> Result<()> {
 }
 
 async fn remove_all(host: &Host) -> Result<()> {
-    let remembered = MACHINE_RECORDS.map(|path| ("what is known of data disks", path));
-    for trace in TRACES.iter().chain(&remembered) {
+    let records = MACHINE_RECORDS.map(|path| ("what is known of data disks", path));
+    for trace in TRACES.iter().chain(&records) {
         remove(host, *trace).await?;
     }
     Ok(())
 }
 
-/// Where the disk can, what was deleted is not even in its free blocks.
+/// On a disk that can, what was deleted is then not even in its free blocks.
 async fn trim(host: &Host) {
     let trim = async {
-        tokio::task::spawn_blocking(nix::unistd::sync).await?;
-        host.command("fstrim").arg("/").timeout(TRIM_LIMIT).run().await
+        blocking(|| {
+            nix::unistd::sync();
+            Ok(())
+        })
+        .await?;
+        host.command("fstrim").arg("/").timeout(TRIM_TIMEOUT).run().await
     };
     match trim.await {
         Ok(_) => host.changed("trimmed the free space"),
@@ -151,12 +154,11 @@ async fn trim(host: &Host) {
     }
 }
 
-/// Removes everything that the pattern matches; notes it as one change.
+/// Removes everything that the pattern matches, as one change.
 async fn remove(host: &Host, (what, pattern): (&str, &str)) -> Result<()> {
     let (root, full, files_only) = (host.path("/"), host.path(pattern), pattern.contains("**"));
-    let removed = tokio::task::spawn_blocking(move || remove_matches(&full, files_only))
-        .await?
-        .with_context(|| format!("removing {what} ({pattern})"))?;
+    let removed = blocking(move || remove_matches(&full, files_only)).await;
+    let removed = removed.with_context(|| format!("removing {what} ({pattern})"))?;
     let names: Vec<_> = removed.iter().map(|path| path.strip_prefix(&root).unwrap_or(path)).collect();
     match &names[..] {
         [] => {}
@@ -222,9 +224,9 @@ mod tests {
             std::fs::write(path, "x")?;
         }
         remove_all(&host).await?;
-        for (files, there) in [(&goes[..], false), (&stays[..], true)] {
+        for (files, exists) in [(&goes[..], false), (&stays[..], true)] {
             for file in files {
-                assert_eq!(root.path().join(file).exists(), there, "{file}");
+                assert_eq!(root.path().join(file).exists(), exists, "{file}");
             }
         }
         assert!(root.path().join("var/log/apt").is_dir(), "packages want their directories back");

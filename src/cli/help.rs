@@ -1,5 +1,5 @@
-//! The second half of each command's help: how it is called, and where its outcome is; and what a package ships beside
-//! the program, made from the same definitions.
+//! The second half of each command's help: how it is called, and where its outcome is. Completions and manual pages for
+//! packages are made from the same definitions.
 
 use std::path::Path;
 
@@ -49,7 +49,7 @@ Examples:
   sudo openclaw-init status --wait     the run in progress, to its result
   sudo openclaw-init status --json | jq .detail.elapsed
 
-The exit code is that of the run.";
+The exit code is the run's.";
 
 /// `bake`.
 pub(crate) const BAKE: &str = "\
@@ -107,9 +107,9 @@ The file is read back before it gets its name. It holds every credential of the 
 pub(crate) const RESTORE: &str = "\
 Examples:
   sudo openclaw-init restore /root/openclaw.tar.gz
-  sudo openclaw-init restore --replace-newer FILE    also when the present state was used since
+  sudo openclaw-init restore --replace-newer FILE    also when the current state was used since
 
-Nothing is deleted: the present state is kept as openclaw.before-restore-TIME on the data disk.
+Nothing is deleted: the current state is kept as openclaw.before-restore-TIME on the data disk.
 The exit code is that of the boot into the restored state.";
 
 /// `stop`.

@@ -17,6 +17,7 @@ pub(super) fn variables(operator: &BTreeMap<String, String>, memory: u64) -> Vec
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::needless_raw_string_hashes, reason = "UPDATE_EXPECT=1 writes them")]
     use super::*;
     use expect_test::expect;
 

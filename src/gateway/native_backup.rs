@@ -76,7 +76,7 @@ async fn exec(engine: &Engine, command: &[&str]) -> Result<(i64, Output)> {
         while let Some(part) = output.next().await {
             match part.with_context(doing)? {
                 bollard::container::LogOutput::StdErr { message } => {
-                    printed.stderr += &String::from_utf8_lossy(&message)
+                    printed.stderr += &String::from_utf8_lossy(&message);
                 }
                 other => printed.stdout += &String::from_utf8_lossy(other.as_ref()),
             }

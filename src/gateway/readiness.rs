@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow};
@@ -14,7 +15,6 @@ use super::probe::{Health, Probe};
 use super::{Gateway, NAME, STOP_SECONDS, Secrets, inspect, logs, stop_container};
 use crate::docker::Engine;
 use crate::error::{Code, Diagnosis, RUN_AGAIN};
-use crate::host::Host;
 use crate::image::Image;
 use crate::memory::{self, LARGER_MACHINE};
 use crate::paths::STATE_ALIAS;
@@ -59,11 +59,9 @@ impl Gateway<'_> {
                 return Err(self.give_up(secrets, failure).await);
             }
             let health = if is_up(&state) { probe.ask().await } else { Health::Silent };
-            let note = match wait.judge(health) {
-                Verdict::Up { version, degraded } => {
-                    return Ok(Ready { version: version.unwrap_or_else(|| image.version.to_string()), degraded });
-                }
-                Verdict::Pending(note) => note,
+            let note = match wait.judge(health, image) {
+                ControlFlow::Break(ready) => return Ok(ready),
+                ControlFlow::Continue(note) => note,
             };
             self.host.progress(format!("waiting for the gateway ({note}), {} s", wait.begun.elapsed().as_secs()));
             if wait.begun.elapsed() >= READY_DEADLINE {
@@ -88,8 +86,7 @@ impl Gateway<'_> {
 
 /// One wait for the gateway, and what was seen since it began.
 struct Wait<'a> {
-    host: &'a Host,
-    engine: &'a Engine,
+    gateway: &'a Gateway<'a>,
     begun: Instant,
     since: Timestamp,
     /// How many processes the kernel had killed for lack of memory.
@@ -99,46 +96,43 @@ struct Wait<'a> {
     unhealthy_since: Option<Instant>,
 }
 
-/// What an answer of the gateway means for the wait.
-enum Verdict {
-    Up { version: Option<String>, degraded: Vec<String> },
-    Pending(String),
-}
-
 impl<'a> Wait<'a> {
-    async fn begin(gateway: &Gateway<'a>) -> Self {
-        let Gateway { host, engine, .. } = *gateway;
-        let (begun, since, kills) = (Instant::now(), Timestamp::now(), memory::kills(host).await);
-        Self { host, engine, begun, since, kills, restarts: None, unhealthy_since: None }
+    async fn begin(gateway: &'a Gateway<'a>) -> Self {
+        let (begun, since, kills) = (Instant::now(), Timestamp::now(), memory::kills(gateway.host).await);
+        Self { gateway, begun, since, kills, restarts: None, unhealthy_since: None }
     }
 
     /// How the container is, and why waiting for it is of no use, if so. Its exits are asked for only when it is not up
     /// or was restarted.
     async fn container(&mut self) -> Result<(ContainerState, Option<Failure>)> {
-        let container = inspect(self.engine).await?.ok_or_else(|| anyhow!("container {NAME} is gone"))?;
+        let container = inspect(self.gateway.engine).await?.ok_or_else(|| anyhow!("container {NAME} is gone"))?;
         let state = container.state.unwrap_or_default();
         let count = container.restart_count.unwrap_or_default();
         if is_up(&state) && *self.restarts.get_or_insert(count) == count {
             return Ok((state, None));
         }
-        let exits = exits(self.engine, self.since, &state).await?;
-        let starved = memory::kills(self.host).await > self.kills;
+        let exits = exits(self.gateway.engine, self.since, &state).await?;
+        let starved = memory::kills(self.gateway.host).await > self.kills;
         let failure = Failure::of(&exits, &state, starved);
         Ok((state, failure))
     }
 
-    fn judge(&mut self, health: Health) -> Verdict {
+    /// Ready or degraded, else what is waited for.
+    fn judge(&mut self, health: Health, image: &Image) -> ControlFlow<Ready, String> {
+        let up = |version: Option<String>, degraded| {
+            ControlFlow::Break(Ready { version: version.unwrap_or_else(|| image.version.to_string()), degraded })
+        };
         match health {
-            Health::Ready { version } => Verdict::Up { version, degraded: Vec::new() },
+            Health::Ready { version } => up(version, Vec::new()),
             Health::Unhealthy { failing, uptime, version } => {
                 let deadline = if uptime > Some(STARTUP_DEADLINE) { OVERLOAD_DEADLINE } else { UNHEALTHY_DEADLINE };
                 if self.unhealthy_since.get_or_insert_with(Instant::now).elapsed() >= deadline {
-                    return Verdict::Up { version, degraded: failing };
+                    return up(version, failing);
                 }
-                Verdict::Pending(format!("failing checks: {}", failing.join(", ")))
+                ControlFlow::Continue(format!("failing checks: {}", failing.join(", ")))
             }
-            Health::Starting(reason) => Verdict::Pending(reason),
-            Health::Silent => Verdict::Pending("no answer yet".to_owned()),
+            Health::Starting(reason) => ControlFlow::Continue(reason),
+            Health::Silent => ControlFlow::Continue("no answer yet".to_owned()),
         }
     }
 }

@@ -115,6 +115,7 @@ fn generate() -> Result<Secret> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    #![allow(clippy::needless_raw_string_hashes, reason = "UPDATE_EXPECT=1 writes them")]
     use super::*;
     use expect_test::expect;
     use std::collections::BTreeMap;

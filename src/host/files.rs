@@ -109,6 +109,12 @@ pub(crate) fn remove_if_exists(path: &Path) -> Result<bool> {
     Ok(removed.is_some())
 }
 
+/// The same for a directory and all that is in it.
+pub(crate) fn remove_tree_if_exists(path: &Path) -> Result<bool> {
+    let removed = if_exists(std::fs::remove_dir_all(path)).with_context(|| format!("removing {}", path.display()))?;
+    Ok(removed.is_some())
+}
+
 fn holds(path: &Path, content: &[u8], access: Access) -> Result<bool> {
     let Some(found) = if_exists(std::fs::metadata(path))? else { return Ok(false) };
     Ok(has_access(&found, access)

@@ -1,10 +1,10 @@
-//! Uninstalling: this program leaves the machine. What it was installed for stays: the data, Docker, images.
+//! Uninstalling: this program leaves the machine; the data, Docker and its images stay.
 
 use std::io::ErrorKind;
 
 use anyhow::{Context, Result};
 
-use crate::host::Host;
+use crate::host::{Host, blocking, remove_tree_if_exists};
 use crate::lock::RunLock;
 use crate::memory::swap;
 use crate::paths::{BAKED, ETC_DIR, LOADER_DIR, LOCK, PER_BOOT_SCRIPT};
@@ -38,10 +38,9 @@ pub async fn run(host: &Host) -> Result<String> {
 }
 
 async fn remove_tree(host: &Host, directory: &str) -> Result<()> {
-    match tokio::fs::remove_dir_all(host.path(directory)).await {
-        Ok(()) => host.changed(format!("removed {directory}")),
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| format!("removing {directory}")),
+    let path = host.path(directory);
+    if blocking(move || remove_tree_if_exists(&path)).await? {
+        host.changed(format!("removed {directory}"));
     }
     Ok(())
 }

@@ -1,10 +1,10 @@
 //! Exact copies of a directory: owners, modes, times to the nanosecond, symbolic and hard links, holes and
 //! extended attributes.
 //!
-//! The original may belong to somebody who changes it at any moment, links included: every directory is held
-//! open and its entries are reached by one name from there, so nothing outside of it is ever read or written.
-//! The copy lies where only root can write. What cannot be copied (fifos, sockets, devices, other file systems
-//! mounted within) is left out. The bytes are carried by `fs_extra`, which knows of none of the rest.
+//! The original may belong to somebody who changes it at any moment, links included. Every directory is held open and
+//! its entries are reached by one name from there, so nothing outside of it is read or written. The copy lies where
+//! only root can write. What cannot be copied (fifos, sockets, devices, other file systems mounted within) is left out.
+//! `fs_extra` copies the bytes; it knows of none of the rest.
 
 mod attributes;
 mod content;
@@ -29,12 +29,12 @@ use copier::Copier;
 use tree::Dir;
 use verifier::Verifier;
 
-/// How long before its copy was begun a file must have been changed last, to be trusted to be the same by size
-/// and times. A store through a mapping moves the times only once in every write-back, 30 s by default
+/// How long before its copy was begun a file must have been changed last, to be taken for the same by size and times. A
+/// store through a mapping moves the times only once in every write-back, 30 s by default
 /// (kernel.org/doc/Documentation/sysctl/vm.txt, `dirty_expire_centisecs`).
-const SETTLED: Duration = Duration::from_secs(60);
+const QUIET_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How often progress is shown.
+/// How often progress is reported.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What [`sync`] did.
@@ -52,10 +52,10 @@ pub struct SyncStats {
 
 /// Makes the directory `to` an exact copy of the directory `from`, synced to the disk when this returns.
 ///
-/// The first call, when there is no `to`, copies everything; another one only what differs, and removes what
-/// `from` has no more. `from` may be in use during a call, whose result is then only nearly equal: a later call
-/// finds every file that changed since it was copied, and copies `SQLite`'s files again in any case. Paths are
-/// the machine's; the parent of `to` exists, and only root can write to it. The caller notes the change.
+/// Without a `to` it copies everything; else what differs, and it removes what `from` has no more. `from` may be in use
+/// during a call, whose result is then only nearly equal: a later call finds every file that changed since it was
+/// copied, and always copies `SQLite`'s files again. Paths are the machine's; the parent of `to` exists, and only root
+/// can write to it. The caller notes the change.
 pub async fn sync(host: &Host, from: &Path, to: &Path) -> Result<SyncStats> {
     let (source, target) = (host.path(from), host.path(to));
     let doing = || format!("copying {} to {}", from.display(), to.display());
@@ -68,7 +68,7 @@ pub async fn sync(host: &Host, from: &Path, to: &Path) -> Result<SyncStats> {
             std::fs::DirBuilder::new().mode(0o700).create(&target).context("making the copy's directory")?;
         }
         let copy = open(&target)?;
-        let stats = Copier::new(&copy, SETTLED, progress).run(&source)?;
+        let stats = Copier::new(&copy, QUIET_INTERVAL, progress).run(&source)?;
         nix::unistd::syncfs(copy.file()).context("syncing the copy")?;
         sync_dir(target.parent().unwrap_or(&target))?;
         Ok(stats)
@@ -87,8 +87,8 @@ pub async fn sync(host: &Host, from: &Path, to: &Path) -> Result<SyncStats> {
     Ok(stats)
 }
 
-/// Compares the copy `to` with `from`, both at rest: everything that [`sync`] copies, the content of every
-/// file included, as the disk has it. The error names the first path that differs.
+/// Compares the copy `to` with `from`, both at rest: everything that [`sync`] copies, with the content of every file as
+/// the disk has it. The error names the first path that differs.
 pub async fn verify(host: &Host, from: &Path, to: &Path) -> Result<()> {
     let (source, target) = (host.path(from), host.path(to));
     in_background(host, "verified", move |progress| {
@@ -125,7 +125,7 @@ impl Progress {
     }
 }
 
-/// Runs `work` in a thread and shows its progress: "copied 1.2 of 3.4 GiB".
+/// Runs `work` in a thread and reports its progress: "copied 1.2 of 3.4 GiB".
 pub(crate) async fn in_background<T: Send + 'static>(
     host: &Host,
     done: &str,

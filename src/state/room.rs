@@ -62,7 +62,9 @@ pub(crate) fn require(needed: Size, room: Size, what: &str, place: &str, remedy:
     if room.has_room_for(needed) {
         return Ok(());
     }
-    Err(anyhow!("{what} needs {needed}, and {place} has room for {room}")).classify(Code::NoSpace, remedy)
+    let display = |size: Size| if needed.inodes == 0 { text::size(size.bytes) } else { size.to_string() };
+    Err(anyhow!("{what} needs {}, and {place} has room for {}", display(needed), display(room)))
+        .classify(Code::NoSpace, remedy)
 }
 
 /// The room that the tree `path` takes; nothing when it does not exist.

@@ -1,4 +1,4 @@
-//! To another version: image and safety copy while the gateway runs, then the switch-over, then the verdict.
+//! To another version: image and safety copy while the gateway runs, then the switch-over, then undone or accepted.
 
 use std::time::Instant;
 
@@ -15,23 +15,23 @@ use crate::report::{Ready, Update as Report};
 use crate::state::{self, DataDir, Operation, Phase, Previous, Record, SafetyCopy, Update, copy, room};
 use crate::text::file_time;
 
-/// The check that fails while the gateway refuses an agent's database, with the agent's name behind it.
+/// The check that fails while the gateway refuses an agent's database; the agent's name follows.
 const AGENT_DATABASE: &str = "agent-database";
 
-/// What the disk's lack of room means for a safety copy.
+/// What to do when there is no room for the safety copy.
 const MAKE_ROOM: &str = "Grow the disk with `gcloud compute disks resize DISK --size=SIZE --zone=ZONE` (it is in use at the \
     next boot), or remove a state that was renamed aside (`openclaw.before-*` beside the state directory).";
 
 impl Updater<'_> {
-    /// `choice`: the attribute's value that asks for it, when no operator did by hand.
+    /// `choice`: the attribute's value that asks for it; `None` when an operator did.
     pub(super) async fn forward(
         &self,
         record: Record,
-        wanted: &ImageConfig,
+        desired: &ImageConfig,
         choice: Option<String>,
     ) -> Result<(Ready, Report)> {
         let Gateway { host, engine, data, .. } = self.gateway;
-        let image = self.new_image(&record, wanted).await?;
+        let image = self.new_image(&record, desired).await?;
         let secrets = secrets::ensure(host, data, self.gateway.config).await?;
         if record.image.as_ref().is_some_and(|current| current.reference == image.base.reference) {
             return self.stay(record, &image, &secrets).await;
@@ -51,26 +51,26 @@ impl Updater<'_> {
             copy: update.copy.clone(),
             of,
         };
-        self.accept(&update, previous, &image, wanted).await?;
+        self.accept(&update, previous, &image, desired).await?;
         let message = format!("updated OpenClaw {from} to {}", image.version);
         host.changed(&message);
         Ok((ready, report_of(&message, down)))
     }
 
-    /// The image of the other version, made while the current gateway runs; what cannot be updated to is refused
-    /// before and after, since some images only tell their version when they are here.
-    async fn new_image(&self, record: &Record, wanted: &ImageConfig) -> Result<Image> {
+    /// The image of the other version, made while the current gateway runs. An older version is refused before and
+    /// after: some images have no known version until they are on the machine.
+    async fn new_image(&self, record: &Record, desired: &ImageConfig) -> Result<Image> {
         let Gateway { host, engine, data, .. } = self.gateway;
-        if let Some(version) = wanted.known_version() {
+        if let Some(version) = desired.known_version() {
             refuse_older(version, &record.owner)?;
         }
         require_room(host, data).await?;
-        let image = image::ensure(host, engine, self.metadata, wanted, &Record::default()).await?;
+        let image = image::ensure(host, engine, self.metadata, desired, &Record::default()).await?;
         refuse_older(&image.version, &record.owner)?;
         Ok(image)
     }
 
-    /// The version is the current one already: the choice is noted, and the gateway stays.
+    /// The version is the current one: the choice is recorded, and the gateway stays.
     async fn stay(&self, record: Record, image: &Image, secrets: &Secrets) -> Result<(Ready, Report)> {
         let Gateway { host, data, .. } = self.gateway;
         let message = format!("OpenClaw {} is the present version already", image.version);
@@ -94,10 +94,10 @@ impl Updater<'_> {
             .classify(Code::UpdateFailed, "The version before runs again; choose another one.")
     }
 
-    /// Starts the new version; where its state needs the doctor, it gets it once.
+    /// Starts the new version. If it asks for its doctor, it gets it once.
     async fn start(&self, image: &Image, secrets: &Secrets) -> Result<Ready> {
         let Gateway { host, engine, .. } = self.gateway;
-        let error = match gate(self.bring_up(image, secrets).await) {
+        let error = match accept_ready(self.bring_up(image, secrets).await) {
             Ok(ready) => return Ok(ready),
             Err(error) if gateway::asks_for_doctor(engine).await => error,
             Err(error) => return Err(error),
@@ -105,13 +105,13 @@ impl Updater<'_> {
         tracing::info!("the gateway asks for its doctor: {error:#}");
         gateway::remove(host, engine).await?;
         self.gateway.doctor(image, secrets).await?;
-        gate(self.bring_up(image, secrets).await)
+        accept_ready(self.bring_up(image, secrets).await)
     }
 
-    /// The new version owns the state; what an earlier update kept goes.
-    async fn accept(&self, update: &Update, previous: Previous, image: &Image, wanted: &ImageConfig) -> Result<()> {
+    /// The new version owns the state; the safety copy of an earlier update goes.
+    async fn accept(&self, update: &Update, previous: Previous, image: &Image, desired: &ImageConfig) -> Result<()> {
         let Gateway { host, engine, data, .. } = self.gateway;
-        let record = Record { previous: Some(Box::new(previous)), ..Record::default() }.owned_by(image, wanted);
+        let record = Record { previous: Some(Box::new(previous)), ..Record::default() }.owned_by(image, desired);
         let record = Record { choice: self.image.choice(), ..record };
         record.write(host, data, self.lock).await?;
         state::accept(host, data, update, self.lock).await?;
@@ -120,8 +120,8 @@ impl Updater<'_> {
     }
 }
 
-/// A channel may be broken in any version; an agent's database that the new version refuses was not before.
-fn gate(started: Result<Ready>) -> Result<Ready> {
+/// Refuses a version that refuses an agent's database, which was fine before. A channel may be broken in any version.
+fn accept_ready(started: Result<Ready>) -> Result<Ready> {
     let ready = started?;
     let refused: Vec<&str> =
         ready.degraded.iter().map(String::as_str).filter(|check| check.starts_with(AGENT_DATABASE)).collect();

@@ -1,7 +1,7 @@
 //! What an operator asked for by hand, carried from the command line to the one place that does the work.
 //!
-//! The command may end with its terminal, a run must not: so the command leaves its request in a file of this
-//! boot, starts the unit and follows it, like a launcher.
+//! A command may end with its terminal, a run must not. So the command leaves its request in a file of this boot,
+//! starts the unit and follows it, like a launcher.
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -30,14 +30,14 @@ pub enum Request {
 }
 
 impl Request {
-    /// Takes the request that waits for this run, if there is one. It is carried out once, whatever becomes of it.
+    /// Takes the request that waits for this run, if there is one. It is carried out at most once.
     pub(crate) async fn take(host: &Host) -> Result<Option<Self>> {
         let Some(bytes) = host.read(REQUEST).await? else { return Ok(None) };
         tokio::fs::remove_file(host.path(REQUEST)).await.with_context(|| format!("taking the request {REQUEST}"))?;
         serde_json::from_slice(&bytes).map(Some).with_context(|| format!("reading the request {REQUEST}"))
     }
 
-    /// Leaves it for the next run, once the run in progress has ended.
+    /// Leaves it for the next run, after the run in progress has ended.
     pub(crate) async fn leave(&self, host: &Host) -> Result<()> {
         let _lock = RunLock::acquire(&host.path(LOCK)).await?;
         let bytes = serde_json::to_vec(self).context("writing the request as JSON")?;

@@ -1,5 +1,5 @@
-//! What is to be done beside bringing up what the state belongs to: a pure function of the operator's request,
-//! of the attributes and of the record.
+//! Which update or rollback is to be done, if any: a pure function of the operator's request, the attributes and the
+//! record.
 
 use super::Request;
 use crate::config::ImageConfig;
@@ -23,8 +23,8 @@ pub(super) enum Target {
     },
 }
 
-/// The request, else an attribute's value that changed since it was last acted upon and that names another
-/// version or image than the state's own.
+/// What the request asks for; else an attribute's value that has changed since it was last acted upon, and that names
+/// another version or image than the state's own.
 pub(super) fn decide_target(request: Option<&Request>, config: &ImageConfig, record: &Record) -> Option<Target> {
     match request {
         Some(Request::Update { to }) => Some(Target::Update { to: to.clone(), choice: None }),
@@ -129,20 +129,22 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_choice_is_told_of_until_it_changes() -> anyhow::Result<()> {
+    fn a_refused_choice_is_a_warning_until_it_changes() -> anyhow::Result<()> {
         let refused = Record {
             refused: Some("the update to it was undone".to_owned()),
             ..record(Some("2026.8.2"), Some("2026.9.6"), "ghcr.io/openclaw/openclaw:2026.8.2")
         };
-        let told = held(&config(&[("openclaw-version", "2026.9.6")])?, &refused);
-        assert!(told.is_some_and(|told| told.starts_with("openclaw-version=2026.9.6 is not followed, since the")));
+        let warning = held(&config(&[("openclaw-version", "2026.9.6")])?, &refused);
+        assert!(
+            warning.is_some_and(|warning| warning.starts_with("openclaw-version=2026.9.6 is not followed, since the"))
+        );
         assert_eq!(held(&config(&[("openclaw-version", "2026.9.7")])?, &refused), None);
         assert_eq!(held(&config(&[("openclaw-version", "2026.8.2")])?, &refused), None);
         assert_eq!(held(&config(&[])?, &refused), None);
         let (source, commit) = (("openclaw-image-source", "source"), "1".repeat(40));
         let refused = Record { choice: Some(commit.clone()), ..refused };
-        let told = held(&config(&[source, ("openclaw-source-ref", &commit)])?, &refused);
-        assert!(told.is_some_and(|told| told.starts_with("openclaw-source-ref=1111")));
+        let warning = held(&config(&[source, ("openclaw-source-ref", &commit)])?, &refused);
+        assert!(warning.is_some_and(|warning| warning.starts_with("openclaw-source-ref=1111")));
         Ok(())
     }
 }

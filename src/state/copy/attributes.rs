@@ -1,4 +1,4 @@
-//! What a file is besides its content: owner, mode, time, extended attributes.
+//! What a file has besides its content: owner, mode, time, extended attributes.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -41,15 +41,15 @@ impl Attributes {
 
     /// Gives `file` these; each only if it differs.
     pub(super) fn give_to(&self, file: &File) -> Result<()> {
-        let present = Self::read(file, &file.metadata()?)?;
-        if present == *self {
+        let current = Self::read(file, &file.metadata()?)?;
+        if current == *self {
             return Ok(());
         }
         let (uid, gid) = self.owner;
         fchown(file, Some(uid), Some(gid)).with_context(|| format!("giving it to {uid}:{gid}"))?;
         // After the owner: a change of owner takes away set-user-ID bits and file capabilities.
         file.set_permissions(Permissions::from_mode(self.mode)).context("setting its mode")?;
-        for name in present.extended.keys().filter(|name| !self.extended.contains_key(*name)) {
+        for name in current.extended.keys().filter(|name| !self.extended.contains_key(*name)) {
             file.remove_xattr(name).with_context(|| format!("removing {}", name.display()))?;
         }
         for (name, value) in &self.extended {
@@ -82,7 +82,7 @@ pub(super) fn of_link(found: &Metadata) -> ((u32, u32), (i64, i64)) {
 /// Gives the symbolic link `name` owner and time of `wanted`, if they differ.
 pub(super) fn give_to_link(dir: &Dir, name: &OsStr, wanted: &Metadata) -> Result<()> {
     let wanted = of_link(wanted);
-    if dir.look(name)?.is_some_and(|present| of_link(&present) == wanted) {
+    if dir.look(name)?.is_some_and(|current| of_link(&current) == wanted) {
         return Ok(());
     }
     let ((uid, gid), modified) = wanted;

@@ -13,21 +13,20 @@ use nix::unistd::{Whence, lseek};
 use super::tree;
 
 /// How much is read at once.
-const BUFFER: usize = 1 << 20;
+const BUFFER_BYTES: usize = 1 << 20;
 
-/// Copies the content of `from` into the new, empty file `to`. `tell` is given the bytes that were copied since
-/// it was last called.
-pub(super) fn copy(from: &File, to: &File, tell: &mut dyn FnMut(u64)) -> Result<()> {
+/// Copies the content of `from` into the new, empty file `to`. `on_progress` gets the bytes copied since its last call.
+pub(super) fn copy(from: &File, to: &File, on_progress: &mut dyn FnMut(u64)) -> Result<()> {
     let found = from.metadata()?;
     if found.blocks() * 512 < found.len() {
-        return copy_sparse(from, to, found.len(), tell);
+        return copy_sparse(from, to, found.len(), on_progress);
     }
     // A buffer is made for each file: not larger than the file, or a great many small ones take minutes.
-    let buffer = usize::try_from(found.len()).unwrap_or(BUFFER).clamp(4096, BUFFER);
+    let buffer = usize::try_from(found.len()).unwrap_or(BUFFER_BYTES).clamp(4096, BUFFER_BYTES);
     let options = CopyOptions::new().overwrite(true).buffer_size(buffer);
     let mut progress = 0;
     let handler = |process: TransitProcess| {
-        tell(process.copied_bytes - progress);
+        on_progress(process.copied_bytes - progress);
         progress = process.copied_bytes;
     };
     match copy_with_progress(tree::of(from), tree::of(to), &options, handler) {
@@ -40,25 +39,25 @@ pub(super) fn copy(from: &File, to: &File, tell: &mut dyn FnMut(u64)) -> Result<
     }
 }
 
-fn copy_sparse(mut from: &File, mut to: &File, len: u64, tell: &mut dyn FnMut(u64)) -> Result<()> {
+fn copy_sparse(mut from: &File, mut to: &File, len: u64, on_progress: &mut dyn FnMut(u64)) -> Result<()> {
     let mut at = 0;
     while let Some((start, end)) = next_data(from, at, len)? {
         from.seek(SeekFrom::Start(start))?;
         to.seek(SeekFrom::Start(start))?;
-        tell(start - at);
+        on_progress(start - at);
         at = start;
         while at < end {
-            let copied = io::copy(&mut from.take((end - at).min(BUFFER as u64)), &mut to)?;
+            let copied = io::copy(&mut from.take((end - at).min(BUFFER_BYTES as u64)), &mut to)?;
             if copied == 0 {
                 break;
             }
-            tell(copied);
+            on_progress(copied);
             at += copied;
         }
         at = end;
     }
     to.set_len(len)?;
-    // Of a file with holes its size does not tell, after a power cut, that its data had arrived.
+    // After a power cut, the size of a file with holes does not prove that its data arrived.
     Ok(to.sync_data()?)
 }
 
@@ -78,7 +77,7 @@ fn next_data(file: &File, at: u64, len: u64) -> Result<Option<(u64, u64)>> {
 }
 
 /// Whether both files have the same content.
-pub(super) fn equal(one: &File, other: &File, tell: &mut dyn FnMut(u64)) -> Result<bool> {
+pub(super) fn equal(one: &File, other: &File, on_progress: &mut dyn FnMut(u64)) -> Result<bool> {
     let len = one.metadata()?.len();
     if other.metadata()?.len() != len {
         return Ok(false);
@@ -90,10 +89,10 @@ pub(super) fn equal(one: &File, other: &File, tell: &mut dyn FnMut(u64)) -> Resu
         let stretches = stretches.iter().flatten();
         let Some(start) = stretches.clone().map(|(start, _)| *start).min() else { return Ok(true) };
         let end = stretches.filter(|(from, _)| *from == start).map(|(_, end)| *end).min().unwrap_or(len);
-        tell(start - at);
+        on_progress(start - at);
         at = start;
         while at < end {
-            let chunk = usize::try_from(end - at).unwrap_or(BUFFER).min(BUFFER);
+            let chunk = usize::try_from(end - at).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES);
             left.resize(chunk, 0);
             right.resize(chunk, 0);
             let read = |file: &File, buffer: &mut [u8]| match file.read_exact_at(buffer, at) {
@@ -103,7 +102,7 @@ pub(super) fn equal(one: &File, other: &File, tell: &mut dyn FnMut(u64)) -> Resu
             if !(read(one, &mut left)? && read(other, &mut right)? && left == right) {
                 return Ok(false);
             }
-            tell(chunk as u64);
+            on_progress(chunk as u64);
             at += chunk as u64;
         }
     }

@@ -19,8 +19,8 @@ use super::{Progress, SyncStats};
 #[derive(Debug)]
 pub(super) struct Copier<'a> {
     target: &'a Dir,
-    /// How much older than its copy a file's last change must be for the copy to be trusted without reading it.
-    settled: Duration,
+    /// How long before its copy was begun a file must have been changed last, for the copy to be trusted unread.
+    quiet: Duration,
     progress: &'a Progress,
     /// Files with more than one name: by the original's inode, where the copy is, and its inode.
     links: HashMap<u64, (PathBuf, u64)>,
@@ -30,9 +30,9 @@ pub(super) struct Copier<'a> {
 }
 
 impl<'a> Copier<'a> {
-    pub(super) fn new(target: &'a Dir, settled: Duration, progress: &'a Progress) -> Self {
+    pub(super) fn new(target: &'a Dir, quiet: Duration, progress: &'a Progress) -> Self {
         let (links, taken, stats) = (HashMap::new(), HashSet::new(), SyncStats::default());
-        Self { target, settled, progress, links, taken, stats }
+        Self { target, quiet, progress, links, taken, stats }
     }
 
     /// Makes the target equal to `from`.
@@ -55,16 +55,16 @@ impl<'a> Copier<'a> {
         }
         for name in wanted {
             let path = path.join(&name);
-            let shown = || path.display().to_string();
-            let entry = from.open_entry(&name).with_context(shown)?;
+            let doing = || path.display().to_string();
+            let entry = from.open_entry(&name).with_context(doing)?;
             match entry {
                 Entry::Directory(child) => {
-                    let copy = to.ensure_directory(&name).with_context(shown)?;
+                    let copy = to.ensure_directory(&name).with_context(doing)?;
                     self.directory(&child, &copy, &path, depth + 1)?;
                     continue;
                 }
                 Entry::File(file, found) => self.file(&file, &found, to, &name, &path),
-                Entry::Link(leads_to, found) => self.link(&leads_to, &found, to, &name, &path),
+                Entry::Link(target, found) => self.link(&target, &found, to, &name, &path),
                 Entry::Special | Entry::Gone => {
                     if matches!(entry, Entry::Special) {
                         self.stats.left_out.push(path.clone());
@@ -72,21 +72,21 @@ impl<'a> Copier<'a> {
                     to.remove(&name).map(drop).map_err(Into::into)
                 }
             }
-            .with_context(shown)?;
+            .with_context(doing)?;
         }
-        // The last step: what was done in it changed its time.
+        // Last, since every change within it moved its time.
         let attributes = Attributes::read(from.file(), &found)?;
         attributes.give_to(to.file()).with_context(|| format!("the directory {}", path.display()))
     }
 
-    fn link(&mut self, leads_to: &Path, found: &Metadata, to: &Dir, name: &OsStr, path: &Path) -> Result<()> {
+    fn link(&mut self, target: &Path, found: &Metadata, to: &Dir, name: &OsStr, path: &Path) -> Result<()> {
         if self.is_linked(found, to, name)? {
             return Ok(());
         }
-        let present = to.look(name)?.filter(|present| present.is_symlink() && !self.taken.contains(&present.ino()));
-        if present.is_none() || fs::read_link(to.at(name))? != leads_to {
+        let current = to.look(name)?.filter(|current| current.is_symlink() && !self.taken.contains(&current.ino()));
+        if current.is_none() || fs::read_link(to.at(name))? != target {
             to.remove(name)?;
-            symlink(leads_to, to.at(name))?;
+            symlink(target, to.at(name))?;
             self.stats.copied += 1;
         }
         attributes::give_to_link(to, name, found)?;
@@ -99,7 +99,7 @@ impl<'a> Copier<'a> {
         if self.is_linked(found, to, name)? {
             return Ok(());
         }
-        let may_keep = to.look(name)?.is_some_and(|present| self.is_settled(found, &present));
+        let may_keep = to.look(name)?.is_some_and(|current| self.is_unchanged(found, &current));
         let copy = if may_keep && !content::is_sqlite(name.as_bytes(), file)? {
             self.progress.add(found.len())?;
             to.regular(name)?
@@ -117,10 +117,10 @@ impl<'a> Copier<'a> {
         Ok(())
     }
 
-    /// Whether this is one more name of what was copied already; the copy has it then as well.
+    /// Whether this is one more name of what was copied already; the copy then has it as well.
     fn is_linked(&self, found: &Metadata, to: &Dir, name: &OsStr) -> Result<bool> {
         let Some((first, inode)) = self.links.get(&found.ino()) else { return Ok(false) };
-        if to.look(name)?.is_none_or(|present| present.ino() != *inode) {
+        if to.look(name)?.is_none_or(|current| current.ino() != *inode) {
             to.remove(name)?;
             fs::hard_link(self.target.at(first), to.at(name)).context("making a hard link")?;
         }
@@ -138,19 +138,19 @@ impl<'a> Copier<'a> {
 
     /// Whether the copy can be trusted to have the file's content.
     ///
-    /// Size and modification time do not tell enough: a file can be written to while it is copied, within one
-    /// tick of the clock, or through a mapping, and its times can be set back. Its change time cannot, and every
-    /// write after the copy was begun moves it.
-    fn is_settled(&self, found: &Metadata, present: &Metadata) -> bool {
+    /// Size and modification time are not enough: a file can be written to while it is copied, within one tick of the
+    /// clock, or through a mapping, and its times can be set back. Its change time cannot, and every write after the
+    /// copy was begun moves it.
+    fn is_unchanged(&self, found: &Metadata, copy: &Metadata) -> bool {
         let changed = UNIX_EPOCH
             + Duration::new(
                 u64::try_from(found.ctime()).unwrap_or_default(),
                 found.ctime_nsec().try_into().unwrap_or(0),
             );
-        present.is_file()
-            && present.len() == found.len()
-            && attributes::modified(present) == attributes::modified(found)
-            && present.created().is_ok_and(|begun| changed + self.settled < begun)
-            && !self.taken.contains(&present.ino())
+        copy.is_file()
+            && copy.len() == found.len()
+            && attributes::modified(copy) == attributes::modified(found)
+            && copy.created().is_ok_and(|begun| changed + self.quiet < begun)
+            && !self.taken.contains(&copy.ino())
     }
 }

@@ -48,7 +48,7 @@ impl Bench {
         verify(&self.host, Path::new("/from"), Path::new("/to")).await
     }
 
-    /// A pass that trusts whatever was changed before the present tick of the clock.
+    /// A pass that trusts every file that was changed before the current tick of the clock.
     fn sync_at_once(&self) -> Result<SyncStats> {
         fs::DirBuilder::new().recursive(true).create(self.to())?;
         let (from, to) = (open(&self.from())?, open(&self.to())?);
@@ -146,7 +146,7 @@ const TREES: &[Case] = &[
 ];
 
 #[tokio::test]
-async fn a_replica_is_exact_whatever_the_tree() -> Result<()> {
+async fn a_copy_of_any_tree_is_exact() -> Result<()> {
     for (case, make) in TREES {
         let bench = Bench::new()?;
         make(&bench.from()).context(*case)?;
@@ -255,7 +255,7 @@ async fn a_second_pass_follows_every_change() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_settled_is_not_copied_again() -> Result<()> {
+async fn what_is_unchanged_is_not_copied_again() -> Result<()> {
     let bench = Bench::new()?;
     make_ordinary(&bench.from())?;
     thread::sleep(Duration::from_millis(50));

@@ -1,4 +1,4 @@
-//! Directories as open files: whatever somebody else puts in their place, only what was opened is touched.
+//! Directories as open files: only what was opened is touched, even if somebody else puts something in its place.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
@@ -18,8 +18,8 @@ pub(crate) const DEPTH: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Dir(File);
 
-/// How often an entry is looked at anew when it changes under our hands.
-const TRIES: u32 = 5;
+/// How often an entry that changes meanwhile is looked at again.
+const RACE_LIMIT: u32 = 5;
 
 /// An entry of a directory, opened as what it is.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(crate) enum Entry {
     Directory(Dir),
     File(File, Metadata),
     Link(PathBuf, Metadata),
-    /// A fifo, a socket, a device, or where another file system is mounted: nothing that has content.
+    /// A fifo, a socket, a device, or a mount point: nothing that has content.
     Special,
     Gone,
 }
@@ -68,12 +68,12 @@ impl Dir {
         }
     }
 
-    /// Opens `name`, whatever it is by now: others may replace it at any time.
+    /// Opens `name` as what it is now: others may replace it at any time.
     pub(crate) fn open_entry(&self, name: &OsStr) -> io::Result<Entry> {
         let mut tries = 0;
         loop {
             match self.try_open(name) {
-                Err(error) if is_race(&error) && tries < TRIES => tries += 1,
+                Err(error) if is_race(&error) && tries < RACE_LIMIT => tries += 1,
                 outcome => return outcome,
             }
         }
@@ -108,13 +108,13 @@ impl Dir {
         File::options().read(true).write(true).create_new(true).mode(0o600).open(self.at(name))
     }
 
-    /// Makes `name` a directory, in the place of whatever else is there.
+    /// Makes `name` a directory, in the place of anything else of that name.
     pub(super) fn ensure_directory(&self, name: &OsStr) -> io::Result<Self> {
-        let present = self.look(name)?;
-        if present.as_ref().is_some_and(|found| !found.is_dir()) {
+        let current = self.look(name)?;
+        if current.as_ref().is_some_and(|found| !found.is_dir()) {
             self.remove(name)?;
         }
-        if !present.is_some_and(|found| found.is_dir()) {
+        if !current.is_some_and(|found| found.is_dir()) {
             fs::DirBuilder::new().mode(0o700).create(self.at(name))?;
         }
         Self::open(&self.at(name))
@@ -142,7 +142,7 @@ pub(super) fn of(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// Whether the error says that an entry is not any more what it was a moment ago.
+/// Whether the error says that an entry is no longer what it was a moment ago.
 fn is_race(error: &io::Error) -> bool {
     let raced =
         [Errno::ENOENT, Errno::ELOOP, Errno::ENOTDIR, Errno::EISDIR, Errno::ENXIO, Errno::EINVAL, Errno::ESTALE];

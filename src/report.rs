@@ -144,21 +144,21 @@ impl Report {
 
     /// A stage began.
     ///
-    /// One that ended well before stays so for the outside, where nothing goes back within a run.
+    /// One that ended well before stays done: for the outside nothing goes back within a run.
     fn begin(&self, stage: Stage) {
         self.shared.run.send_modify(|run| {
-            let state = run.stages.entry(stage).or_insert(StageState::InProgress);
-            if !matches!(state, StageState::Done(_)) {
-                *state = StageState::InProgress;
+            let progress = run.stages.entry(stage).or_insert(StageState::InProgress);
+            if !matches!(progress, StageState::Done(_)) {
+                *progress = StageState::InProgress;
             }
         });
     }
 
     /// A stage ended.
     fn end(&self, stage: Stage, elapsed: Duration, ok: bool) {
-        let state = if ok { StageState::Done(elapsed) } else { StageState::Failed(elapsed) };
+        let ended = if ok { StageState::Done } else { StageState::Failed };
         self.shared.run.send_modify(|run| {
-            run.stages.insert(stage, state);
+            run.stages.insert(stage, ended(elapsed));
         });
     }
 

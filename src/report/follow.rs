@@ -15,20 +15,20 @@ use crate::systemd;
 /// How often the status is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How a run ended, as its own report says.
+/// How a run ended, by its own report.
 #[derive(Debug, Clone)]
 pub struct RunOutcome {
     status: Option<Status>,
 }
 
-/// What systemd says of the boot unit.
+/// The state of the boot unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnitState {
     /// Nothing runs: it was not started in this boot, or it has ended well.
     Idle,
     /// It is working, queued, or waiting for its next try.
     InProgress,
-    /// It ended with a failure, and nobody tries again.
+    /// It ended with a failure, and there is no further try.
     Failed,
 }
 

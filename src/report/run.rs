@@ -192,7 +192,7 @@ impl View {
                 && previous.reported
                 && status.changes.count == 0
                 && status.update.is_none()
-                && (!status.is_final() || status.says_the_same_as(previous))
+                && (!status.is_final() || status.adds_nothing_to(previous))
         })
     }
 
@@ -297,7 +297,7 @@ mod tests {
 
     /// `UPDATE_EXPECT=1 cargo test --lib status_file` writes the files anew.
     #[test]
-    fn the_status_file_says_the_same_as_ever() -> anyhow::Result<()> {
+    fn the_status_file_is_what_it_was() -> anyhow::Result<()> {
         let ledger = Ledger {
             changes: vec![(Some(Stage::Disk), "formatted /dev/sdb".into()), (None, "made a directory".into())],
             ..Ledger::default()

@@ -1,4 +1,4 @@
-//! What a run has to say, as data: the one content of the guest attributes and of `status.json`.
+//! The status of a run as data: the one content of the guest attributes and of `status.json`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,7 +22,7 @@ use crate::text::{head, seconds, tail};
 /// The longest `detail`: small enough for every reader.
 const DETAIL_BYTES: usize = 1024;
 
-/// A warning that is cut shorter than this says nothing any more and is left out.
+/// A warning that would be cut shorter than this is left out.
 const SHORTEST_WARNING_BYTES: usize = 24;
 
 /// How far the machine is.
@@ -122,7 +122,7 @@ pub struct Status {
     pub update: Option<UpdateReport>,
     /// The most memory that this program needed, in KiB; known at the end of the run.
     pub peak_memory_kib: u64,
-    /// The guest attributes say all of this, or are disabled.
+    /// The guest attributes have all of this, or are disabled.
     pub reported: bool,
 }
 
@@ -208,8 +208,8 @@ impl Status {
         matches!(self.state, State::Ready | State::Degraded | State::Failed)
     }
 
-    /// Whether a waiter that has read `other` has nothing to learn from this one.
-    pub(super) fn says_the_same_as(&self, other: &Self) -> bool {
+    /// Whether a waiter that has read `other` learns nothing from this one.
+    pub(super) fn adds_nothing_to(&self, other: &Self) -> bool {
         let outcome = |status: &Self| {
             (status.state, status.result.clone(), status.version.clone(), status.run_id.clone(), status.boot_id.clone())
         };

@@ -1,4 +1,4 @@
-//! The tries of one boot: runs that systemd started, counted in `/run`. Runs that somebody asked for never count.
+//! The tries of one boot: runs that systemd started, counted in `/run`. Runs that an operator asked for never count.
 
 use anyhow::{Context, Result, bail};
 
@@ -13,7 +13,7 @@ const TRIES_LIMIT: u32 = 3;
 /// One run among the tries of its boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Try {
-    /// `None`: somebody asked for it, and watches.
+    /// `None`: an operator asked for it, and watches.
     number: Option<u32>,
 }
 

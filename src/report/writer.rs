@@ -15,7 +15,7 @@ use crate::metadata::{Client, Heals, Trouble, Write};
 
 const NAMESPACE: &str = "openclaw";
 
-/// What is written while the run goes on, the most telling first.
+/// What is written while the run goes on, the most important first.
 const IN_PROGRESS: &[&str] = &["boot-id", "state", "run-id", "detail"];
 
 /// What is written at the end. A waiter that sees `result` finds everything else in place.
@@ -52,7 +52,7 @@ pub(super) struct Writer {
     sent: BTreeMap<&'static str, String>,
     /// The result of an earlier run is gone.
     cleared: bool,
-    /// DELETE is refused here.
+    /// The server refuses DELETE.
     no_delete: bool,
     failures: u32,
     not_before: Option<Instant>,

@@ -71,7 +71,7 @@ pub enum DiskChoice {
 pub struct DockerConfig {
     /// `openclaw-docker`.
     pub source: DockerSource,
-    /// `openclaw-docker-apt-url`: base of Docker's apt repositories, without the distribution and without a final slash.
+    /// `openclaw-docker-apt-url`: base of Docker's apt repositories, without the distribution and a final slash.
     pub apt_url: String,
 }
 
@@ -120,7 +120,7 @@ impl ImageConfig {
         }
     }
 
-    /// The attribute that says it.
+    /// The attribute that [`ImageConfig::choice`] comes from.
     pub fn choice_attribute(&self) -> &'static str {
         match (&self.reference, &self.source) {
             (Some(_), _) => keys::IMAGE,
@@ -262,7 +262,7 @@ fn image(attributes: &mut Attributes<'_>) -> ImageConfig {
 fn image_source(attributes: &mut Attributes<'_>) -> ImageSource {
     let words = [("release", "release"), ("npm", "npm"), ("source", "source")];
     let named = attributes.get(keys::IMAGE_SOURCE, |value| check::one_of(value, &words));
-    let commit = attributes.get(keys::SOURCE_REF, source::reference);
+    let commit = attributes.get(keys::SOURCE_REF, source::pinned_commit);
     match named {
         Some("npm") => ImageSource::Npm,
         Some("source") => source_commit(attributes, commit).map_or(ImageSource::Release, ImageSource::Source),
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn all_wrong_values_are_named_at_once_and_secrets_are_not_shown() {
+    fn all_wrong_values_are_named_at_once_without_secrets() {
         let outcome = read(&[
             ("openclaw-port", "0"),
             ("openclaw-docker", "podman"),

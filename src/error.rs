@@ -1,12 +1,13 @@
 //! The closed list of ways a run can fail, shared by exit codes, guest attributes and documentation.
 //!
-//! An error is an [`anyhow`] chain whose every level says what was being done to which object. Where the
-//! cause is understood, [`Classify::classify`] adds the one [`Code`] and the sentence that tells the operator
-//! what to do. Both are found again at the top, however much context was added above them.
+//! An error is an [`anyhow`] chain whose every level says what was being done to which object. Where the cause is
+//! understood, [`Classify::classify`] adds the one [`Code`] and the sentence that says what to do about it. Both are
+//! found below any context that was added later.
 
 use std::fmt;
+use std::str::FromStr;
 
-use anyhow::Error;
+use anyhow::{Error, anyhow};
 
 use crate::stage::Stage;
 
@@ -90,6 +91,15 @@ codes! {
     DigestMismatch = 32, "digest-mismatch", permanent;
     /// An update, rollback or restore was refused or undone; the gateway is as it was before.
     UpdateFailed = 33, "update-failed", permanent;
+}
+
+impl FromStr for Code {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        let code = Self::ALL.iter().find(|code| code.name() == name);
+        code.copied().ok_or_else(|| anyhow!("{name:?} is no code of this version"))
+    }
 }
 
 impl fmt::Display for Code {
@@ -177,7 +187,7 @@ pub fn what(error: &Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::{Context, anyhow};
+    use anyhow::Context;
 
     use super::*;
 
@@ -209,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_is_found_below_added_context() {
+    fn a_diagnosis_is_found_below_added_context() {
         let error = Err::<(), _>(anyhow!("signature xfs found"))
             .classify(Code::DiskForeign, "Attach an empty disk.")
             .context("preparing /dev/sdb")

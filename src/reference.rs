@@ -61,7 +61,7 @@ impl ImageReference {
         Self { repository, ..self.clone() }
     }
 
-    /// What its repository has under `digest`, whatever the tag names by now.
+    /// What its repository has under `digest`, even if the tag has moved.
     #[must_use]
     pub fn at(&self, digest: &Digest) -> Self {
         Self { repository: self.repository.clone(), tag: None, digest: Some(digest.clone()) }

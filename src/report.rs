@@ -1,10 +1,11 @@
 //! What the outside sees: guest attributes, the status file, progress on the console.
 //!
-//! Three tasks follow the run and the host's notes: one writes guest attributes, one the status file,
-//! one shows progress. None of them can delay or fail a boot.
+//! Three tasks follow the run and the host's ledger: one writes guest attributes, one the status file, one prints
+//! progress. None of them can delay or fail a boot.
 
 mod budget;
 pub mod follow;
+mod name;
 mod progress;
 mod run;
 mod status;
@@ -26,17 +27,18 @@ use crate::metadata::{Client, Instance};
 use crate::paths::RUN_DIR;
 use crate::stage::{Stage, within};
 
-use run::{Mark, Outcome, Run, View};
+use run::{Conclusion, Run, StageState, View};
 use writer::Writer;
 
-pub use status::{Changes, Detail, Machine, State, Status, Update, millis};
+pub use name::Name;
+pub use status::{Changes, Detail, InstanceIdentity, RunResult, State, Status, UpdateReport, millis};
 pub use tries::Try;
 
 /// The kernel's name for this boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// How long the end of a run may wait for its last words to arrive.
-const FLUSH_LIMIT: Duration = Duration::from_secs(20);
+const FLUSH_DEADLINE: Duration = Duration::from_secs(20);
 
 /// The one writer of guest attributes, the status file and progress lines; clones are the same report.
 #[derive(Debug, Clone)]
@@ -86,13 +88,13 @@ impl Report {
         let run = watch::Sender::new(Run { boot_id, ..Run::default() });
         let mut view = View::new(run.subscribe(), host.ledger(), previous.clone());
         let first = view.status();
-        if !view.is_quiet(&first) {
+        if !view.is_unchanged(&first) {
             first.write(host).await?;
         }
         let tasks = Tasks {
             writer: tokio::spawn(Writer::new(host.clone(), metadata, view.clone()).run()),
             keeper: tokio::spawn(keep_status_file(host.clone(), view, first)),
-            progress: tokio::spawn(progress::show_progress(host.ledger(), run.subscribe())),
+            progress: tokio::spawn(progress::print_progress(host.ledger(), run.subscribe())),
         };
         let tasks = Mutex::new(Some(tasks));
         let shared = Shared { host: host.clone(), run, previous, tasks, started: Instant::now() };
@@ -106,13 +108,13 @@ impl Report {
 
     /// The machine's identity, known after the metadata stage: for the status file and for remedies.
     pub fn instance(&self, instance: &Instance) {
-        let machine = Machine { id: instance.id, name: instance.name.clone(), zone: instance.zone.clone() };
-        self.shared.run.send_modify(|run| run.instance = Some(machine));
+        let Instance { id, name, zone, .. } = instance;
+        let identity = InstanceIdentity { id: *id, name: name.clone(), zone: zone.clone() };
+        self.shared.run.send_modify(|run| run.instance = Some(identity));
     }
 
-    /// What became of the update or the rollback of this run. Success is said on the console; a failure is a
-    /// warning of its own.
-    pub fn update(&self, update: Update) {
+    /// What became of the update or the rollback of this run. A success is printed; a failure is a warning already.
+    pub fn update(&self, update: UpdateReport) {
         if update.code.is_none() {
             tracing::info!("{}", update.message);
         }
@@ -142,19 +144,22 @@ impl Report {
 
     /// A stage began.
     ///
-    /// One that ended well before stays so for the outside, where nothing goes back within a run.
+    /// One that ended well before stays done: for the outside nothing goes back within a run.
     fn begin(&self, stage: Stage) {
         self.shared.run.send_modify(|run| {
-            let mark = run.stages.entry(stage).or_insert(Mark::Begun);
-            if !matches!(mark, Mark::Done(_)) {
-                *mark = Mark::Begun;
+            let progress = run.stages.entry(stage).or_insert(StageState::InProgress);
+            if !matches!(progress, StageState::Done(_)) {
+                *progress = StageState::InProgress;
             }
         });
     }
 
     /// A stage ended.
     fn end(&self, stage: Stage, elapsed: Duration, ok: bool) {
-        self.mark(stage, if ok { Mark::Done(elapsed) } else { Mark::Failed(elapsed) });
+        let ended = if ok { StageState::Done } else { StageState::Failed };
+        self.shared.run.send_modify(|run| {
+            run.stages.insert(stage, ended(elapsed));
+        });
     }
 
     /// The earliest stage that has begun and is not finished.
@@ -162,26 +167,19 @@ impl Report {
         self.shared.run.borrow().current_stage().unwrap_or(Stage::Metadata)
     }
 
-    fn mark(&self, stage: Stage, mark: Mark) {
-        self.shared.run.send_modify(|run| {
-            run.stages.insert(stage, mark);
-        });
-    }
-
     /// How many changes the stage made so far.
     pub fn changes_of(&self, stage: Stage) -> usize {
-        let notes = self.shared.host.ledger();
-        let notes = notes.borrow();
-        notes.changes.iter().filter(|(by, _)| *by == Some(stage)).count()
+        let ledger = self.shared.host.ledger();
+        let ledger = ledger.borrow();
+        ledger.changes.iter().filter(|(by, _)| *by == Some(stage)).count()
     }
 
-    /// Writes the result, last of all keys, and prints it. `last_try`: nobody will start another run
-    /// after this failure. Returns when all is said, after 20 s at the latest (and one
-    /// request's time-out).
+    /// Writes the result, last of all keys, and prints it. `last_try`: nobody will start another run after this
+    /// failure. Returns after 20 s and one request's time-out at the latest.
     pub async fn finish(&self, outcome: &Result<Ready, StageError>, last_try: bool) {
         self.shared.run.send_modify(|run| {
-            run.outcome = Some(Outcome::of(outcome, last_try));
-            run.flush_until = Some(Instant::now() + FLUSH_LIMIT);
+            run.conclusion = Some(Conclusion::of(outcome, last_try));
+            run.flush_until = Some(Instant::now() + FLUSH_DEADLINE);
         });
         let tasks = self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(tasks) = tasks {
@@ -190,20 +188,20 @@ impl Report {
             drop(tasks.keeper.await);
             self.leave_status(reported).await;
         }
-        self.say(outcome);
+        self.print_result(outcome);
     }
 
     async fn leave_status(&self, reported: bool) {
         let Shared { host, run, previous, .. } = &*self.shared;
         let mut view = View::new(run.subscribe(), host.ledger(), previous.clone());
         let status = Status { reported, peak_memory_kib: peak_memory(host).await, ..view.status() };
-        if !view.is_quiet(&status) {
+        if !view.is_unchanged(&status) {
             write_status(host, &status).await;
         }
     }
 
     /// The last words on the console.
-    fn say(&self, outcome: &Result<Ready, StageError>) {
+    fn print_result(&self, outcome: &Result<Ready, StageError>) {
         let changes = self.shared.host.ledger().borrow().changes.len();
         let ms = self.shared.started.elapsed().as_millis();
         match outcome {
@@ -223,14 +221,14 @@ impl Report {
     }
 }
 
-/// Tells the outside that the gateway is being stopped: state and status file, one request, no retry.
+/// Reports that the gateway is being stopped: state and status file, one request, no retry.
 ///
 /// For the stop unit, which has little time; the result stays as it is until the next boot deletes it.
 pub async fn stopping(host: &Host, metadata: &Client) -> Result<()> {
     let Some(mut status) = Status::read(host).await? else { return Ok(()) };
     status.state = State::Stopping;
     status.write(host).await?;
-    writer::say_stopping(host, metadata).await
+    writer::write_stopping(host, metadata).await
 }
 
 /// The largest resident set of this process, in KiB (`VmHWM`, proc(5)); 0 where the kernel does not say.
@@ -257,7 +255,7 @@ async fn keep_status_file(host: Host, mut view: View, mut written: Status) {
         if status.is_final() {
             return;
         }
-        if status != written && !view.is_quiet(&status) {
+        if status != written && !view.is_unchanged(&status) {
             write_status(&host, &status).await;
             written = status;
         }

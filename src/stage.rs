@@ -2,53 +2,58 @@
 
 use std::fmt;
 use std::future::Future;
+use std::str::FromStr;
 
-/// A part of the boot, in the order of the design.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
-    /// Reading the instance metadata.
-    Metadata,
-    /// Checking the attributes.
-    Config,
-    /// Swap, where memory is short.
-    Swap,
-    /// The Docker Engine.
-    Docker,
-    /// The data disk.
-    Disk,
-    /// What lies on the disk: an interrupted operation, a move from the boot disk, the directories.
-    State,
-    /// Keeping containers away from the metadata server.
-    Shield,
-    /// The gateway's image.
-    Image,
-    /// The gateway's token and `.env`.
-    Secrets,
-    /// The container.
-    Gateway,
-    /// The gateway's own readiness.
-    Ready,
-    /// Another version in the place of the present one, or back.
-    Update,
+use anyhow::{Context as _, Error};
+
+macro_rules! stages {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal;)*) => {
+        /// A part of the boot, in the order of the design.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Stage { $($(#[$doc])* $variant,)* }
+
+        impl Stage {
+            const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The stage's name in logs, in `detail` and in `status.json`.
+            pub fn name(self) -> &'static str { match self { $(Self::$variant => $name,)* } }
+        }
+    };
 }
 
-impl Stage {
-    /// The stage's name in logs, in `detail` and in `status.json`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Metadata => "metadata",
-            Self::Config => "config",
-            Self::Swap => "swap",
-            Self::Docker => "docker",
-            Self::Disk => "disk",
-            Self::State => "state",
-            Self::Shield => "shield",
-            Self::Image => "image",
-            Self::Secrets => "secrets",
-            Self::Gateway => "gateway",
-            Self::Ready => "ready",
-            Self::Update => "update",
-        }
+stages! {
+    /// Reading the instance metadata.
+    Metadata = "metadata";
+    /// Checking the attributes.
+    Config = "config";
+    /// Swap, where memory is short.
+    Swap = "swap";
+    /// The Docker Engine.
+    Docker = "docker";
+    /// The data disk.
+    Disk = "disk";
+    /// What lies on the disk: an interrupted operation, a move from the boot disk, the directories.
+    State = "state";
+    /// Keeping containers away from the metadata server.
+    Shield = "shield";
+    /// The gateway's image.
+    Image = "image";
+    /// The gateway's token and `.env`.
+    Secrets = "secrets";
+    /// The container.
+    Gateway = "gateway";
+    /// The gateway's own readiness.
+    Ready = "ready";
+    /// Another version in the place of the current one, or back.
+    Update = "update";
+}
+
+impl FromStr for Stage {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        let stage = Self::ALL.iter().find(|stage| stage.name() == name);
+        stage.copied().with_context(|| format!("{name:?} is no stage of this version"))
     }
 }
 
@@ -62,7 +67,7 @@ tokio::task_local! {
     static CURRENT: Stage;
 }
 
-/// The stage whose future is being polled, if any: who a change or a progress line belongs to.
+/// The stage whose future is being polled, if any: changes and progress belong to it.
 pub fn current() -> Option<Stage> {
     CURRENT.try_with(|stage| *stage).ok()
 }

@@ -21,7 +21,7 @@ use crate::gateway::{self, Gateway, Secrets, secrets};
 use crate::image::{self, Image};
 use crate::lock::RunLock;
 use crate::metadata::Client;
-use crate::report::{self, Ready, Report, Update};
+use crate::report::{self, Ready, Report, UpdateReport};
 use crate::stage::{Stage, within};
 use crate::state::{self, Owner, Purpose, Record, Refusal};
 use crate::text::{age, join_paths, minutes};
@@ -82,7 +82,7 @@ pub async fn run(
             let restored = bring_up(on.record().await?).await;
             let stopped = error.error.downcast_ref().filter(|_| restored.is_ok());
             let downtime_ms = stopped.map(|StoppedAt(since)| report::millis(since.elapsed()));
-            report.update(Update { message, code: Some(error.code().name().to_owned()), downtime_ms });
+            report.update(UpdateReport { message, code: Some(error.code().into()), downtime_ms });
             restored.map(|(ready, _)| ready)
         }
     }
@@ -114,7 +114,7 @@ impl Updater<'_> {
 
     /// Returns how the other version is, and what to report. An error before the current gateway is stopped leaves
     /// everything as it is; after any error [`Updater::undo`] must follow.
-    async fn carry_out(&self, target: &Target, record: Record) -> Result<(Ready, Update)> {
+    async fn carry_out(&self, target: &Target, record: Record) -> Result<(Ready, UpdateReport)> {
         match target {
             Target::Update { to: None, choice } => self.forward(record, self.image, choice.clone()).await,
             Target::Update { to: Some(version), .. } => {
@@ -137,7 +137,7 @@ impl Updater<'_> {
         within(Stage::Update, recovered).await.map_err(|error| StageError { stage: Stage::Update, error })
     }
 
-    async fn back(&self, record: Record, set_newer_state_aside: bool) -> Result<(Ready, Update)> {
+    async fn back(&self, record: Record, set_newer_state_aside: bool) -> Result<(Ready, UpdateReport)> {
         let Gateway { host, engine, data, .. } = self.gateway;
         let newer = &record.owner;
         let previous = record.previous.as_deref().ok_or_else(|| anyhow!("no update is known that could be taken back"));
@@ -199,7 +199,7 @@ fn refuse_older(version: &GatewayVersion, owner: &Owner) -> Result<()> {
     Ok(())
 }
 
-fn report_of(message: &str, down: Duration) -> Update {
+fn report_of(message: &str, down: Duration) -> UpdateReport {
     let message = format!("{message}; no gateway answered for {:.1} s", down.as_secs_f32());
-    Update { message, code: None, downtime_ms: Some(report::millis(down)) }
+    UpdateReport { message, code: None, downtime_ms: Some(report::millis(down)) }
 }

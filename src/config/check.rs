@@ -30,7 +30,7 @@ pub(super) fn version(value: &str) -> Checked<VersionChoice> {
     value.parse().map_err(str::to_owned)
 }
 
-/// An image reference with a tag or a digest: without either, Docker would take a `latest` that changes by itself.
+/// An image reference with a tag or a digest: without either, Docker would take `latest`, which moves.
 pub(super) fn image(value: &str) -> Checked<ImageReference> {
     let reference = value.parse::<ImageReference>().ok();
     reference.filter(|reference| reference.tag().is_some() || reference.digest().is_some()).ok_or_else(|| {

@@ -23,7 +23,7 @@ pub struct SourceCommit {
 }
 
 /// `COMMIT`, `COMMIT,tree=…`, `COMMIT,sha256=…` or all three; the URL is filled in by [`located`].
-pub(super) fn reference(value: &str) -> Checked<SourceCommit> {
+pub(super) fn pinned_commit(value: &str) -> Checked<SourceCommit> {
     let allowed = || {
         "must be a commit id of 40 hex digits, which may be followed by ,tree=ID (the commit's tree) and ,sha256=DIGEST \
          (the archive's)"
@@ -60,15 +60,15 @@ mod tests {
     #[test]
     fn a_source_is_a_commit_with_pins() -> Checked<()> {
         let (commit, sha) = ("0a".repeat(20), "0b".repeat(32));
-        let plain = located(reference(&commit.to_uppercase())?, None)?;
+        let plain = located(pinned_commit(&commit.to_uppercase())?, None)?;
         assert_eq!(plain.url, format!("https://github.com/openclaw/openclaw/archive/{commit}.tar.gz"));
         assert_eq!((&plain.commit, &plain.tree, &plain.sha256), (&commit, &None, &None));
-        let pinned = reference(&format!("{commit}, tree={commit},sha256={sha}"))?;
+        let pinned = pinned_commit(&format!("{commit}, tree={commit},sha256={sha}"))?;
         assert_eq!((&pinned.tree, &pinned.sha256), (&Some(commit.clone()), &Some(sha.clone())));
         assert_eq!(located(pinned, Some("http://h/{commit}.tgz"))?.url, format!("http://h/{commit}.tgz"));
-        assert!(located(reference(&commit)?, Some("http://h/x.tgz")).is_err(), "http without a pin");
+        assert!(located(pinned_commit(&commit)?, Some("http://h/x.tgz")).is_err(), "http without a pin");
         for wrong in ["main", &commit[1..], &format!("{commit},tree=main"), &format!("{commit},sha1={commit}")] {
-            assert!(reference(wrong).is_err(), "{wrong} was accepted");
+            assert!(pinned_commit(wrong).is_err(), "{wrong} was accepted");
         }
         Ok(())
     }

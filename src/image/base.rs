@@ -13,7 +13,7 @@ use crate::version::GatewayVersion;
 
 /// How the image without the operator's extras comes about.
 pub(super) enum Base<'a> {
-    /// The first of these references that there is, with what the record says about one of them.
+    /// The first of these references that exists, with the record of one of them.
     Pulled { references: Vec<ImageReference>, recorded: Option<&'a PinnedImage> },
     /// Built from the npm package.
     Npm(Recipe),

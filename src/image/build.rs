@@ -213,7 +213,7 @@ impl BuildOutput {
     }
 }
 
-/// What `BuildKit` says of a step that failed, without the step's whole text.
+/// `BuildKit`'s message about a failed step, without the step's whole text.
 fn brief(error: &str) -> String {
     match (error.find("process \""), error.rfind("\" did not complete")) {
         (Some(start), Some(end)) if start < end => format!("{}a step{}", &error[..start], &error[end + 1..]),
@@ -234,7 +234,7 @@ enum BuildFailure {
 }
 
 impl BuildFailure {
-    /// By the words of the builder, of npm and of apt. `starved`: the kernel has killed somebody for lack of
+    /// By the words of the builder, of npm and of apt. `starved`: the kernel has killed a process for lack of
     /// memory meanwhile, which explains what they cannot.
     fn of(error: &str, starved: bool) -> Self {
         const WORDS: &[(BuildFailure, &[&str])] = &[
@@ -336,12 +336,12 @@ mod tests {
 
     #[test]
     fn the_end_of_the_output_is_kept() {
-        let say = |text: &str| BuildInfo { stream: Some(text.to_owned()), ..Default::default() };
+        let message = |text: &str| BuildInfo { stream: Some(text.to_owned()), ..Default::default() };
         let mut output = BuildOutput::default();
-        assert_eq!(output.note(&say("\n")), None);
-        assert_eq!(output.note(&say("Step 1/9\n ---> Running\n")).as_deref(), Some("---> Running"));
+        assert_eq!(output.note(&message("\n")), None);
+        assert_eq!(output.note(&message("Step 1/9\n ---> Running\n")).as_deref(), Some("---> Running"));
         for line in 0..50 {
-            output.note(&say(&format!("line {line}\n")));
+            output.note(&message(&format!("line {line}\n")));
         }
         assert_eq!(output.lines.len(), LINES_LIMIT);
         let error = format!("{:#}", output.explain(&anyhow!("exit code: 1")));

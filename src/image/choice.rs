@@ -89,7 +89,7 @@ fn for_owned(config: &ImageConfig, version: &GatewayVersion, recorded: Option<&P
     Desired { version: VersionChoice::Exact(version.clone()), source, fallback_image, warning: None }
 }
 
-/// True for an image that this program chooses for `version` when nobody names one.
+/// True for an image that this program chooses for `version` when the operator names none.
 pub(crate) fn is_standard(image: &ImageReference, version: &GatewayVersion) -> bool {
     official(version).contains(image) || is_built(image, version)
 }

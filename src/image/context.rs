@@ -150,7 +150,7 @@ mod tests {
         let dockerfile = ("Dockerfile".to_owned(), 0o644, b"FROM scratch\n".to_vec());
         assert_eq!(found, [dockerfile, ("bin/x".to_owned(), 0o755, content)]);
 
-        // The next run finds what a cut left, says so once, and leaves nothing.
+        // The next run removes what a cut left, and notes it once.
         clear(&host).await?;
         clear(&host).await?;
         assert_eq!(host.ledger().borrow().changes.len(), 1);

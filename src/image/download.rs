@@ -87,8 +87,8 @@ impl Download<'_> {
 
     fn check(&self, found: &str) -> Result<()> {
         match self.sha256 {
-            Some(wanted) if wanted != found => Err(anyhow!(
-                "{} from {} has the SHA-256 {found}, but {wanted} is wanted",
+            Some(pinned) if pinned != found => Err(anyhow!(
+                "{} from {} has the SHA-256 {found}, but {pinned} is wanted",
                 self.what,
                 without_query(self.url)
             ))

@@ -26,7 +26,7 @@ const CHECK: &str = r#"path=$(command -v "$name") && [ "$path" = "/usr/local/bin
 pub(super) fn recipe(version: &GatewayVersion, base: &str, extras: &Extras) -> Recipe {
     let mut parts = vec![base.to_owned(), Arch::OURS.name().to_owned(), dockerfile("", "", extras)];
     for binary in &extras.binaries {
-        // Not the URL: the digest tells what the file is, wherever it is downloaded from.
+        // Not the URL: the digest identifies the file.
         parts.extend([binary.sha256.clone(), binary.member.clone().unwrap_or_default()]);
     }
     let parts: Vec<_> = parts.iter().map(String::as_str).collect();
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_changes_the_layer_changes_its_name() {
+    fn what_changes_the_layer_changes_its_name() {
         let gog = binary("gog", "00", "https://a/gog");
         let of = |base: &str, extras: &Extras| recipe(&"1".into(), base, extras).fingerprint;
         let first = of("base", &extras(&[&gog], &["jq"]));

@@ -1,7 +1,7 @@
 //! The digest that a registry's image had when the gateway first ran from it: a tag can be moved, a digest cannot.
 //!
-//! While the image is on this machine nothing is pulled, whatever the tag names by now. A new boot disk with the
-//! old state pulls by the recorded digest.
+//! While the image is on this machine nothing is pulled, even if the tag has moved. A new boot disk with the old
+//! state pulls by the recorded digest.
 
 use anyhow::{Context as _, Result};
 use bollard::models::ImageInspect;

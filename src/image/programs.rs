@@ -142,8 +142,8 @@ mod tests {
         ];
         for (content, arch, complaint) in cases {
             fs::write(&path, &content)?;
-            let said = check(&path, arch).err().map(|error| error.to_string()).unwrap_or_default();
-            assert!(said.contains(complaint) && said.is_empty() == complaint.is_empty(), "{content:?}: {said}");
+            let error = check(&path, arch).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(error.contains(complaint) && error.is_empty() == complaint.is_empty(), "{content:?}: {error}");
         }
         Ok(())
     }

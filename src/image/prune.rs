@@ -14,15 +14,14 @@ use crate::docker::Engine;
 use crate::host::Host;
 use crate::reference::ImageReference;
 
-/// What may be kept of the builder's cache beside the layers that it shares with images. Engines before 28
-/// know no limit here and keep those layers only.
+/// How much of the builder's cache may stay beside the layers that it shares with images. Engines before 28 know no
+/// limit and keep those layers only.
 const BUILD_CACHE_BYTES: i64 = 1_000_000_000;
 
 /// Removes every image of ours but those behind the references of `keep`, and bounds the build cache.
 ///
-/// Ours is what carries the gateway's official name or the name of what is built here, and what a later build
-/// took that name from. An image that a container uses stays, and so does one that has another name as well:
-/// it only loses ours. What goes wrong is a warning.
+/// Ours has the gateway's official name or the name of what is built here, or lost that name to a later build. An
+/// image that a container uses stays. One that has another name as well only loses ours. An error is a warning.
 pub async fn prune(host: &Host, engine: &Engine, keep: &[&ImageReference]) {
     if let Err(error) = try_prune(host, engine, keep).await {
         host.warn(format!("old images may take up the boot disk: {error:#}"));
@@ -111,7 +110,7 @@ mod tests {
         ];
         let keep = ["current", "previous"].map(str::to_owned).into();
         let names = superfluous(&images, &keep);
-        let wanted = ["openclaw/openclaw:1", "localhost/openclaw-init:1", "openclaw/openclaw:0", &hub, "rebuilt"];
-        assert_eq!(names, wanted);
+        let expected = ["openclaw/openclaw:1", "localhost/openclaw-init:1", "openclaw/openclaw:0", &hub, "rebuilt"];
+        assert_eq!(names, expected);
     }
 }

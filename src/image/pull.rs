@@ -24,7 +24,7 @@ const MEGABYTE: i64 = 1_000_000;
 type Candidate = (ImageReference, ImageReference);
 
 impl Images<'_> {
-    /// The first of the references that can be pulled, whatever is on this machine.
+    /// The first of the references that can be pulled, even if one is on this machine.
     ///
     /// In each of three rounds every reference is tried once; one that its registry does not have is not
     /// tried again.

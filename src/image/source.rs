@@ -116,11 +116,11 @@ async fn pack(host: &Host, version: &GatewayVersion, source: &SourceCommit, dire
 fn check(found: &archive::Found, version: &GatewayVersion, source: &SourceCommit) -> Result<()> {
     let pins =
         [("commit", Some(&source.commit), found.commit.as_ref()), ("tree", source.tree.as_ref(), Some(&found.tree))];
-    for (what, wanted, found) in pins {
-        let Some(wanted) = wanted else { continue };
-        if found != Some(wanted) {
+    for (what, pinned, found) in pins {
+        let Some(pinned) = pinned else { continue };
+        if found != Some(pinned) {
             let found = found.map_or_else(|| format!("no {what} id"), |id| format!("the {what} id {id}"));
-            return Err(anyhow!("the source from {} has {found}, but {wanted} is wanted", source.url)).classify(
+            return Err(anyhow!("the source from {} has {found}, but {pinned} is wanted", source.url)).classify(
                 Code::DigestMismatch,
                 format!("Find out why the source is another one; only if it is the right one, correct the attribute {SOURCE_REF}."),
             );

@@ -11,19 +11,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::host::Host;
-
-/// The times of the latest requests, in milliseconds since the start of the kernel. Gone with the boot.
-const FILE: &str = "/run/openclaw-init/requests";
+use crate::host::{Host, blocking};
+use crate::paths::REQUEST_TIMES;
 
 /// How many requests may be sent in a minute.
-const PER_MINUTE: usize = 8;
+const MINUTE_LIMIT: usize = 8;
 
 /// How many requests may be sent in a second.
-const PER_SECOND: usize = 3;
+const SECOND_LIMIT: usize = 3;
 
-/// How many of a minute's requests are kept for the end: run-id, version, detail, state, result.
-const KEPT_FOR_THE_END: usize = 5;
+/// How many of a minute's requests are reserved for the end: run-id, version, detail, state, result.
+const RESERVED_FOR_END: usize = 5;
 
 /// A little more than a minute and a second: the server's clock ticks when a request arrives.
 const MINUTE: Duration = Duration::from_secs(61);
@@ -43,22 +41,22 @@ pub(super) enum Urgency {
 /// The budget of this machine.
 #[derive(Debug, Clone)]
 pub(super) struct Budget {
+    /// The times of the latest requests, in milliseconds since the start of the kernel. Gone with the boot.
     file: PathBuf,
     uptime: PathBuf,
 }
 
 impl Budget {
     pub(super) fn new(host: &Host) -> Self {
-        Self { file: host.path(FILE), uptime: host.path("/proc/uptime") }
+        Self { file: host.path(REQUEST_TIMES), uptime: host.path("/proc/uptime") }
     }
 
     /// Takes one request out of the budget. Zero: it may be sent now. Otherwise nothing was taken, and
     /// asking again makes sense after so long.
     pub(super) async fn take(&self, urgency: Urgency) -> Result<Duration> {
         let Self { file, uptime } = self.clone();
-        tokio::task::spawn_blocking(move || take(&file, now(&uptime)?, urgency))
+        blocking(move || take(&file, now(&uptime)?, urgency))
             .await
-            .context("waiting for the request budget")?
             .context("counting the requests to the metadata server")
     }
 }
@@ -108,10 +106,10 @@ impl Window {
 
     /// How long a request must wait.
     fn wait(&self, now: Duration, urgency: Urgency) -> Duration {
-        let second = self.until_fewer_than(PER_SECOND, SECOND, now);
+        let second = self.until_fewer_than(SECOND_LIMIT, SECOND, now);
         match urgency {
-            Urgency::Routine => second.max(self.until_fewer_than(PER_MINUTE - KEPT_FOR_THE_END, MINUTE, now)),
-            Urgency::Due => second.max(self.until_fewer_than(PER_MINUTE, MINUTE, now)),
+            Urgency::Routine => second.max(self.until_fewer_than(MINUTE_LIMIT - RESERVED_FOR_END, MINUTE, now)),
+            Urgency::Due => second.max(self.until_fewer_than(MINUTE_LIMIT, MINUTE, now)),
             Urgency::Last => second,
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::{Status, Update};
+use super::{RunResult, Status, UpdateReport};
 use crate::error::{Code, RUN_AGAIN};
 use crate::host::Host;
 use crate::paths::BOOT_UNIT;
@@ -15,20 +15,20 @@ use crate::systemd;
 /// How often the status is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How a run ended, as its own report says.
+/// How a run ended, by its own report.
 #[derive(Debug, Clone)]
 pub struct RunOutcome {
     status: Option<Status>,
 }
 
-/// What systemd says of the boot unit.
+/// The state of the boot unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnitState {
     /// Nothing runs: it was not started in this boot, or it has ended well.
     Idle,
     /// It is working, queued, or waiting for its next try.
     InProgress,
-    /// It ended with a failure, and nobody tries again.
+    /// It ended with a failure, and there is no further try.
     Failed,
 }
 
@@ -89,7 +89,7 @@ fn parse_unit(properties: &str) -> UnitState {
 
 /// One short line for the launcher's log.
 fn display_progress(status: &Status) -> String {
-    let stage = status.detail.stage.as_deref().unwrap_or("starting");
+    let stage = status.detail.stage.as_ref().map_or_else(|| "starting".to_owned(), ToString::to_string);
     format!("state={} stage={stage}", status.state.name())
 }
 
@@ -101,10 +101,11 @@ impl RunOutcome {
 
     /// 0 when the gateway is ready, else the code of the failure.
     pub fn exit_code(&self) -> ExitCode {
-        let result = self.status.as_ref().and_then(|status| status.result.as_deref());
+        let result = self.status.as_ref().and_then(|status| status.result.as_ref()?.known());
         match result {
-            Some("ready") => ExitCode::SUCCESS,
-            result => exit_code_of(result.and_then(|result| result.strip_prefix("failed:"))),
+            Some(RunResult::Ready) => ExitCode::SUCCESS,
+            Some(RunResult::Failed(code)) => code.exit_code().into(),
+            None => Code::Internal.exit_code().into(),
         }
     }
 
@@ -112,8 +113,10 @@ impl RunOutcome {
     pub fn update_exit_code(&self) -> ExitCode {
         let update = self.status.as_ref().and_then(|status| status.update.as_ref());
         match update {
-            Some(Update { code: Some(code), .. }) => exit_code_of(Some(code)),
-            None if self.exit_code() == ExitCode::SUCCESS => exit_code_of(None),
+            Some(UpdateReport { code: Some(code), .. }) => {
+                code.known().copied().unwrap_or(Code::Internal).exit_code().into()
+            }
+            None if self.exit_code() == ExitCode::SUCCESS => Code::Internal.exit_code().into(),
             _ => self.exit_code(),
         }
     }
@@ -125,17 +128,12 @@ impl RunOutcome {
     }
 }
 
-fn exit_code_of(name: Option<&str>) -> ExitCode {
-    let code = Code::ALL.iter().find(|code| Some(code.name()) == name);
-    code.copied().unwrap_or(Code::Internal).exit_code().into()
-}
-
 impl fmt::Display for RunOutcome {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(status) = &self.status else {
             return write!(out, "openclaw-init has not run in this boot. Start it with: {RUN_AGAIN}");
         };
-        match status.result.as_deref() {
+        match &status.result {
             Some(result) => write!(out, "result={result}")?,
             None => out.write_str(&display_progress(status))?,
         }

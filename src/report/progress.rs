@@ -19,12 +19,12 @@ const LIVE_INTERVAL: Duration = Duration::from_millis(100);
 /// Longest line: a serial console has one of its own, and the script runner gives up on long ones.
 const LINE_BYTES: usize = 1000;
 
-/// Shows the latest progress of the stages that are still at work, at the pace of whoever reads it.
-pub(super) async fn show_progress(mut notes: watch::Receiver<Ledger>, run: watch::Receiver<Run>) {
+/// Prints the latest progress of the stages that are in progress, at the pace of its reader.
+pub(super) async fn print_progress(mut ledger: watch::Receiver<Ledger>, run: watch::Receiver<Run>) {
     let live = io::stderr().is_terminal();
     let mut last = None;
-    while notes.changed().await.is_ok() {
-        let progress = notes.borrow_and_update().progress.clone();
+    while ledger.changed().await.is_ok() {
+        let progress = ledger.borrow_and_update().progress.clone();
         let Some((stage, text)) = progress else { continue };
         if run.borrow().has_ended(stage) || last.as_ref() == Some(&text) {
             continue;

@@ -7,9 +7,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Ready;
-use super::status::millis;
-use super::status::{Changes, Detail, Machine, State, Status, Update};
-use crate::error::StageError;
+use super::status::{Changes, Detail, InstanceIdentity, RunResult, State, Status, UpdateReport, millis};
+use crate::error::{Code, StageError};
 use crate::host::Ledger;
 use crate::stage::Stage;
 
@@ -25,8 +24,8 @@ const PHASES: &[(State, &[Stage])] = &[
 
 /// How far a stage is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mark {
-    Begun,
+pub(super) enum StageState {
+    InProgress,
     Done(Duration),
     Failed(Duration),
 }
@@ -37,34 +36,34 @@ pub(super) struct Run {
     pub(super) boot_id: String,
     /// The operator's name for it.
     pub(super) id: Option<String>,
-    pub(super) instance: Option<Machine>,
-    pub(super) stages: BTreeMap<Stage, Mark>,
-    pub(super) outcome: Option<Outcome>,
-    pub(super) update: Option<Update>,
+    pub(super) instance: Option<InstanceIdentity>,
+    pub(super) stages: BTreeMap<Stage, StageState>,
+    pub(super) conclusion: Option<Conclusion>,
+    pub(super) update: Option<UpdateReport>,
     /// Until when the last words may be sent; set with the outcome.
     pub(super) flush_until: Option<Instant>,
 }
 
 /// How the run ended.
 #[derive(Debug, Clone)]
-pub(super) enum Outcome {
+pub(super) enum Conclusion {
     Ready(Ready),
     /// `settled`: no further try will follow that could end otherwise.
     Failed {
         stage: Stage,
-        code: &'static str,
+        code: Code,
         sentence: String,
         settled: bool,
     },
 }
 
-impl Outcome {
+impl Conclusion {
     pub(super) fn of(outcome: &Result<Ready, StageError>, last_try: bool) -> Self {
         match outcome {
             Ok(ready) => Self::Ready(ready.clone()),
             Err(failure) => Self::Failed {
                 stage: failure.stage,
-                code: failure.code().name(),
+                code: failure.code(),
                 sentence: failure.sentence(),
                 settled: last_try || failure.code().is_permanent(),
             },
@@ -74,12 +73,12 @@ impl Outcome {
 
 impl Run {
     fn is_done(&self, stage: Stage) -> bool {
-        matches!(self.stages.get(&stage), Some(Mark::Done(_)))
+        matches!(self.stages.get(&stage), Some(StageState::Done(_)))
     }
 
     /// Whether the stage is over, well or not.
     pub(super) fn has_ended(&self, stage: Stage) -> bool {
-        matches!(self.stages.get(&stage), Some(Mark::Done(_) | Mark::Failed(_)))
+        matches!(self.stages.get(&stage), Some(StageState::Done(_) | StageState::Failed(_)))
     }
 
     /// Whether the metadata server is known to answer; before that there is no use in writing to it.
@@ -98,15 +97,15 @@ impl Run {
     }
 
     /// The status, with no time in its detail.
-    pub(super) fn status(&self, notes: &Ledger) -> Status {
-        let (state, result, version) = match &self.outcome {
+    pub(super) fn status(&self, ledger: &Ledger) -> Status {
+        let (state, result, version) = match &self.conclusion {
             None => (self.phase(), None, None),
-            Some(Outcome::Ready(ready)) => {
+            Some(Conclusion::Ready(ready)) => {
                 let state = if ready.degraded.is_empty() { State::Ready } else { State::Degraded };
-                (state, Some("ready".to_owned()), Some(ready.version.clone()))
+                (state, Some(RunResult::Ready.into()), Some(ready.version.clone()))
             }
-            Some(Outcome::Failed { code, settled, .. }) => {
-                (State::Failed, settled.then(|| format!("failed:{code}")), None)
+            Some(Conclusion::Failed { code, settled, .. }) => {
+                (State::Failed, settled.then(|| RunResult::Failed(*code).into()), None)
             }
         };
         Status {
@@ -115,8 +114,8 @@ impl Run {
             state,
             result,
             version,
-            detail: self.detail(notes),
-            changes: changes(notes),
+            detail: self.detail(ledger),
+            changes: changes(ledger),
             instance: self.instance.clone(),
             update: self.update.clone(),
             peak_memory_kib: 0,
@@ -124,10 +123,10 @@ impl Run {
         }
     }
 
-    fn detail(&self, notes: &Ledger) -> Detail {
-        let (stage, code, message) = match &self.outcome {
+    fn detail(&self, ledger: &Ledger) -> Detail {
+        let (stage, code, message) = match &self.conclusion {
             None => (self.current_stage(), None, None),
-            Some(Outcome::Ready(ready)) => {
+            Some(Conclusion::Ready(ready)) => {
                 // What was refused or undone is a warning.
                 let code = self.update.as_ref().and_then(|update| update.code.clone());
                 let done = self.update.iter().filter(|update| update.code.is_none()).map(|it| it.message.clone());
@@ -135,65 +134,65 @@ impl Run {
                 let parts: Vec<_> = done.chain((!ready.degraded.is_empty()).then_some(degraded)).collect();
                 (None, code, (!parts.is_empty()).then(|| parts.join("; ")))
             }
-            Some(Outcome::Failed { stage, code, sentence, .. }) => {
-                (Some(*stage), Some((*code).to_owned()), Some(sentence.clone()))
+            Some(Conclusion::Failed { stage, code, sentence, .. }) => {
+                (Some(*stage), Some((*code).into()), Some(sentence.clone()))
             }
         };
-        let elapsed = self.stages.iter().filter_map(|(stage, mark)| match mark {
-            Mark::Begun => None,
-            Mark::Done(time) | Mark::Failed(time) => Some((stage.name().to_owned(), millis(*time))),
+        let elapsed = self.stages.iter().filter_map(|(stage, state)| match state {
+            StageState::InProgress => None,
+            StageState::Done(time) | StageState::Failed(time) => Some((stage.name().to_owned(), millis(*time))),
         });
         Detail {
             updated: String::new(),
-            stage: stage.map(|stage| stage.name().to_owned()),
+            stage: stage.map(Into::into),
             code,
             message,
             elapsed: elapsed.collect(),
-            warnings: notes.warnings.clone(),
+            warnings: ledger.warnings.clone(),
         }
     }
 }
 
-fn changes(notes: &Ledger) -> Changes {
-    let list = notes.changes.iter().map(|(stage, what)| match stage {
+fn changes(ledger: &Ledger) -> Changes {
+    let list = ledger.changes.iter().map(|(stage, what)| match stage {
         Some(stage) => format!("{stage}: {what}"),
         None => what.clone(),
     });
-    Changes { count: notes.changes.len(), list: list.collect() }
+    Changes { count: ledger.changes.len(), list: list.collect() }
 }
 
 /// The run as one of the report's tasks sees it.
 #[derive(Debug, Clone)]
 pub(super) struct View {
     pub(super) run: watch::Receiver<Run>,
-    notes: watch::Receiver<Ledger>,
+    ledger: watch::Receiver<Ledger>,
     /// What an earlier run of this boot left.
     previous: Option<Status>,
-    /// Numbers of changes and warnings that were seen; progress is nobody's business here.
+    /// Numbers of changes and warnings that were seen. Progress is not reported here.
     seen: (usize, usize),
 }
 
 impl View {
-    pub(super) fn new(run: watch::Receiver<Run>, notes: watch::Receiver<Ledger>, previous: Option<Status>) -> Self {
-        Self { run, notes, previous, seen: (0, 0) }
+    pub(super) fn new(run: watch::Receiver<Run>, ledger: watch::Receiver<Ledger>, previous: Option<Status>) -> Self {
+        Self { run, ledger, previous, seen: (0, 0) }
     }
 
     /// The status now, marked as seen.
     pub(super) fn status(&mut self) -> Status {
-        let notes = self.notes.borrow_and_update();
-        self.seen = (notes.changes.len(), notes.warnings.len());
-        self.run.borrow_and_update().status(&notes)
+        let ledger = self.ledger.borrow_and_update();
+        self.seen = (ledger.changes.len(), ledger.warnings.len());
+        self.run.borrow_and_update().status(&ledger)
     }
 
-    /// Whether nothing is to be said: this boot has its result, and so far this run confirms it.
-    pub(super) fn is_quiet(&self, status: &Status) -> bool {
+    /// Whether there is nothing to report: this boot has its result, and so far this run confirms it.
+    pub(super) fn is_unchanged(&self, status: &Status) -> bool {
         let previous = self.previous.as_ref().filter(|_| self.continues_the_boot(status));
         previous.is_some_and(|previous| {
-            previous.result.as_deref() == Some("ready")
+            previous.result == Some(RunResult::Ready.into())
                 && previous.reported
                 && status.changes.count == 0
                 && status.update.is_none()
-                && (!status.is_final() || status.says_the_same_as(previous))
+                && (!status.is_final() || status.adds_nothing_to(previous))
         })
     }
 
@@ -202,14 +201,14 @@ impl View {
         self.previous.as_ref().is_some_and(|previous| previous.boot_id == status.boot_id)
     }
 
-    /// Waits for something new to say. False when nobody is left to say it.
+    /// Waits for something new to report. False when the run is gone.
     pub(super) async fn changed(&mut self) -> bool {
         loop {
             tokio::select! {
                 changed = self.run.changed() => return changed.is_ok(),
-                changed = self.notes.changed() => {
-                    let notes = self.notes.borrow_and_update();
-                    if changed.is_err() || self.seen != (notes.changes.len(), notes.warnings.len()) {
+                changed = self.ledger.changed() => {
+                    let ledger = self.ledger.borrow_and_update();
+                    if changed.is_err() || self.seen != (ledger.changes.len(), ledger.warnings.len()) {
                         return changed.is_ok();
                     }
                 }
@@ -220,6 +219,8 @@ impl View {
 
 #[cfg(test)]
 mod tests {
+    use expect_test::expect_file;
+
     use super::*;
 
     #[test]
@@ -241,9 +242,9 @@ mod tests {
         ];
         let mut last = State::Starting;
         for (stage, state) in table {
-            run.stages.insert(stage, Mark::Begun);
+            run.stages.insert(stage, StageState::InProgress);
             assert!(run.phase() >= last, "beginning {stage} goes back");
-            run.stages.insert(stage, Mark::Done(Duration::ZERO));
+            run.stages.insert(stage, StageState::Done(Duration::ZERO));
             assert_eq!(run.phase(), state, "after {stage}");
             last = state;
         }
@@ -252,11 +253,7 @@ mod tests {
     #[test]
     fn the_result_is_there_only_when_it_is_settled() {
         let failed =
-            |settled| Outcome::Failed { stage: Stage::Docker, code: "apt-failed", sentence: "s".into(), settled };
-        let ready = |degraded: &[&str]| {
-            let degraded = degraded.iter().map(|check| (*check).to_owned()).collect();
-            Outcome::Ready(Ready { version: "1".into(), degraded })
-        };
+            |settled| Conclusion::Failed { stage: Stage::Docker, code: Code::AptFailed, sentence: "s".into(), settled };
         let table = [
             (None, State::Starting, None),
             (Some(ready(&[])), State::Ready, Some("ready")),
@@ -264,10 +261,71 @@ mod tests {
             (Some(failed(true)), State::Failed, Some("failed:apt-failed")),
             (Some(failed(false)), State::Failed, None),
         ];
-        for (outcome, state, result) in table {
-            let run = Run { outcome, ..Run::default() };
+        for (conclusion, state, result) in table {
+            let run = Run { conclusion, ..Run::default() };
             let status = run.status(&Ledger::default());
-            assert_eq!((status.state, status.result.as_deref()), (state, result));
+            let found = status.result.map(|result| result.to_string());
+            assert_eq!((status.state, found.as_deref()), (state, result));
         }
+    }
+
+    /// A run of which every stage up to `last` took as many milliseconds as it has letters.
+    fn run(last: Stage, conclusion: Conclusion) -> Run {
+        let failed = match &conclusion {
+            Conclusion::Ready(_) => None,
+            Conclusion::Failed { stage, .. } => Some(*stage),
+        };
+        let stages = PHASES.iter().flat_map(|(_, stages)| *stages).filter(|stage| **stage <= last).map(|stage| {
+            let time = Duration::from_millis(stage.name().len() as u64);
+            (*stage, if failed == Some(*stage) { StageState::Failed(time) } else { StageState::Done(time) })
+        });
+        let instance = InstanceIdentity { id: 7, name: "openclaw-gateway".into(), zone: "us-central1-a".into() };
+        Run {
+            boot_id: "3f2a".into(),
+            id: Some("build 17".into()),
+            instance: Some(instance),
+            stages: stages.collect(),
+            conclusion: Some(conclusion),
+            ..Run::default()
+        }
+    }
+
+    fn ready(degraded: &[&str]) -> Conclusion {
+        let degraded = degraded.iter().map(|check| (*check).to_owned()).collect();
+        Conclusion::Ready(Ready { version: "2026.9.6".into(), degraded })
+    }
+
+    /// `UPDATE_EXPECT=1 cargo test --lib status_file` writes the files anew.
+    #[test]
+    fn the_status_file_is_what_it_was() -> anyhow::Result<()> {
+        let ledger = Ledger {
+            changes: vec![(Some(Stage::Disk), "formatted /dev/sdb".into()), (None, "made a directory".into())],
+            ..Ledger::default()
+        };
+        let warned = Ledger { warnings: vec!["the update was undone".into()], ..ledger.clone() };
+        let failed = Conclusion::Failed {
+            stage: Stage::Disk,
+            code: Code::DiskForeign,
+            sentence: "preparing /dev/sdb: signature xfs found. Attach an empty disk.".into(),
+            settled: true,
+        };
+        let undone = UpdateReport {
+            message: "the update was undone".into(),
+            code: Some(Code::UpdateFailed.into()),
+            downtime_ms: Some(1500),
+        };
+        let undone = Run { update: Some(undone), ..run(Stage::Update, ready(&[])) };
+        let cases = [
+            (run(Stage::Update, ready(&[])), ledger, expect_file!["golden/ready.json"]),
+            (run(Stage::Update, ready(&["telegram"])), Ledger::default(), expect_file!["golden/degraded.json"]),
+            (run(Stage::Disk, failed), Ledger::default(), expect_file!["golden/failed.json"]),
+            (undone, warned, expect_file!["golden/undone.json"]),
+        ];
+        for (run, ledger, file) in cases {
+            let mut status = Status { peak_memory_kib: 20_480, reported: true, ..run.status(&ledger) };
+            status.detail.updated = "2026-11-26T14:05:03Z".into();
+            file.assert_eq(&format!("{}\n", serde_json::to_string_pretty(&status)?));
+        }
+        Ok(())
     }
 }

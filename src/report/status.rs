@@ -1,24 +1,29 @@
-//! What a run has to say, as data: the one content of the guest attributes and of `status.json`.
+//! The status of a run as data: the one content of the guest attributes and of `status.json`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::host::Host;
+use super::name::Name;
+use crate::error::Code;
+use crate::host::{Host, blocking};
+use crate::paths::STATUS;
+use crate::stage::Stage;
+use crate::text::{head, seconds, tail};
 
-/// Where the status of the latest run of this boot is.
-pub(super) const FILE: &str = "/run/openclaw-init/status.json";
-
-/// The longest `detail`: small enough for every reader, whatever the server's own limit.
+/// The longest `detail`: small enough for every reader.
 const DETAIL_BYTES: usize = 1024;
 
-/// A warning that is cut shorter than this says nothing any more and is left out.
-const SHORTEST_WARNING: usize = 24;
+/// A warning that would be cut shorter than this is left out.
+const SHORTEST_WARNING_BYTES: usize = 24;
 
 /// How far the machine is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -62,6 +67,36 @@ impl State {
     }
 }
 
+/// How a run ended, for whoever waits for it: `ready` or `failed:<code>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunResult {
+    /// The gateway answers.
+    Ready,
+    /// It does not, and no further try will follow that could end otherwise.
+    Failed(Code),
+}
+
+impl fmt::Display for RunResult {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ready => out.write_str("ready"),
+            Self::Failed(code) => write!(out, "failed:{code}"),
+        }
+    }
+}
+
+impl FromStr for RunResult {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.strip_prefix("failed:") {
+            Some(code) => code.parse().map(Self::Failed),
+            None if text == "ready" => Ok(Self::Ready),
+            None => Err(anyhow!("{text:?} is no result of this version")),
+        }
+    }
+}
+
 /// The status of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
@@ -72,8 +107,8 @@ pub struct Status {
     pub run_id: Option<String>,
     /// How far the run is.
     pub state: State,
-    /// `ready` or `failed:<code>`; nothing while the run goes on and while another try will follow.
-    pub result: Option<String>,
+    /// Nothing while the run goes on and while another try will follow.
+    pub result: Option<Name<RunResult>>,
     /// The gateway's version, once it is ready.
     pub version: Option<String>,
     /// The rest, for people.
@@ -81,13 +116,13 @@ pub struct Status {
     /// What this run changed.
     pub changes: Changes,
     /// The machine, once its metadata is read.
-    pub instance: Option<Machine>,
+    pub instance: Option<InstanceIdentity>,
     /// What became of an update or a rollback in this run.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub update: Option<Update>,
+    pub update: Option<UpdateReport>,
     /// The most memory that this program needed, in KiB; known at the end of the run.
     pub peak_memory_kib: u64,
-    /// The guest attributes say all of this, or are disabled.
+    /// The guest attributes have all of this, or are disabled.
     pub reported: bool,
 }
 
@@ -99,10 +134,10 @@ pub struct Detail {
     pub updated: String,
     /// The earliest unfinished stage, or the one that failed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub stage: Option<String>,
+    pub stage: Option<Name<Stage>>,
     /// The failure's code.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub code: Option<String>,
+    pub code: Option<Name<Code>>,
     /// The sentence for the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -125,13 +160,13 @@ pub struct Changes {
 /// What became of an update or a rollback.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Update {
+pub struct UpdateReport {
     /// One sentence.
     pub message: String,
     /// The failure's code when it was refused or undone.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub code: Option<String>,
-    /// How long no gateway answered, in milliseconds; nothing when the present one was not touched.
+    pub code: Option<Name<Code>>,
+    /// How long no gateway answered, in milliseconds; nothing when the current one was not touched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub downtime_ms: Option<u64>,
 }
@@ -144,7 +179,7 @@ pub fn millis(time: Duration) -> u64 {
 /// Which machine it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Machine {
+pub struct InstanceIdentity {
     /// The instance id.
     pub id: u64,
     /// Its name.
@@ -156,21 +191,16 @@ pub struct Machine {
 impl Status {
     /// The status that the latest run of this boot left, `None` when there was no run yet.
     pub async fn read(host: &Host) -> Result<Option<Self>> {
-        let Some(bytes) = host.read(FILE).await? else { return Ok(None) };
-        serde_json::from_slice(&bytes).map(Some).with_context(|| format!("reading the status in {FILE}"))
+        let Some(bytes) = host.read(STATUS).await? else { return Ok(None) };
+        serde_json::from_slice(&bytes).map(Some).with_context(|| format!("reading the status in {STATUS}"))
     }
 
     /// Replaces the status file. Not a change of the machine: it is about the run and gone with the boot.
     pub(super) async fn write(&self, host: &Host) -> Result<()> {
-        let path = host.path(FILE);
-        let mut status = self.clone();
-        status.detail.updated = timestamp();
-        let mut json = serde_json::to_vec_pretty(&status).context("encoding the status")?;
+        let path = host.path(STATUS);
+        let mut json = serde_json::to_vec_pretty(&self.stamped()).context("encoding the status")?;
         json.push(b'\n');
-        tokio::task::spawn_blocking(move || replace(&path, &json))
-            .await
-            .context("waiting for the status file")?
-            .with_context(|| format!("writing the status to {FILE}"))
+        blocking(move || replace(&path, &json)).await.with_context(|| format!("writing the status to {STATUS}"))
     }
 
     /// Whether the run is over.
@@ -178,8 +208,8 @@ impl Status {
         matches!(self.state, State::Ready | State::Degraded | State::Failed)
     }
 
-    /// Whether a waiter that has read `other` has nothing to learn from this one.
-    pub(super) fn says_the_same_as(&self, other: &Self) -> bool {
+    /// Whether a waiter that has read `other` learns nothing from this one.
+    pub(super) fn adds_nothing_to(&self, other: &Self) -> bool {
         let outcome = |status: &Self| {
             (status.state, status.result.clone(), status.version.clone(), status.run_id.clone(), status.boot_id.clone())
         };
@@ -195,7 +225,7 @@ impl Status {
             "version" => self.version.clone(),
             "detail" => Some(self.detail.fitted()),
             "state" => Some(self.state.name().to_owned()),
-            "result" => self.result.clone(),
+            "result" => self.result.as_ref().map(ToString::to_string),
             _ => None,
         }
     }
@@ -203,7 +233,7 @@ impl Status {
     /// The same status, with the time in its detail.
     pub(super) fn stamped(&self) -> Self {
         let mut stamped = self.clone();
-        stamped.detail.updated = timestamp();
+        stamped.detail.updated = seconds(Timestamp::now());
         stamped
     }
 }
@@ -216,7 +246,7 @@ impl Detail {
             let json = serde_json::to_string(&detail).unwrap_or_default();
             let Some(over) = json.len().checked_sub(DETAIL_BYTES).filter(|over| *over > 0) else { return json };
             if let Some(last) = detail.warnings.last_mut() {
-                if !shorten(last, over, SHORTEST_WARNING) {
+                if !shorten(last, over, SHORTEST_WARNING_BYTES) {
                     detail.warnings.pop();
                 }
             } else if !detail.message.as_mut().is_some_and(|message| shorten(message, over, 1)) {
@@ -231,19 +261,8 @@ impl Detail {
 fn shorten(text: &mut String, over: usize, shortest: usize) -> bool {
     const MARK: &str = "...";
     let kept = text.len().saturating_sub(over + MARK.len());
-    let (mut head, mut tail) = (kept / 2, text.len() - (kept - kept / 2));
-    while !text.is_char_boundary(head) {
-        head -= 1;
-    }
-    while !text.is_char_boundary(tail) {
-        tail += 1;
-    }
-    *text = format!("{}{MARK}{}", &text[..head], &text[tail..]);
+    *text = format!("{}{MARK}{}", head(text, kept / 2), tail(text, kept - kept / 2));
     kept >= shortest
-}
-
-fn timestamp() -> String {
-    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// A reader finds the old file or the new one. Not synced: a file in `/run` does not outlive a power cut.
@@ -291,13 +310,33 @@ mod tests {
 
     #[test]
     fn the_file_has_the_names_of_the_attributes() -> Result<()> {
-        let status = Status { boot_id: "b".into(), result: Some("ready".into()), ..Status::default() };
+        let status = Status { boot_id: "b".into(), result: Some(RunResult::Ready.into()), ..Status::default() };
         let json = serde_json::to_value(&status)?;
         assert_eq!(
             (&json["boot-id"], &json["state"], &json["result"]),
             (&"b".into(), &"starting".into(), &"ready".into())
         );
         assert_eq!(serde_json::from_value::<Status>(json)?, status);
+        Ok(())
+    }
+
+    #[test]
+    fn a_status_of_another_version_is_displayed_as_it_is() -> Result<()> {
+        for result in ["ready", "failed:disk-foreign", "failed:moon-missing", "postponed"] {
+            let known = ["ready", "failed:disk-foreign"].contains(&result);
+            let (code, stage) = if known { ("disk-foreign", "disk") } else { ("moon-missing", "orbit") };
+            let json = serde_json::json!({
+                "result": result,
+                "detail": {"stage": stage, "code": code},
+                "update": {"message": "m", "code": code},
+            });
+            let status: Status = serde_json::from_value(json.clone())?;
+            assert_eq!(status.result.as_ref().is_some_and(|result| result.known().is_some()), known, "{result}");
+            let written = serde_json::to_value(&status)?;
+            assert_eq!((&written["result"], &written["update"]), (&json["result"], &json["update"]));
+            let detail = (&written["detail"]["stage"], &written["detail"]["code"]);
+            assert_eq!(detail, (&json["detail"]["stage"], &json["detail"]["code"]));
+        }
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! The tries of one boot: runs that systemd started, counted in `/run`. Runs that somebody asked for never count.
+//! The tries of one boot: runs that systemd started, counted in `/run`. Runs that an operator asked for never count.
 
 use anyhow::{Context, Result, bail};
 
@@ -8,12 +8,12 @@ use crate::host::Host;
 use crate::paths::TRIES;
 
 /// Runs after which a failure that might heal is final.
-const LIMIT: u32 = 3;
+const TRIES_LIMIT: u32 = 3;
 
 /// One run among the tries of its boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Try {
-    /// `None`: somebody asked for it, and watches.
+    /// `None`: an operator asked for it, and watches.
     number: Option<u32>,
 }
 
@@ -31,9 +31,9 @@ impl Try {
 
     /// An error when all tries of this boot were killed before they could report how they ended.
     pub fn precondition(self) -> Result<()> {
-        if self.number.is_some_and(|number| number > LIMIT) {
+        if self.number.is_some_and(|number| number > TRIES_LIMIT) {
             bail!(
-                "{LIMIT} runs of this boot were killed before they ended: see `sudo journalctl --boot --unit openclaw-init`"
+                "{TRIES_LIMIT} runs of this boot were killed before they ended: see `sudo journalctl --boot --unit openclaw-init`"
             );
         }
         Ok(())
@@ -51,7 +51,7 @@ impl Try {
 
     fn is_retried(self, result: &Result<Ready, StageError>) -> bool {
         let may_heal = result.as_ref().is_err_and(|error| !error.code().is_permanent());
-        may_heal && self.number.is_some_and(|number| number < LIMIT)
+        may_heal && self.number.is_some_and(|number| number < TRIES_LIMIT)
     }
 }
 
@@ -104,7 +104,7 @@ mod tests {
         let root = tempfile::tempdir()?;
         let host = Host::new(root.path());
         std::fs::create_dir_all(host.path("/run/openclaw-init"))?;
-        for _ in 0..LIMIT {
+        for _ in 0..TRIES_LIMIT {
             assert!(Try::begin(&host, true).await?.precondition().is_ok());
         }
         let attempt = Try::begin(&host, true).await?;

@@ -16,22 +16,22 @@ use crate::metadata::{Client, RequestError, WriteOutcome};
 
 const NAMESPACE: &str = "openclaw";
 
-/// What is written while the run goes on, the most telling first.
-const UNDERWAY: &[&str] = &["boot-id", "state", "run-id", "detail"];
+/// What is written while the run goes on, the most important first.
+const IN_PROGRESS: &[&str] = &["boot-id", "state", "run-id", "detail"];
 
 /// What is written at the end. A waiter that sees `result` finds everything else in place.
-const AT_THE_END: &[&str] = &["boot-id", "run-id", "version", "detail", "state", "result"];
+const AT_END: &[&str] = &["boot-id", "run-id", "version", "detail", "state", "result"];
 
 /// Stands in for a deletion where the server refuses one.
 const PENDING: &str = "pending";
 
 /// The pause after a failed request, doubled each time. At the end there is no time for long ones.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-const LONGEST_PAUSE_AT_THE_END: Duration = Duration::from_secs(2);
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(15);
+const LONGEST_BACKOFF_AT_END: Duration = Duration::from_secs(2);
 
 /// Longest wait at the end for anything but the last words: no more than the limit per second asks for.
-const PATIENCE_AT_THE_END: Duration = Duration::from_secs(2);
+const WAIT_AT_END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One request to be made.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub(super) struct Writer {
     sent: BTreeMap<&'static str, String>,
     /// The result of an earlier run is gone.
     cleared: bool,
-    /// DELETE is refused here.
+    /// The server refuses DELETE.
     no_delete: bool,
     failures: u32,
     not_before: Option<Instant>,
@@ -77,8 +77,8 @@ impl Writer {
         }
     }
 
-    /// Writes until the run is over and its last words are said, or cannot be. True when everything that
-    /// was to be said is, or never can be because guest attributes are disabled.
+    /// Writes until the run is over and its last words are written, or cannot be. True when everything is written, or
+    /// never can be because guest attributes are disabled.
     pub(super) async fn run(mut self) -> bool {
         let mut ending = false;
         loop {
@@ -86,7 +86,7 @@ impl Writer {
             if status.is_final() && !ending {
                 (ending, self.failures, self.not_before) = (true, 0, None);
             }
-            let may_write = !self.view.is_quiet(&status) && (ending || self.view.run.borrow().can_reach_metadata());
+            let may_write = !self.view.is_unchanged(&status) && (ending || self.view.run.borrow().can_reach_metadata());
             let step = if may_write { self.next(&status) } else { None };
             match step {
                 None if ending => return self.complete,
@@ -111,15 +111,15 @@ impl Writer {
         if !self.cleared && (status.result.is_none() || !self.view.continues_the_boot(status)) {
             return Some(if self.no_delete { Step::Put("result", PENDING.to_owned()) } else { Step::Clear });
         }
-        let keys = if status.is_final() { AT_THE_END } else { UNDERWAY };
+        let keys = if status.is_final() { AT_END } else { IN_PROGRESS };
         keys.iter().find_map(|key| {
             let value = status.attribute(key)?;
             (self.sent.get(key) != Some(&value)).then_some(Step::Put(key, value))
         })
     }
 
-    /// Takes a step, or finds that it must wait. Returns the pause before the next one, `None` when
-    /// there is no use in any.
+    /// Takes a step, or finds that it must wait. Returns the pause before the next one; `None` when no other can
+    /// succeed.
     async fn take(&mut self, step: &Step, status: &Status) -> Option<Duration> {
         let ending = status.is_final();
         let now = Instant::now();
@@ -130,7 +130,7 @@ impl Writer {
             tracing::debug!("{error:#}");
             Duration::ZERO
         });
-        if wait > PATIENCE_AT_THE_END && ending {
+        if wait > WAIT_AT_END_TIMEOUT && ending {
             // An earlier run has used the minute: state and result go out, the rest keeps its last value until the
             // next run, which this one leaves owing.
             self.give_up(step);
@@ -188,8 +188,8 @@ impl Writer {
             return self.give_up(step);
         }
         tracing::debug!("guest attributes: {reason}");
-        let longest = if ending { LONGEST_PAUSE_AT_THE_END } else { LONGEST_PAUSE };
-        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(5)).min(longest);
+        let longest = if ending { LONGEST_BACKOFF_AT_END } else { LONGEST_BACKOFF };
+        let pause = FIRST_BACKOFF.saturating_mul(1 << self.failures.min(5)).min(longest);
         self.failures += 1;
         self.not_before = Some(Instant::now() + pause);
         if self.is_too_late_after(pause) {
@@ -208,7 +208,7 @@ impl Writer {
         self.view.run.borrow().flush_until.is_some_and(|until| Instant::now() + pause >= until)
     }
 
-    /// Waits, but not past news of the run. False when nobody is left to report for.
+    /// Waits, but not past news of the run. False when the run is gone.
     async fn wait(&mut self, pause: Duration) -> bool {
         if pause.is_zero() {
             return true;
@@ -221,7 +221,7 @@ impl Writer {
 }
 
 /// Sets `state` once, if the budget has room for it.
-pub(super) async fn say_stopping(host: &Host, client: &Client) -> Result<()> {
+pub(super) async fn write_stopping(host: &Host, client: &Client) -> Result<()> {
     if Budget::new(host).take(Urgency::Due).await?.is_zero() {
         client.put_guest_attribute(NAMESPACE, "state", State::Stopping.name()).await?;
     }
@@ -239,7 +239,7 @@ fn urgency(step: &Step, ending: bool) -> Urgency {
 
 fn disabled(status: &Status) -> String {
     let (name, zone) = match &status.instance {
-        Some(machine) => (machine.name.as_str(), machine.zone.as_str()),
+        Some(instance) => (instance.name.as_str(), instance.zone.as_str()),
         None => ("VM", "ZONE"),
     };
     format!(

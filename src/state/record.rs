@@ -17,7 +17,7 @@ pub enum Owner {
     /// No gateway has lived in the state directory: any version may.
     #[default]
     Nobody,
-    /// There is a state, and nothing tells whose: the record was lost, or the run was cut before it was first written.
+    /// There is a state of an unknown owner: the record was lost, or the run was cut before it was first written.
     Unknown,
     /// This version.
     Version(GatewayVersion),
@@ -49,7 +49,7 @@ pub struct Record {
     /// The gateway version that last owned the state. In the file it is `version`, with null for the others.
     #[serde(rename = "version", serialize_with = "write_owner", deserialize_with = "read_owner")]
     pub owner: Owner,
-    /// The choice ([`choice`](crate::config::ImageConfig::choice)) that was last acted upon, whatever came of it.
+    /// The choice ([`choice`](crate::config::ImageConfig::choice)) that was last acted upon, with or without success.
     pub choice: Option<String>,
     /// The image that first became ready on the state, without the operator's extras, with what a new boot disk pulls.
     #[serde(flatten, with = "pinned")]
@@ -130,6 +130,7 @@ mod pinned {
         digest: Option<String>,
     }
 
+    #[expect(clippy::ref_option, reason = "serde's signature")]
     pub(super) fn serialize<S: Serializer>(image: &Option<PinnedImage>, serializer: S) -> Result<S::Ok, S::Error> {
         let digest = image.as_ref().filter(|image| image.digest.is_some()).map(ToString::to_string);
         Fields { image: image.as_ref().map(|image| image.reference.clone()), digest }.serialize(serializer)
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_record_is_read_whatever_became_of_it() -> Result<()> {
+    async fn a_record_is_read_in_any_condition() -> Result<()> {
         let written = Record { owner: Owner::Version("2026.9.6".into()), ..Record::default() };
         let whole = serde_json::to_vec(&written)?;
         let cases = [
@@ -228,8 +229,8 @@ mod tests {
             assert_eq!(host.ledger().borrow().warnings.len(), warnings, "{case}");
             fs::write(host.path(data.state.join("openclaw.json")), "{}")?;
             let owner = Record::read(&host, &data).await?.owner;
-            let kept = if expected.owner == Owner::Nobody { Owner::Unknown } else { expected.owner };
-            assert_eq!(owner, kept, "{case}: a state is not nobody's for want of a record");
+            let known = if expected.owner == Owner::Nobody { Owner::Unknown } else { expected.owner };
+            assert_eq!(owner, known, "{case}: a state is not nobody's for want of a record");
         }
         Ok(())
     }

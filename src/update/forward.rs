@@ -11,7 +11,7 @@ use crate::error::{Classify as _, Code, what};
 use crate::gateway::{self, Gateway, Secrets, secrets};
 use crate::host::Host;
 use crate::image::{self, Image};
-use crate::report::{Ready, Update as Report};
+use crate::report::{Ready, UpdateReport};
 use crate::state::{self, DataDir, Operation, Phase, Previous, Record, SafetyCopy, Update, copy, room};
 use crate::text::file_time;
 
@@ -29,7 +29,7 @@ impl Updater<'_> {
         record: Record,
         desired: &ImageConfig,
         choice: Option<String>,
-    ) -> Result<(Ready, Report)> {
+    ) -> Result<(Ready, UpdateReport)> {
         let Gateway { host, engine, data, .. } = self.gateway;
         let image = self.new_image(&record, desired).await?;
         let secrets = secrets::ensure(host, data, self.gateway.config).await?;
@@ -71,13 +71,13 @@ impl Updater<'_> {
     }
 
     /// The version is the current one: the choice is recorded, and the gateway stays.
-    async fn stay(&self, record: Record, image: &Image, secrets: &Secrets) -> Result<(Ready, Report)> {
+    async fn stay(&self, record: Record, image: &Image, secrets: &Secrets) -> Result<(Ready, UpdateReport)> {
         let Gateway { host, data, .. } = self.gateway;
         let message = format!("OpenClaw {} is the present version already", image.version);
         let choice = self.image.choice();
         Record { choice, refused: None, interrupted: None, ..record }.write(host, data, self.lock).await?;
         let ready = self.bring_up(image, secrets).await?;
-        Ok((ready, Report { message, code: None, downtime_ms: None }))
+        Ok((ready, UpdateReport { message, code: None, downtime_ms: None }))
     }
 
     /// Stops the gateway, makes the safety copy exact, and starts the new version on the state.

@@ -122,7 +122,7 @@ fn add(
             header.set_mode(if executable { 0o755 } else { 0o644 });
             header.set_size(length);
             let mode = if executable { Mode::Executable } else { Mode::File };
-            let (id, text) = if length <= MAX_TEXT_BYTES && is_looked_at(path) {
+            let (id, text) = if length <= MAX_TEXT_BYTES && is_read_whole(path) {
                 let mut text = Vec::new();
                 entry.read_to_end(&mut text)?;
                 context.append_data(&mut header, path, text.as_slice())?;
@@ -138,7 +138,7 @@ fn add(
     }
 }
 
-fn is_looked_at(path: &Path) -> bool {
+fn is_read_whole(path: &Path) -> bool {
     path == Path::new("package.json") || has_crlf(path)
 }
 
@@ -172,7 +172,7 @@ mod tests {
         Ok(git.run().await?.stdout.trim().to_owned())
     }
 
-    /// The real git makes the archive, and tells which ids are right.
+    /// The real git makes the archive and the ids.
     #[tokio::test]
     async fn an_archive_of_git_is_recognised_and_repacked() -> Result<()> {
         let root = tempfile::tempdir()?;
@@ -214,9 +214,9 @@ mod tests {
             entry.read_to_string(&mut text)?;
             packed.push((entry.path()?.display().to_string(), entry.header().mode()? & 0o777, text));
         }
-        for wanted in [("scripts/build.sh", 0o755, "#!/bin/sh\n"), (&long, 0o644, "long")] {
-            let wanted = (wanted.0.to_owned(), wanted.1, wanted.2.to_owned());
-            assert!(packed.contains(&wanted), "{wanted:?} is missing in {packed:?}");
+        for (name, mode, text) in [("scripts/build.sh", 0o755, "#!/bin/sh\n"), (&long, 0o644, "long")] {
+            let expected = (name.to_owned(), mode, text.to_owned());
+            assert!(packed.contains(&expected), "{expected:?} is missing in {packed:?}");
         }
         assert!(packed.iter().any(|(name, _, text)| name == "scripts/run.cmd" && text.contains("\r\n")), "{packed:?}");
         Ok(())

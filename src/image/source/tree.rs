@@ -116,7 +116,7 @@ mod tests {
     use super::*;
     use crate::text::hex;
 
-    /// Compared with what `git hash-object` and `git mktree` (2.39) say.
+    /// The ids are those of `git hash-object` and `git mktree` (2.39).
     #[test]
     fn ids_are_those_of_git() -> io::Result<()> {
         assert_eq!(hex(blob(b"hello\n")), "ce013625030ba8dba906f756967f9e9ca394464a");

@@ -241,9 +241,9 @@ mod tests {
         let mut header = backup(Some("2026.9.5"), "2026-11-23T15:00:00Z")?;
         header.record.image = image("2026.9.5", "5")?;
         let header = serde_json::from_str::<Header>(&serde_json::to_string(&header)?)?;
-        for present in [Record::default(), Record { image: image("2026.9.6", "6")?, ..record(Some("2026.9.6"), None) }]
+        for current in [Record::default(), Record { image: image("2026.9.6", "6")?, ..record(Some("2026.9.6"), None) }]
         {
-            assert_eq!(restored_record(&header, present).image, image("2026.9.5", "5")?);
+            assert_eq!(restored_record(&header, current).image, image("2026.9.5", "5")?);
         }
         Ok(())
     }

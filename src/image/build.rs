@@ -114,7 +114,7 @@ impl Images<'_> {
         loop {
             let next = tokio::time::timeout(IDLE_TIMEOUT, stream.try_next())
                 .await
-                .map_err(|_| anyhow!("the build said nothing for {} s", IDLE_TIMEOUT.as_secs()))
+                .map_err(|_| anyhow!("the build output nothing for {} s", IDLE_TIMEOUT.as_secs()))
                 .and_then(|next| Ok(next?));
             match next {
                 Ok(Some(info)) => {

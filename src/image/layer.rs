@@ -18,8 +18,8 @@ use crate::version::GatewayVersion;
 /// executed, for example for want of a library.
 const CHECK: &str = r#"path=$(command -v "$name") && [ "$path" = "/usr/local/bin/$name" ] \
       || { echo "$name is not on the path of the image"; exit 1; }; \
-    said=$(timeout 20 "$name" --version < /dev/null 2>&1); code=$?; \
-    echo "$path --version ended with $code: $(printf %s "$said" | head -n 1)"; \
+    output=$(timeout 20 "$name" --version < /dev/null 2>&1); code=$?; \
+    echo "$path --version ended with $code: $(printf %s "$output" | head -n 1)"; \
     case $code in 126 | 127) exit 1;; esac"#;
 
 /// The layer over the image that `base` determines, without needing that image.

@@ -59,7 +59,7 @@ pub async fn current(host: &Host) -> Result<Option<DataDir>> {
     let published = host.path(STATE_ALIAS);
     if let [_, _, ..] = found[..] {
         found.retain(|data| mount::same_directory(&host.path(&data.state), &published).unwrap_or(false));
-        ensure!(!found.is_empty(), "several disks hold a state, and none of them is shown at {STATE_ALIAS}");
+        ensure!(!found.is_empty(), "several disks hold a state, and none of them is path_display at {STATE_ALIAS}");
     }
     Ok(found.pop())
 }

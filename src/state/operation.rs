@@ -185,12 +185,12 @@ pub(super) async fn relocation(host: &Host) -> Result<Option<Relocation>> {
 }
 
 async fn read<T: serde::de::DeserializeOwned>(host: &Host, path: &Path) -> Result<Option<T>> {
-    let shown = path.display();
+    let path_display = path.display();
     json_file::read(host, path).await.classify(
         Code::DiskDamaged,
         format!(
             "The state was being changed, and nothing tells how far that came; nothing was touched. See which of the \
-             directories beside {shown} is the wanted state, give it the name openclaw, remove {shown} and run \
+             directories beside {path_display} is the wanted state, give it the name openclaw, remove {path_display} and run \
              `{RUN_AGAIN}`."
         ),
     )

@@ -41,7 +41,7 @@ pub(crate) async fn unpublish(host: &Host) -> Result<()> {
 /// warning, since the gateway may be what makes room; anything else in the way is an error.
 async fn write_test(host: &Host, directory: &Path) -> Result<()> {
     let path = host.path(directory);
-    let shown = directory.display();
+    let path_display = directory.display();
     let written = blocking(move || {
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
         let directory = File::options().read(true).custom_flags(flags.bits()).open(path)?;
@@ -49,17 +49,17 @@ async fn write_test(host: &Host, directory: &Path) -> Result<()> {
         let write = thread::Builder::new().spawn(move || write_as_gateway(&directory))?;
         write.join().map_err(|_| anyhow!("the thread panicked"))
     });
-    match written.await.with_context(|| format!("trying to write into {shown}"))? {
+    match written.await.with_context(|| format!("trying to write into {path_display}"))? {
         // Not every file system has files without a name (overlayfs); those of a VM have.
         Ok(()) | Err(Errno::EOPNOTSUPP | Errno::EISDIR) => Ok(()),
         Err(Errno::ENOSPC | Errno::EDQUOT) => {
-            host.warn(format!("the disk of {shown} is full: enlarge it (gcloud compute disks resize) or make room"));
+            host.warn(format!("the disk of {path_display} is full: enlarge it (gcloud compute disks resize) or make room"));
             Ok(())
         }
-        Err(errno) => Err(errno).with_context(|| format!("writing into {shown} as the gateway's user")).classify(
+        Err(errno) => Err(errno).with_context(|| format!("writing into {path_display} as the gateway's user")).classify(
             Code::DiskDamaged,
             format!(
-                "Look at `lsattr -d {shown}` and `getfacl {shown}`, take away what forbids it, and run `{RUN_AGAIN}`."
+                "Look at `lsattr -d {path_display}` and `getfacl {path_display}`, take away what forbids it, and run `{RUN_AGAIN}`."
             ),
         ),
     }

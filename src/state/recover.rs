@@ -134,14 +134,14 @@ impl SafetyCopy {
     async fn discard(&self, host: &Host, data: &DataDir) -> Result<()> {
         for name in [&self.state, &self.config] {
             let path = data.beside(name)?;
-            let (removed, shown) = (host.path(&path), path.display());
+            let (removed, path_display) = (host.path(&path), path.display());
             let gone = blocking(move || match std::fs::remove_dir_all(removed) {
                 Ok(()) => Ok(true),
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
                 Err(error) => Err(error.into()),
             });
-            if gone.await.with_context(|| format!("removing the copy {shown}"))? {
-                host.changed(format!("removed the copy {shown}"));
+            if gone.await.with_context(|| format!("removing the copy {path_display}"))? {
+                host.changed(format!("removed the copy {path_display}"));
             }
         }
         Ok(())

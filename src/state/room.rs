@@ -21,7 +21,7 @@ pub(crate) struct Size {
     pub bytes: u64,
     /// Files, directories and links.
     pub inodes: u64,
-    /// The lengths of the files, what progress is told of.
+    /// The lengths of the files, what progress counts.
     pub(crate) content: u64,
 }
 

@@ -94,8 +94,8 @@ impl Switch {
         let mut aside = Vec::new();
         for step in &self.moves {
             let (at, step, renames) = (host.path(root), step.clone(), failpoint::counted("rename"));
-            let shown = format!("putting {} in the place of {}", root.join(&step.prepared).display(), step.current);
-            let former = blocking(move || step.make(&at, &renames)).await.context(shown)?;
+            let doing = format!("putting {} in the place of {}", root.join(&step.prepared).display(), step.current);
+            let former = blocking(move || step.make(&at, &renames)).await.context(doing)?;
             aside.extend(former.map(|name| root.join(name)));
         }
         self.record.write(host, data, lock).await?;
@@ -162,7 +162,7 @@ mod tests {
         }
     }
 
-    /// A machine with a present and a prepared state; every directory's file says what it was.
+    /// A machine with a current and a prepared state; every directory's file says what it was.
     fn machine() -> Result<(tempfile::TempDir, Host)> {
         let root = tempfile::tempdir()?;
         let host = Host::new(root.path());

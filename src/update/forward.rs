@@ -73,7 +73,7 @@ impl Updater<'_> {
     /// The version is the current one: the choice is recorded, and the gateway stays.
     async fn stay(&self, record: Record, image: &Image, secrets: &Secrets) -> Result<(Ready, UpdateReport)> {
         let Gateway { host, data, .. } = self.gateway;
-        let message = format!("OpenClaw {} is the present version already", image.version);
+        let message = format!("OpenClaw {} is the current version already", image.version);
         let choice = self.image.choice();
         Record { choice, refused: None, interrupted: None, ..record }.write(host, data, self.lock).await?;
         let ready = self.bring_up(image, secrets).await?;
@@ -151,9 +151,12 @@ fn begin(data: &DataDir, record: &Record, image: &Image, choice: Option<String>)
 
 /// The disk must hold the state and what belongs to it a second time.
 async fn require_room(host: &Host, data: &DataDir) -> Result<()> {
-    let mut needed = room::of(host, &data.state).await?;
-    needed += room::of(host, &data.config).await?;
-    room::require(needed, room::free(host, &data.records).await?, "a copy of the state", "its disk", MAKE_ROOM)
+    let (needed, free) = (copy_size(host, data).await?, room::free(host, &data.records).await?);
+    room::require(needed, free, "a copy of the state", "its disk", MAKE_ROOM)
+}
+
+async fn copy_size(host: &Host, data: &DataDir) -> Result<room::Size> {
+    Ok([room::of(host, &data.state).await?, room::of(host, &data.config).await?].into_iter().sum())
 }
 
 /// Makes the safety copy equal to the current data, which may be in use.
@@ -170,4 +173,22 @@ async fn sync(host: &Host, data: &DataDir, copy: &SafetyCopy) -> Result<()> {
 async fn verify(host: &Host, data: &DataDir, copy: &SafetyCopy) -> Result<()> {
     copy::verify(host, &data.state, &data.beside(&copy.state)?).await?;
     copy::verify(host, &data.config, &data.beside(&copy.config)?).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_safety_copy_needs_room_for_both_directories_at_once() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let (host, data) = (Host::new(root.path()), DataDir::at("/data", false));
+        for directory in [&data.state, &data.config] {
+            std::fs::create_dir_all(host.path(directory))?;
+            std::fs::write(host.path(directory).join("file"), vec![1; 1 << 20])?;
+        }
+        let needed = copy_size(&host, &data).await?;
+        assert!(needed.bytes >= 2 << 20 && needed.inodes == 4, "{needed:?}");
+        Ok(())
+    }
 }

@@ -4,14 +4,14 @@ use super::*;
 use crate::error::{code_of, one_line};
 use crate::paths::BOOT_DISK_OPERATION_0_1;
 
-/// A machine with directories and a journal of version 0.1.0, without the devices.
-struct Machine {
+/// A fixture with directories and a journal of version 0.1.0, without the devices.
+struct Fixture {
     host: Host,
     data: DataDir,
     _root: tempfile::TempDir,
 }
 
-impl Machine {
+impl Fixture {
     /// `states`: directories that hold a state.
     fn new(states: &[&str], intent: Option<(&str, bool)>) -> Result<Self> {
         let root = tempfile::tempdir()?;
@@ -59,43 +59,43 @@ async fn a_move_to_a_disk_that_is_not_there_any_more_is_taken_back() -> Result<(
         (Some(("another", true)), &[STAGING][..], true),
         (None, &[STAGING][..], true),
     ] {
-        let machine = Machine::new(states, intent)?;
-        assert_eq!(machine.is_due().await?, due, "{intent:?}: a new move begins");
-        assert_eq!(machine.is(BOOT_DISK_DATA).as_deref(), Some(STAGING), "{intent:?}");
+        let fixture = Fixture::new(states, intent)?;
+        assert_eq!(fixture.is_due().await?, due, "{intent:?}: a new move begins");
+        assert_eq!(fixture.is(BOOT_DISK_DATA).as_deref(), Some(STAGING), "{intent:?}");
         assert!(
-            !machine.host.path(BOOT_DISK_OPERATION_0_1).exists() && !machine.host.path(STAGING).exists(),
+            !fixture.host.path(BOOT_DISK_OPERATION_0_1).exists() && !fixture.host.path(STAGING).exists(),
             "{intent:?}"
         );
     }
-    let machine = Machine::new(&[STAGING], Some(("u", true)))?;
-    fs::create_dir_all(machine.host.path(BOOT_DISK_DATA).join("openclaw"))?;
-    take_back(&machine.host, &RunLock::of_a_test()).await?;
-    assert_eq!(machine.is(BOOT_DISK_DATA).as_deref(), Some(STAGING), "openclaw-data-disk=none");
-    assert!(matches!(&machine.former()?[..], [name] if name.starts_with("data.before-")), "the empty one is kept");
+    let fixture = Fixture::new(&[STAGING], Some(("u", true)))?;
+    fs::create_dir_all(fixture.host.path(BOOT_DISK_DATA).join("openclaw"))?;
+    take_back(&fixture.host, &RunLock::of_a_test()).await?;
+    assert_eq!(fixture.is(BOOT_DISK_DATA).as_deref(), Some(STAGING), "openclaw-data-disk=none");
+    assert!(matches!(&fixture.former()?[..], [name] if name.starts_with("data.before-")), "the empty one is kept");
     Ok(())
 }
 
 #[tokio::test]
 async fn a_move_that_was_cut_after_the_switch_is_finished() -> Result<()> {
-    let machine = Machine::new(&[STAGING, "/disk"], Some(("u", true)))?;
-    fs::create_dir_all(machine.host.path("/disk/backups.moving/one"))?;
-    fs::create_dir_all(machine.host.path("/disk/backups"))?;
+    let fixture = Fixture::new(&[STAGING, "/disk"], Some(("u", true)))?;
+    fs::create_dir_all(fixture.host.path("/disk/backups.moving/one"))?;
+    fs::create_dir_all(fixture.host.path("/disk/backups"))?;
     for (path, content) in [
         ("openclaw-init.moving/update.json", "theirs"),
         ("openclaw-init.moving/disk.json", "theirs"),
         ("openclaw-init/disk.json", "its own"),
     ] {
-        let path = machine.host.path("/disk").join(path);
+        let path = fixture.host.path("/disk").join(path);
         fs::create_dir_all(path.parent().context("a directory")?)?;
         fs::write(path, content)?;
     }
-    assert!(!machine.is_due().await?);
-    assert_eq!(machine.is("/disk").as_deref(), Some("/disk"));
-    assert!(machine.host.path("/disk/backups/one").exists());
-    assert_eq!(fs::read_to_string(machine.host.path("/disk/openclaw-init/update.json"))?, "theirs");
-    assert_eq!(fs::read_to_string(machine.host.path("/disk/openclaw-init/disk.json"))?, "its own");
-    assert!(matches!(&machine.former()?[..], [name] if name.starts_with("data.moved-to-d-")), "the original is kept");
-    assert!(!machine.host.path(BOOT_DISK_OPERATION_0_1).exists());
+    assert!(!fixture.is_due().await?);
+    assert_eq!(fixture.is("/disk").as_deref(), Some("/disk"));
+    assert!(fixture.host.path("/disk/backups/one").exists());
+    assert_eq!(fs::read_to_string(fixture.host.path("/disk/openclaw-init/update.json"))?, "theirs");
+    assert_eq!(fs::read_to_string(fixture.host.path("/disk/openclaw-init/disk.json"))?, "its own");
+    assert!(matches!(&fixture.former()?[..], [name] if name.starts_with("data.moved-to-d-")), "the original is kept");
+    assert!(!fixture.host.path(BOOT_DISK_OPERATION_0_1).exists());
     Ok(())
 }
 
@@ -106,15 +106,15 @@ async fn two_states_are_named_with_their_last_use() -> Result<()> {
         (&[STAGING, "/disk"][..], Some(("u", false))),
         (&[STAGING, "/disk"][..], Some(("another", true))),
     ] {
-        let machine = Machine::new(states, intent)?;
-        let Err(error) = machine.is_due().await else { panic!("{states:?} is no conflict") };
+        let fixture = Fixture::new(states, intent)?;
+        let Err(error) = fixture.is_due().await else { panic!("{states:?} is no conflict") };
         assert_eq!(code_of(&error), Code::TwoStates);
-        let said = one_line(&error);
-        let times = said.matches(", last used 2").count();
-        assert!(times == 2 && said.contains(BOOT_DISK_DATA) && said.contains("/disk/openclaw"), "{said}");
-        assert_eq!(machine.is("/disk").as_deref(), Some("/disk"), "nothing is touched");
+        let sentence = one_line(&error);
+        let times = sentence.matches(", last used 2").count();
+        assert!(times == 2 && sentence.contains(BOOT_DISK_DATA) && sentence.contains("/disk/openclaw"), "{sentence}");
+        assert_eq!(fixture.is("/disk").as_deref(), Some("/disk"), "nothing is touched");
     }
-    let machine = Machine::new(&[BOOT_DISK_DATA, STAGING], Some(("u", false)))?;
-    assert!(machine.is_due().await.is_err_and(|error| code_of(&error) == Code::TwoStates), "both on the boot disk");
+    let fixture = Fixture::new(&[BOOT_DISK_DATA, STAGING], Some(("u", false)))?;
+    assert!(fixture.is_due().await.is_err_and(|error| code_of(&error) == Code::TwoStates), "both on the boot disk");
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::bench::{alone, command, tool};
 /// `cap_net_bind_service=ep`, as the kernel keeps it (linux/capability.h, revision 2).
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
-/// `level` from `/from` to `/to` below `root`, then `verify`; what was left out.
+/// `sync` from `/from` to `/to` below `root`, then `verify`; what was left out.
 fn replicate(root: &Path) -> Result<Vec<String>> {
     let (host, from, to) = (Host::new(root), Path::new("/from"), Path::new("/to"));
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
@@ -27,7 +27,7 @@ fn replicate(root: &Path) -> Result<Vec<String>> {
 #[test]
 #[ignore = "needs root: cargo lab test machine"]
 fn owners_and_what_else_is_roots_are_copied() -> Result<()> {
-    alone("replica::owners_and_what_else_is_roots_are_copied", || {
+    alone("copy::owners_and_what_else_is_roots_are_copied", || {
         let root = tempfile::tempdir()?;
         let from = root.path().join("from");
         fs::create_dir_all(from.join("mounted"))?;

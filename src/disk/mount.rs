@@ -200,7 +200,7 @@ async fn mount(host: &Host, source: &Path, point: &Path, kind: Option<&'static s
     let (from, to) = (source.to_owned(), host.path(point));
     let what = format!("{} on {}", source.display(), point.display());
     let options = kind.map(|_| OPTIONS);
-    // No limit: to replay a journal takes as long as it takes.
+    // No time limit: a journal may be long.
     let outcome = blocking(move || Ok(nix::mount::mount(Some(&from), &to, kind, flags, options))).await?;
     let outcome = outcome.with_context(|| format!("mounting {what}"));
     if kind.is_some() {

@@ -232,7 +232,7 @@ fn sources(uri: &str, codename: &str, architecture: &str) -> String {
     )
 }
 
-/// The active entry for `uri` in `text`, which is that of `file` among apt's sources, in either format.
+/// The active entry for `uri` in one `file` of apt's sources with this `text`, in either format.
 fn find_source(file: &Path, text: &str, uri: &str) -> Option<Source> {
     // A disabled paragraph of a `.sources` file is no entry.
     let paragraphs = text.split("\n\n").filter(|paragraph| !paragraph.lines().any(|line| line.trim() == "Enabled: no"));
@@ -247,7 +247,7 @@ fn find_source(file: &Path, text: &str, uri: &str) -> Option<Source> {
     })
 }
 
-/// Whether apt refused the lists for their signature: the words of gpgv (Debian 12, Ubuntu), then of sqv (Debian 13).
+/// Whether apt refused the lists for their signature, in the words of gpgv (Debian 12, Ubuntu) or sqv (Debian 13).
 fn is_about_signature(message: &str) -> bool {
     ["GPG error", "is not signed", "no longer signed", "signatures were invalid", "signature verification failed"]
         .iter()

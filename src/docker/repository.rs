@@ -199,16 +199,14 @@ impl Repository<'_> {
         let file = file.display();
         let advice = match key {
             Some(key) if !self.host.path(key).exists() => format!(
-                "{file} names the key file {0}, which does not exist: put Docker's key into {0}, or remove {file} and run \
+                "{file} names the key file {0}, which does not exist: put Docker's key there, or remove {file} and run \
                  `{RUN_AGAIN}`",
                 key.display()
             ),
-            Some(key) => format!(
-                "Do not trust this repository until it is known why its signature does not belong to the key in {}, which \
-                 {file} names",
-                key.display()
+            key => format!(
+                "Do not trust this repository ({file}, key {}) until it is known why",
+                key.as_ref().map_or("of apt's own".into(), |key| key.to_string_lossy())
             ),
-            None => format!("Do not trust this repository, which is in {file}, until it is known why"),
         };
         format!("{advice}; to go on with the distribution's packages, set openclaw-docker=distro")
     }

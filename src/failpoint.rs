@@ -1,17 +1,17 @@
 //! Failpoints: named points at which a test may cut the power. They are in the program that ships.
 //!
-//! Names are made from what is done and counted per stage, so that they do not depend on what runs beside it:
+//! A name says what is done, and is counted per stage, so that it does not depend on what runs in other stages:
 //!
 //! | name | is passed |
 //! | --- | --- |
 //! | `disk.mkfs.ext4#1.before`, `.after` | before a program is started, after it has ended |
 //! | `docker.http-get#1.before`, `.after` | before an HTTP request, after the head of its answer |
-//! | `gateway.docker-post#2.before` | before a request to the Docker Engine; its answer changes nothing until the next point |
-//! | `secrets.write#1.before`, `.written`, `.after` | before a file is written, before the whole file takes the name, after it is durable |
+//! | `gateway.docker-post#2.before` | before a request to the Docker Engine, whose answer changes nothing by then |
+//! | `secrets.write#1.before`, `.written`, `.after` | before a file is written, before its renaming, at the end |
 //! | `disk.changed#3` | after a change that was made to the machine |
-//! | any other | where the code names it |
+//! | any other | where the code has it |
 //!
-//! What runs in no stage counts as `run`. Two variables of the environment, read in `main.rs`:
+//! Outside any stage the name begins with `run`. `main.rs` reads two variables of the environment:
 //! `OPENCLAW_INIT_FAILPOINT=NAME` kills this process there like a power failure, without any cleaning up;
 //! `OPENCLAW_INIT_FAILPOINT_LOG=FILE` appends the name of every failpoint that is passed to the file.
 //! Without them nothing is counted and no name is made.

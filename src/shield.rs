@@ -138,7 +138,7 @@ fn mark() -> String {
     format!("openclaw-init {}", hex(&Sha256::digest(rules().join("\n"))[..6]))
 }
 
-/// Whether the table is that of [`ruleset`]: our chain in its place, with our rules and no others.
+/// Whether the table is as in [`ruleset`]: our chain in its place, with our rules and no others.
 fn is_desired(table: &Value) -> bool {
     let objects = table["nftables"].as_array().map_or(&[][..], Vec::as_slice);
     let all = |kind: &str| objects.iter().filter_map(|object| object.get(kind)).collect::<Vec<_>>();

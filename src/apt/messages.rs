@@ -38,7 +38,7 @@ pub(super) fn cause(message: &str) -> Cause {
     }
 }
 
-/// Who holds the lock that the message is about, `None` when it is not about a lock.
+/// Who holds the lock, `None` when the message is not about a lock.
 fn lock_holder(message: &str) -> Option<String> {
     const TAKEN: [&str; 4] = [
         "Could not get lock",

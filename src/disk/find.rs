@@ -230,8 +230,8 @@ fn sectors(sysfs: &Path, attribute: &str) -> u64 {
     count.trim().parse::<u64>().unwrap_or_default().saturating_mul(512)
 }
 
-/// The names that a SCSI disk reports: in the vendor identifier of page 0x83 (`t10.Google  PersistentDisk  NAME`) and as
-/// the serial number of page 0x80, behind its header of four bytes. The serial number of an `NVMe` disk is not its name;
+/// The names that a SCSI disk reports: in the vendor identifier of page 0x83 (`t10.Google  PersistentDisk  NAME`), and
+/// as the serial number of page 0x80, behind its header of four bytes. An `NVMe` disk's serial number is not its name;
 /// its link is trusted.
 fn reported_names(wwid: &[u8], page_80: &[u8]) -> Vec<String> {
     let wwid = String::from_utf8_lossy(wwid);

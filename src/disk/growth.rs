@@ -24,7 +24,7 @@ enum Growth {
     Advise(u32),
 }
 
-/// `spare` bytes follow the file system. `partition`: its number and the bytes behind it, when it holds the file system.
+/// `spare` bytes follow the file system. `partition`: its number and the bytes behind it, if the file system is in it.
 fn decide(spare: u64, partition: Option<(u32, u64)>) -> Growth {
     match partition {
         Some((index, behind)) if behind >= MIN_GROWTH_BYTES => Growth::Advise(index),

@@ -21,8 +21,8 @@ pub(crate) struct LastDisk {
 }
 
 impl LastDisk {
-    /// The disk that `instance_id` used last. A file that cannot be understood is a warning and counts as none: this is a
-    /// second safeguard, not worth a gateway that does not start.
+    /// The disk that `instance_id` used last. A file that cannot be understood is a warning and counts as none: this is
+    /// a second safeguard, not worth a gateway that does not start.
     pub(super) async fn read(host: &Host, instance_id: u64) -> Result<Option<Self>> {
         let last: Option<Self> = json_file::read_hint(host, LAST_DISK).await?;
         Ok(last.filter(|last| last.instance_id == instance_id))

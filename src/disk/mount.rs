@@ -133,7 +133,10 @@ async fn resolve(host: &Host, path: &Path) -> Result<Option<PathBuf>> {
 /// Mounts the ext4 file system on `node` at `point`, a directory that is made if need be.
 pub(crate) async fn ext4(host: &Host, node: &Path, point: &Path) -> Result<()> {
     ensure_point(host, point).await?;
-    mount(host, node, point, Some("ext4"), FLAGS).await
+    mount(host, node, point, Some("ext4"), FLAGS).await.classify(
+        Code::DiskDamaged,
+        format!("Look at `dmesg`; take a snapshot of the disk, then repair it with `e2fsck {}`.", node.display()),
+    )
 }
 
 /// Makes the directory `source` visible at `point`, too; does nothing when it already is.
@@ -200,17 +203,9 @@ async fn mount(host: &Host, source: &Path, point: &Path, kind: Option<&'static s
     let (from, to) = (source.to_owned(), host.path(point));
     let what = format!("{} on {}", source.display(), point.display());
     let options = kind.map(|_| OPTIONS);
-    // No limit: to replay a journal takes as long as it takes.
-    let outcome = blocking(move || Ok(nix::mount::mount(Some(&from), &to, kind, flags, options))).await?;
-    let outcome = outcome.with_context(|| format!("mounting {what}"));
-    if kind.is_some() {
-        outcome.classify(
-            Code::DiskDamaged,
-            format!("Look at `dmesg`; take a snapshot of the disk, then repair it with `e2fsck {}`.", source.display()),
-        )?;
-    } else {
-        outcome?;
-    }
+    // No time limit: a journal may be long.
+    let mounted = blocking(move || Ok(nix::mount::mount(Some(&from), &to, kind, flags, options)?)).await;
+    mounted.with_context(|| format!("mounting {what}"))?;
     host.changed(format!("mounted {what}"));
     Ok(())
 }

@@ -199,16 +199,14 @@ impl Repository<'_> {
         let file = file.display();
         let advice = match key {
             Some(key) if !self.host.path(key).exists() => format!(
-                "{file} names the key file {0}, which does not exist: put Docker's key into {0}, or remove {file} and run \
+                "{file} names the key file {0}, which does not exist: put Docker's key there, or remove {file} and run \
                  `{RUN_AGAIN}`",
                 key.display()
             ),
-            Some(key) => format!(
-                "Do not trust this repository until it is known why its signature does not belong to the key in {}, which \
-                 {file} names",
-                key.display()
+            key => format!(
+                "Do not trust this repository ({file}, key {}) until it is known why",
+                key.as_ref().map_or("of apt's own".into(), |key| key.to_string_lossy())
             ),
-            None => format!("Do not trust this repository, which is in {file}, until it is known why"),
         };
         format!("{advice}; to go on with the distribution's packages, set openclaw-docker=distro")
     }
@@ -232,7 +230,7 @@ fn sources(uri: &str, codename: &str, architecture: &str) -> String {
     )
 }
 
-/// The active entry for `uri` in `text`, which is that of `file` among apt's sources, in either format.
+/// The active entry for `uri` in one `file` of apt's sources with this `text`, in either format.
 fn find_source(file: &Path, text: &str, uri: &str) -> Option<Source> {
     // A disabled paragraph of a `.sources` file is no entry.
     let paragraphs = text.split("\n\n").filter(|paragraph| !paragraph.lines().any(|line| line.trim() == "Enabled: no"));
@@ -247,7 +245,7 @@ fn find_source(file: &Path, text: &str, uri: &str) -> Option<Source> {
     })
 }
 
-/// Whether apt refused the lists for their signature: the words of gpgv (Debian 12, Ubuntu), then of sqv (Debian 13).
+/// Whether apt refused the lists for their signature, in the words of gpgv (Debian 12, Ubuntu) or sqv (Debian 13).
 fn is_about_signature(message: &str) -> bool {
     ["GPG error", "is not signed", "no longer signed", "signatures were invalid", "signature verification failed"]
         .iter()

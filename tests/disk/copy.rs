@@ -14,7 +14,7 @@ use crate::fixture::{alone, command, tool};
 /// `cap_net_bind_service=ep`, as the kernel keeps it (linux/capability.h, revision 2).
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
-/// `level` from `/from` to `/to` below `root`, then `verify`; what was left out.
+/// `sync` from `/from` to `/to` below `root`, then `verify`; what was left out.
 fn replicate(root: &Path) -> Result<Vec<String>> {
     let (host, from, to) = (Host::new(root), Path::new("/from"), Path::new("/to"));
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {

@@ -1,6 +1,6 @@
 //! The closed list of ways a run can fail, shared by exit codes, guest attributes and documentation.
 //!
-//! An error is an [`anyhow`] chain whose every level says what was being done to which object. Where the cause is
+//! An error is an `anyhow` chain whose every level says what was being done to which object. Where the cause is
 //! understood, [`Classify::classify`] adds the one [`Code`] and the sentence that says what to do about it. Both are
 //! found below any context that was added later.
 

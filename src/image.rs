@@ -23,7 +23,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use bollard::models::ImageInspect;
 
-use crate::config::{Extras, ImageConfig};
+use crate::config::{Extras, ImageConfig, ImageSource};
 use crate::docker::Engine;
 use crate::error::{Classify, Code, RUN_AGAIN};
 use crate::host::Host;
@@ -94,7 +94,9 @@ pub async fn ensure(
         host.warn(warning);
     }
     let late = match desired.source {
-        Source::Release | Source::Reference(_) if config.extras.is_empty() => Code::ImagePullFailed,
+        Source::Standard(ImageSource::Release) | Source::Reference(_) if config.extras.is_empty() => {
+            Code::ImagePullFailed
+        }
         _ => Code::ImageBuildFailed,
     };
     let work = async {

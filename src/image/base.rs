@@ -6,7 +6,7 @@ use bollard::models::ImageInspect;
 use super::choice::Source;
 use super::recipe::Recipe;
 use super::{Images, build, find_first, npm, official, pin, source};
-use crate::config::{ImageConfig, SourceCommit};
+use crate::config::{ImageConfig, ImageSource, SourceCommit};
 use crate::reference::{ImageReference, PinnedImage};
 use crate::state::Record;
 use crate::version::GatewayVersion;
@@ -25,10 +25,10 @@ impl<'a> Base<'a> {
     pub(super) fn new(version: &GatewayVersion, source: &'a Source, config: &ImageConfig, record: &'a Record) -> Self {
         let pulled = |references| Self::Pulled { references, recorded: record.image.as_ref() };
         match source {
-            Source::Release => pulled(official(version).to_vec()),
             Source::Reference(reference) => pulled(vec![reference.clone()]),
-            Source::Npm => Self::Npm(npm::recipe(version, config.npm_registry.as_deref())),
-            Source::Commit(commit) => Self::Commit(source::recipe(version, commit), commit),
+            Source::Standard(ImageSource::Release) => pulled(official(version).to_vec()),
+            Source::Standard(ImageSource::Npm) => Self::Npm(npm::recipe(version, config.npm_registry.as_deref())),
+            Source::Standard(ImageSource::Source(commit)) => Self::Commit(source::recipe(version, commit), commit),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::recipe::is_built;
 use super::{official, source};
-use crate::config::{ImageConfig, ImageSource, SourceCommit};
+use crate::config::{ImageConfig, ImageSource};
 use crate::reference::{ImageReference, PinnedImage};
 use crate::state::{Owner, Record};
 use crate::version::{GatewayVersion, VersionChoice};
@@ -24,24 +24,10 @@ pub(super) struct Desired {
 /// Where an image comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Source {
-    /// Upstream's own image.
-    Release,
-    /// Built from the npm package.
-    Npm,
-    /// Built from a commit of the source.
-    Commit(SourceCommit),
+    /// Upstream's own image, or one that is built here.
+    Standard(ImageSource),
     /// Exactly this reference.
     Reference(ImageReference),
-}
-
-impl From<&ImageSource> for Source {
-    fn from(source: &ImageSource) -> Self {
-        match source {
-            ImageSource::Release => Self::Release,
-            ImageSource::Npm => Self::Npm,
-            ImageSource::Source(commit) => Self::Commit(commit.clone()),
-        }
-    }
 }
 
 /// The operator's choice for an empty state. An existing state keeps what last owned it: another version comes
@@ -65,26 +51,28 @@ fn for_empty(config: &ImageConfig, owner: &Owner) -> Desired {
              which refuses the state of a newer one"
         )
     });
-    let source = reference.map_or_else(|| Source::from(&config.source), Source::Reference);
+    let source = reference.map_or_else(|| Source::Standard(config.source.clone()), Source::Reference);
     Desired { version, source, fallback_image: None, warning }
 }
 
 fn for_owned(config: &ImageConfig, version: &GatewayVersion, recorded: Option<&PinnedImage>) -> Desired {
     let recorded = recorded.map(|image| &image.reference);
     let explicit = recorded.filter(|image| !is_standard(image, version));
-    let (source, fallback_image) = match (explicit, &config.reference, recorded, Source::from(&config.source)) {
+    let (source, fallback_image) = match (explicit, &config.reference, recorded, &config.source) {
         (Some(explicit), ..) => (Source::Reference(explicit.clone()), None),
         // The recorded image is a standard one and was named explicitly.
         (None, Some(reference), Some(image), _) if image == reference => (Source::Reference(reference.clone()), None),
         // Another commit is another program: it comes as an update.
-        (None, _, Some(image), Source::Commit(commit)) if *image != source::recipe(version, &commit).reference() => {
+        (None, _, Some(image), ImageSource::Source(commit))
+            if *image != source::recipe(version, commit).reference() =>
+        {
             if is_built(image, version) {
-                (Source::Commit(commit), Some(image.clone()))
+                (Source::Standard(config.source.clone()), Some(image.clone()))
             } else {
-                (Source::Release, None)
+                (Source::Standard(ImageSource::Release), None)
             }
         }
-        (None, _, _, source) => (source, None),
+        (None, _, _, source) => (Source::Standard(source.clone()), None),
     };
     Desired { version: VersionChoice::Exact(version.clone()), source, fallback_image, warning: None }
 }
@@ -97,7 +85,7 @@ pub(crate) fn is_standard(image: &ImageReference, version: &GatewayVersion) -> b
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Extras;
+    use crate::config::{Extras, SourceCommit};
 
     const BAKED: &str = "2026.9.4";
 
@@ -142,25 +130,25 @@ mod tests {
         let overruled = ImageConfig { reference: Some(reference("x/y:1")), ..baked.clone() };
         #[rustfmt::skip]
         let cases = [
-            (config(None, None, Release), &empty, BAKED, Source::Release, false),
-            (config(Some("2026.9.1"), None, Npm), &empty, "2026.9.1", Source::Npm, false),
+            (config(None, None, Release), &empty, BAKED, Source::Standard(Release), false),
+            (config(Some("2026.9.1"), None, Npm), &empty, "2026.9.1", Source::Standard(Npm), false),
             (config(None, Some("x/y:1"), Release), &empty, BAKED, explicit("x/y:1"), false),
-            (config(Some("latest"), None, Release), &empty, "latest", Source::Release, false),
+            (config(Some("latest"), None, Release), &empty, "latest", Source::Standard(Release), false),
             (config(Some("latest"), Some("x/y:1"), Release), &empty, BAKED, explicit("x/y:1"), false),
             (baked.clone(), &empty, BAKED, explicit("b/k:1"), false),
             (overruled.clone(), &empty, BAKED, explicit("x/y:1"), false),
-            (overruled.of_version(VersionChoice::Exact("2026.9.6".into())), &empty, "2026.9.6", Source::Release, false),
-            (baked, &owned, "2026.9.5", Source::Release, false),
-            (config(None, None, Release), &unknown, BAKED, Source::Release, true),
-            (config(None, None, Release), &owned, "2026.9.5", Source::Release, false),
-            (config(None, None, Npm), &owned, "2026.9.5", Source::Npm, false),
-            (config(Some("2026.9.5"), None, Release), &owned, "2026.9.5", Source::Release, false),
-            (config(Some("2026.9.6"), None, Release), &owned, "2026.9.5", Source::Release, false),
-            (config(Some("latest"), None, Release), &chosen, "2026.9.5", Source::Release, false),
+            (overruled.of_version(VersionChoice::Exact("2026.9.6".into())), &empty, "2026.9.6", Source::Standard(Release), false),
+            (baked, &owned, "2026.9.5", Source::Standard(Release), false),
+            (config(None, None, Release), &unknown, BAKED, Source::Standard(Release), true),
+            (config(None, None, Release), &owned, "2026.9.5", Source::Standard(Release), false),
+            (config(None, None, Npm), &owned, "2026.9.5", Source::Standard(Npm), false),
+            (config(Some("2026.9.5"), None, Release), &owned, "2026.9.5", Source::Standard(Release), false),
+            (config(Some("2026.9.6"), None, Release), &owned, "2026.9.5", Source::Standard(Release), false),
+            (config(Some("latest"), None, Release), &chosen, "2026.9.5", Source::Standard(Release), false),
             (config(None, Some(hub), Release), &owned, "2026.9.5", explicit(hub), false),
-            (config(None, Some("x/y:1"), Release), &owned, "2026.9.5", Source::Release, false),
+            (config(None, Some("x/y:1"), Release), &owned, "2026.9.5", Source::Standard(Release), false),
             (config(None, Some("x/y:1"), Release), &own, "2026.9.5", explicit("registry.example/claw:9"), false),
-            (config(None, None, Release), &built_here, "2026.9.5", Source::Release, false),
+            (config(None, None, Release), &built_here, "2026.9.5", Source::Standard(Release), false),
             (config(None, None, Release), &own, "2026.9.5", explicit("registry.example/claw:9"), false),
         ];
         for (config, record, version, source, warned) in cases {
@@ -184,11 +172,11 @@ mod tests {
         let built = |commit| source::recipe(&version.into(), &commit).reference().to_string();
         let (first, second, hub) = (built(commit("1")), built(commit("2")), "openclaw/openclaw:2026.9.5");
         let cases = [
-            (Some(&*first), "1", Source::Commit(commit("1")), None),
-            (Some(&*first), "2", Source::Commit(commit("2")), Some(&*first)),
-            (Some(&*second), "1", Source::Commit(commit("1")), Some(&*second)),
-            (Some(hub), "1", Source::Release, None),
-            (None, "1", Source::Commit(commit("1")), None),
+            (Some(&*first), "1", Source::Standard(ImageSource::Source(commit("1"))), None),
+            (Some(&*first), "2", Source::Standard(ImageSource::Source(commit("2"))), Some(&*first)),
+            (Some(&*second), "1", Source::Standard(ImageSource::Source(commit("1"))), Some(&*second)),
+            (Some(hub), "1", Source::Standard(ImageSource::Release), None),
+            (None, "1", Source::Standard(ImageSource::Source(commit("1"))), None),
         ];
         for (image, named, source, fallback) in cases {
             let config = config(None, None, ImageSource::Source(commit(named)));

@@ -5,6 +5,7 @@ use anyhow::{Result, anyhow};
 
 use super::choice::Source;
 use super::{Images, find, official, pull, version_in};
+use crate::config::ImageSource;
 use crate::error::{Classify as _, Code};
 use crate::reference::ImageReference;
 use crate::version::{GatewayVersion, VersionChoice};
@@ -13,7 +14,7 @@ impl Images<'_> {
     /// The exact version, whose official image is then on this machine under its own tag.
     pub(super) async fn resolve_latest(self, source: &Source) -> Result<GatewayVersion> {
         let name = VersionChoice::Latest;
-        if *source != Source::Release {
+        if *source != Source::Standard(ImageSource::Release) {
             return Err(anyhow!("only the prebuilt image has a version that is called {name}")).classify(
                 Code::ConfigInvalid,
                 "Name an exact version such as 2026.9.6, or unset openclaw-image-source.",

@@ -27,11 +27,11 @@ const PENDING: &str = "pending";
 
 /// The pause after a failed request, doubled each time. At the end there is no time for long ones.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(15);
-const LONGEST_BACKOFF_AT_END: Duration = Duration::from_secs(2);
+const MAX_BACKOFF: Duration = Duration::from_secs(15);
+const END_MAX_BACKOFF: Duration = Duration::from_secs(2);
 
 /// Longest wait at the end for anything but the last words: no more than the limit per second asks for.
-const WAIT_AT_END_TIMEOUT: Duration = Duration::from_secs(2);
+const END_WAIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One request to be made.
 #[derive(Debug, PartialEq, Eq)]
@@ -130,7 +130,7 @@ impl Writer {
             tracing::debug!("{error:#}");
             Duration::ZERO
         });
-        if wait > WAIT_AT_END_TIMEOUT && ending {
+        if wait > END_WAIT_TIMEOUT && ending {
             // An earlier run has used the minute: state and result go out, the rest keeps its last value until the
             // next run, which this one leaves owing.
             self.give_up(step);
@@ -188,7 +188,7 @@ impl Writer {
             return self.give_up(step);
         }
         tracing::debug!("guest attributes: {reason}");
-        let longest = if ending { LONGEST_BACKOFF_AT_END } else { LONGEST_BACKOFF };
+        let longest = if ending { END_MAX_BACKOFF } else { MAX_BACKOFF };
         let pause = FIRST_BACKOFF.saturating_mul(1 << self.failures.min(5)).min(longest);
         self.failures += 1;
         self.not_before = Some(Instant::now() + pause);

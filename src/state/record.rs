@@ -158,25 +158,25 @@ mod tests {
 
     use super::*;
 
-    /// Written by version 0.1.0, with an update behind it.
+    /// As version 0.1.0 wrote it.
     const WRITTEN: &str = r#"{
+  "version": "2026.9.6",
   "choice": "2026.9.6",
-  "digest": "ghcr.io/openclaw/openclaw:2026.9.6@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
   "image": "ghcr.io/openclaw/openclaw:2026.9.6",
+  "digest": "ghcr.io/openclaw/openclaw:2026.9.6@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
   "previous": {
-    "copy": {
-      "config": "config-openclaw.before-update-20261001T120000Z",
-      "state": "openclaw.before-update-20261001T120000Z"
+    "record": {
+      "version": "2026.9.5",
+      "choice": null,
+      "image": null
     },
     "image": "localhost/openclaw-init:2026.9.5-0123456789ab",
-    "of": "2026-10-01T12:00:00Z",
-    "record": {
-      "choice": null,
-      "image": null,
-      "version": null
-    }
-  },
-  "version": "2026.9.6"
+    "copy": {
+      "state": "openclaw.before-update-20261001T120000Z",
+      "config": "config-openclaw.before-update-20261001T120000Z"
+    },
+    "of": "2026-10-01T12:00:00Z"
+  }
 }"#;
 
     #[test]
@@ -185,7 +185,7 @@ mod tests {
         let image = record.image.as_ref().map(|image| (image.reference.to_string(), image.digest.is_some()));
         assert_eq!(image, Some(("ghcr.io/openclaw/openclaw:2026.9.6".to_owned(), true)));
         assert_eq!(record.previous.as_ref().map(|previous| previous.record.image.clone()), Some(None));
-        assert_eq!(serde_json::to_string_pretty(&serde_json::to_value(&record)?)?, WRITTEN);
+        assert_eq!(serde_json::to_string_pretty(&record)?, WRITTEN);
 
         let sha = format!("sha256:{}", "0".repeat(64));
         let cases = [

@@ -14,11 +14,13 @@ use crate::host::{Access, Host, blocking, sync_dir};
 use crate::paths::{BOOT_UNIT, PROGRAM, STOP_UNIT};
 use crate::systemd;
 
-/// The units and their texts.
-const UNITS: [(&str, &str); 2] = [
-    (BOOT_UNIT, include_str!("install/openclaw-init.service")),
-    (STOP_UNIT, include_str!("install/openclaw-gateway-stop.service")),
-];
+/// The units and their texts. Every exit status but [`TRY_AGAIN`](crate::error::TRY_AGAIN) is final: a oneshot service
+/// cannot name the one after which it runs again.
+fn units() -> [(&'static str, String); 2] {
+    let codes: Vec<String> = Code::ALL.iter().map(|code| code.exit_code().to_string()).collect();
+    let boot = include_str!("install/openclaw-init.service").replace("@FINAL@", &codes.join(" "));
+    [(BOOT_UNIT, boot), (STOP_UNIT, include_str!("install/openclaw-gateway-stop.service").to_owned())]
+}
 
 /// Puts the running binary and the units in place and enables them; true when anything changed.
 ///
@@ -35,8 +37,8 @@ pub async fn install(host: &Host) -> Result<bool> {
 
 async fn install_units(host: &Host) -> Result<bool> {
     let mut changed = false;
-    for (name, text) in UNITS {
-        changed |= systemd::ensure_unit(host, name, text).await?;
+    for (name, text) in units() {
+        changed |= systemd::ensure_unit(host, name, &text).await?;
         changed |= systemd::ensure_enabled(host, name).await?;
     }
     systemd::start_without_waiting(host, STOP_UNIT).await?;
@@ -46,7 +48,7 @@ async fn install_units(host: &Host) -> Result<bool> {
 /// For a machine that does not run: an image under construction.
 async fn install_units_offline(host: &Host) -> Result<bool> {
     let mut changed = false;
-    for (name, text) in UNITS {
+    for (name, text) in units() {
         changed |= host.ensure_file(Path::new("/etc/systemd/system").join(name), text, Access::root(0o644)).await?;
     }
     let enable = host.command("systemctl").args(["enable", BOOT_UNIT, STOP_UNIT]);
@@ -127,18 +129,22 @@ fn replace_program(running: &Path, installed: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use expect_test::expect_file;
+
     use super::*;
     use crate::error::TRY_AGAIN;
 
     #[test]
     fn the_units_agree_with_this_program() {
-        let [(_, boot), (_, stop)] = UNITS;
-        for (unit, command) in [(boot, "ExecStart="), (stop, "ExecStop=")] {
+        let [(_, boot), (_, stop)] = units();
+        expect_file!["install/golden/openclaw-init.service"].assert_eq(&boot);
+        for (unit, command) in [(&boot, "ExecStart="), (&stop, "ExecStop=")] {
             let runs = format!("{command}{PROGRAM} ");
             assert!(unit.lines().any(|line| line.starts_with(&runs)), "{unit}");
         }
-        assert!(boot.lines().any(|line| line == format!("RestartForceExitStatus={TRY_AGAIN}")), "{boot}");
-        assert!(boot.lines().any(|line| line == "StartLimitIntervalSec=0"), "{boot}");
-        assert!(Code::ALL.iter().all(|code| code.exit_code() != TRY_AGAIN));
+        let line = boot.lines().find_map(|line| line.strip_prefix("RestartPreventExitStatus=")).unwrap_or_default();
+        let last: Vec<&str> = line.split(' ').collect();
+        assert!(Code::ALL.iter().all(|code| last.contains(&code.exit_code().to_string().as_str())), "{line}");
+        assert!(!last.contains(&TRY_AGAIN.to_string().as_str()), "{line}");
     }
 }

@@ -4,7 +4,7 @@
 //! decides, applies and verifies; none of them trusts a marker of an earlier run.
 
 //!
-//! A module imports only from the left; `tests/imports.rs` keeps it so:
+//! A module imports only from the left; `tests/house.rs` keeps it so:
 //!
 //! ground <- host <- {http, metadata, config, systemd, apt, memory} <- {disk, docker, shield, report} <- state
 //! <- image <- gateway <- update <- {backup, install} <- bake <- bootstrap <- main

@@ -1,5 +1,7 @@
 //! The rules of the house, read from the source: which room imports which, how long a function is, how wide a comment.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a test ends where its world does")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

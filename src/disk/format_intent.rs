@@ -2,8 +2,8 @@
 //!
 //! From its first write on, a cut mkfs leaves a disk that is neither blank nor ext4. So before mkfs a block with a
 //! nonce is written 1 MiB before the device's end, where mkfs does not write on any disk of whole GiB, and the same
-//! bytes are stored on the boot disk. Afterwards the block is zeroed again. A format may be repeated only while both are
-//! equal.
+//! bytes are stored on the boot disk. Afterwards the block is zeroed again. A format may be repeated only while both
+//! are equal.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;

@@ -49,7 +49,7 @@ async fn install_units(host: &Host) -> Result<bool> {
 async fn install_units_offline(host: &Host) -> Result<bool> {
     let mut changed = false;
     for (name, text) in units() {
-        changed |= host.ensure_file(Path::new("/etc/systemd/system").join(name), text, Access::root(0o644)).await?;
+        changed |= host.ensure_file(Path::new(systemd::UNIT_DIR).join(name), text, Access::root(0o644)).await?;
     }
     let enable = host.command("systemctl").args(["enable", BOOT_UNIT, STOP_UNIT]);
     enable.env("SYSTEMD_OFFLINE", "1").run().await.context("enabling the units")?;

@@ -2,6 +2,8 @@
 
 /// Everything about the current boot; gone after it.
 pub const RUN_DIR: &str = "/run/openclaw-init";
+/// All of it, as a pattern.
+pub const RUN_DIR_CONTENT: &str = "/run/openclaw-init/*";
 /// Held by the one run that is at work.
 pub const LOCK: &str = "/run/openclaw-init/lock";
 /// The report of the latest run.
@@ -21,6 +23,8 @@ pub const BOOT_DISK_DIR: &str = "/var/lib/openclaw-init";
 pub const BOOT_DISK_DATA: &str = "/var/lib/openclaw-init/data";
 /// The same while its state is being moved to a data disk.
 pub const STAGING: &str = "/var/lib/openclaw-init/data.moving";
+/// States that others took the place of, as a pattern: [`STAGING`], and those that were moved to a data disk.
+pub const FORMER_STATES: &str = "/var/lib/openclaw-init/data.*";
 /// The operation that is under way on the state of the boot disk.
 pub const BOOT_DISK_OPERATION: &str = "/var/lib/openclaw-init/operation.json";
 /// The same as version 0.1.0 wrote it: a move to a data disk.

@@ -10,7 +10,7 @@ use crate::host::{Access, Command, Host};
 const UNIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Where an administrator's units live.
-const UNIT_DIR: &str = "/etc/systemd/system";
+pub const UNIT_DIR: &str = "/etc/systemd/system";
 
 /// Makes systemd read its units again.
 pub async fn daemon_reload(host: &Host) -> Result<()> {

@@ -12,7 +12,7 @@ use crate::docker::Engine;
 use crate::host::{Host, blocking};
 use crate::lock::RunLock;
 use crate::memory::swap;
-use crate::paths::{BOOT_DISK_DATA, LOCK, MACHINE_RECORDS};
+use crate::paths::{BOOT_DISK_DATA, FORMER_STATES, LOCK, MACHINE_RECORDS, RUN_DIR_CONTENT};
 use crate::{docker, gateway, state};
 
 /// What goes, and where it is. A pattern with `**` stands for files only: packages want their directories back.
@@ -36,12 +36,11 @@ const TRACES: &[(&str, &str)] = &[
     ("logs", "/var/log/**/*"),
     ("shell history", "/root/.*_history"),
     ("shell history", "/home/*/.*_history"),
-    ("this boot's report", "/run/openclaw-init/*"),
+    ("this boot's report", RUN_DIR_CONTENT),
 ];
 
 /// What gateways left on the boot disk. It goes only with `--force`.
-const STATES: [(&str, &str); 2] =
-    [("the gateway's state", BOOT_DISK_DATA), ("a former state", "/var/lib/openclaw-init/data.*")];
+const STATES: [(&str, &str); 2] = [("the gateway's state", BOOT_DISK_DATA), ("a former state", FORMER_STATES)];
 
 const MACHINE_ID: &str = "/etc/machine-id";
 

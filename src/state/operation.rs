@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -122,7 +122,7 @@ pub(super) struct Move {
     pub(super) prepared: String,
 }
 
-/// An operation that was found, and the file that it stands in.
+/// An operation that was found, and the file that it is in.
 #[derive(Debug, Clone)]
 pub(super) struct Pending {
     pub(super) operation: Operation,
@@ -160,8 +160,10 @@ impl Pending {
     /// update and a switch in two files: the switch comes first.
     pub(super) async fn read(host: &Host, data: &DataDir) -> Result<Option<Self>> {
         let [path, switch, update] = [FILE, SWITCH_0_1, UPDATE_0_1].map(|name| data.records.join(name));
-        if let Some(operation) = read(host, &path).await? {
-            return Ok(Some(Self { operation, path }));
+        match read(host, &path).await? {
+            Some(Operation::Relocate(_)) => return misplaced(&path),
+            Some(operation) => return Ok(Some(Self { operation, path })),
+            None => {}
         }
         if let Some(found) = read::<Switch>(host, &switch).await? {
             return Ok(Some(Self { operation: Operation::Switch(found), path: switch }));
@@ -178,19 +180,31 @@ impl Pending {
 
 /// What an earlier run left half done on the state of the boot disk: a move to a data disk.
 pub(super) async fn relocation(host: &Host) -> Result<Option<Relocation>> {
-    match read::<Operation>(host, Path::new(BOOT_DISK_OPERATION)).await? {
+    let path = Path::new(BOOT_DISK_OPERATION);
+    match read::<Operation>(host, path).await? {
         Some(Operation::Relocate(relocation)) => Ok(Some(relocation)),
-        Some(_) | None => read(host, Path::new(BOOT_DISK_OPERATION_0_1)).await,
+        Some(_) => misplaced(path),
+        None => read(host, Path::new(BOOT_DISK_OPERATION_0_1)).await,
     }
 }
 
 async fn read<T: serde::de::DeserializeOwned>(host: &Host, path: &Path) -> Result<Option<T>> {
-    let path_display = path.display();
-    json_file::read(host, path).await.classify(
+    or_stop(json_file::read(host, path).await, path)
+}
+
+/// The refusal of an operation that is in the journal of a state that it cannot be about.
+fn misplaced<T>(path: &Path) -> Result<T> {
+    or_stop(Err(anyhow!("{} holds an operation that is not about the state beside it", path.display())), path)
+}
+
+/// An operation that is not understood stops the run: nothing is touched.
+fn or_stop<T>(result: Result<T>, path: &Path) -> Result<T> {
+    let path = path.display();
+    result.classify(
         Code::DiskDamaged,
         format!(
             "The state was being changed, and nothing tells how far that came; nothing was touched. See which of the \
-             directories beside {path_display} is the wanted state, give it the name openclaw, remove {path_display} and run \
+             directories beside {path} is the wanted state, give it the name openclaw, remove {path} and run \
              `{RUN_AGAIN}`."
         ),
     )
@@ -338,20 +352,36 @@ mod tests {
         let (host, data) = (Host::new(root.path()), DataDir::at("/data", false));
         std::fs::create_dir_all(host.path(&data.records))?;
         let path = host.path(data.records.join(FILE));
-        for operation in [update(Phase::Starting), relocation(true), Operation::Switch(Switch::default())] {
+        for operation in [update(Phase::Starting), Operation::Switch(Switch::default())] {
             if nix::unistd::geteuid().is_root() {
                 operation.write(&host, &data, &lock).await?;
                 let pending = Pending::read(&host, &data).await?;
                 assert_eq!(pending.map(|pending| pending.operation), Some(operation));
             }
         }
-        for text in ["", "{", "{}", r#"{"operation":"later","format":1}"#, r#"{"operation":"switch","format":2}"#] {
+        let elsewhere = serde_json::to_string(&relocation(true))?;
+        for text in ["", "{", "{}", r#"{"operation":"later"}"#, r#"{"operation":"switch","format":2}"#, &elsewhere] {
             std::fs::write(&path, text)?;
             let Err(error) = Pending::read(&host, &data).await else { panic!("{text:?} was understood") };
             assert_eq!(crate::error::code_of(&error), Code::DiskDamaged, "{text:?}");
             assert!(crate::error::one_line(&error).contains("operation.json"), "{text:?}");
             assert_eq!(std::fs::read_to_string(&path)?, text);
         }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn the_boot_disks_journal_is_about_a_relocation_alone() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let host = Host::new(root.path());
+        std::fs::create_dir_all(host.path(BOOT_DISK_DIR))?;
+        std::fs::write(host.path(BOOT_DISK_OPERATION), serde_json::to_string(&relocation(true))?)?;
+        assert!(self::super::relocation(&host).await?.is_some_and(|found| found.verified));
+        let elsewhere = serde_json::to_string(&update(Phase::Copying))?;
+        std::fs::write(host.path(BOOT_DISK_OPERATION), &elsewhere)?;
+        let error = self::super::relocation(&host).await.expect_err("an update was taken for a relocation");
+        assert_eq!(crate::error::code_of(&error), Code::DiskDamaged);
+        assert_eq!(std::fs::read_to_string(host.path(BOOT_DISK_OPERATION))?, elsewhere);
         Ok(())
     }
 

@@ -32,34 +32,26 @@ pub(crate) async fn recover(
     lock: &RunLock,
     stop: &impl AsyncFn() -> Result<()>,
 ) -> Result<()> {
-    let mut refusal = refusal;
-    while let Some(pending) = Pending::read(host, data).await? {
-        if let Operation::Switch(interrupted) = &pending.operation {
-            switch::complete(host, data, interrupted, lock).await?;
-            pending.forget(host, lock).await?;
-        } else if let Operation::Update(update) = &pending.operation {
-            let record = Record::read(host, data).await?;
-            match decide(Some(&pending.operation), found(host, data, update, &record)?) {
-                Action::AcceptUpdate => discard_superseded(host, data, update).await?,
-                Action::DiscardCopy => {
-                    noted(record, None, refusal).write(host, data, lock).await?;
-                    update.copy.discard(host, data).await?;
-                }
-                Action::UndoUpdate => {
-                    undo(host, data, update, noted(record, Some(update), refusal), lock, stop).await?;
-                }
-                _ => {}
+    switch::complete_pending(host, data, lock).await?;
+    let Some(pending) = Pending::read(host, data).await? else {
+        if refusal.is_some() {
+            noted(Record::read(host, data).await?, None, refusal).write(host, data, lock).await?;
+        }
+        return Ok(());
+    };
+    if let Operation::Update(update) = &pending.operation {
+        let record = Record::read(host, data).await?;
+        match decide(Some(&pending.operation), found(host, data, update, &record)?) {
+            Action::AcceptUpdate => discard_superseded(host, data, update).await?,
+            Action::DiscardCopy => {
+                noted(record, None, refusal).write(host, data, lock).await?;
+                update.copy.discard(host, data).await?;
             }
-            pending.forget(host, lock).await?;
-            refusal = None;
-        } else {
-            pending.forget(host, lock).await?;
+            Action::UndoUpdate => undo(host, data, update, noted(record, Some(update), refusal), lock, stop).await?,
+            _ => {}
         }
     }
-    if let Some(refusal) = refusal {
-        noted(Record::read(host, data).await?, None, Some(refusal)).write(host, data, lock).await?;
-    }
-    Ok(())
+    pending.forget(host, lock).await
 }
 
 fn found(host: &Host, data: &DataDir, update: &Update, record: &Record) -> Result<Found> {

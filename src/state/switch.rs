@@ -2,8 +2,8 @@
 //!
 //! The new directories are prepared beside the current ones. Then the journal names every rename, and from that
 //! moment the switch is only ever completed, never undone: [`replace`] carries it out at once, and if it is cut,
-//! [`complete`] does the rest at the next boot, before anything else looks at the state. The current directories
-//! are renamed aside and stay; their new names end in `.before-<purpose>-<time>`.
+//! [`complete_pending`] does the rest at the next boot, before anything else looks at the state. The current
+//! directories are renamed aside and stay; their new names end in `.before-<purpose>-<time>`.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -51,24 +51,15 @@ pub(crate) async fn replace(
 
 /// Completes a switch that was cut, if there is one; any other operation waits for [`super::recover()`].
 pub(super) async fn complete_pending(host: &Host, data: &DataDir, lock: &RunLock) -> Result<()> {
-    if let Some(pending) = Pending::read(host, data).await?
-        && let Operation::Switch(switch) = &pending.operation
-    {
-        complete(host, data, switch, lock).await?;
-        pending.forget(host, lock).await?;
-    }
-    Ok(())
-}
-
-/// Completes a switch that was cut. The caller forgets it.
-pub(super) async fn complete(host: &Host, data: &DataDir, switch: &Switch, lock: &RunLock) -> Result<()> {
+    let Some(pending) = Pending::read(host, data).await? else { return Ok(()) };
+    let Operation::Switch(switch) = &pending.operation else { return Ok(()) };
     let aside = switch.carry_out(host, data, lock).await?;
     host.warn(format!(
         "completed a {} that was interrupted; what was there before is in {}",
         switch.purpose.name(),
         join_paths(&aside)
     ));
-    Ok(())
+    pending.forget(host, lock).await
 }
 
 impl Switch {

@@ -95,6 +95,8 @@ impl Options {
 pub async fn run(host: &Host, metadata: &Client, options: &Options) -> Result<String> {
     let _lock = RunLock::acquire(&host.path(LOCK)).await?;
     let config = options.config()?;
+    // The shield's unit runs the installed program.
+    install::install(host).await?;
     let engine = within(Stage::Docker, docker::ensure(host, &config.docker)).await?;
     within(Stage::Swap, swap::ensure(host, config.swap)).await?;
     within(Stage::Shield, shield::ensure(host, MetadataAccess::Block)).await?;
@@ -105,7 +107,6 @@ pub async fn run(host: &Host, metadata: &Client, options: &Options) -> Result<St
     let version = config.image.known_version().cloned().unwrap_or(image.version);
     let baked = Baked { version, image: config.image.reference, attributes };
     baked.write(host).await?;
-    install::install(host).await?;
     Ok(format!("baked OpenClaw {}; next, as the last command before the image: openclaw-init seal", baked.version))
 }
 

@@ -99,7 +99,7 @@ async fn stages(
     let ((), volume, engine) = (swap?, volume?, engine?);
     let stop = async || gateway::remove(host, &engine).await;
     let data = report.stage(Stage::State, state::open(host, &volume, &instance, lock, &stop)).await?;
-    report.stage(Stage::Shield, shield::ensure(host, config.metadata_access)).await?;
+    report.stage(Stage::Shield, shield::ensure(host, config.gateway.metadata_access)).await?;
 
     let gateway = Gateway { host, engine: &engine, data: &data, config: &config.gateway };
     let updater = Updater { gateway, metadata, image: &config.image, lock };

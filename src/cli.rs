@@ -87,6 +87,9 @@ pub(crate) enum Command {
     /// Stops the gateway with the grace that this kind of machine allows. The next boot starts it again.
     #[command(after_help = help::STOP)]
     Stop,
+    /// Keeps containers away from the metadata server: what openclaw-shield.service runs.
+    #[command(hide = true)]
+    Shield,
     /// Writes shell completions and manual pages, for packages.
     #[command(hide = true)]
     Generate { directory: std::path::PathBuf },

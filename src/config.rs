@@ -49,8 +49,6 @@ pub struct Config {
     pub gateway: GatewayConfig,
     /// Swap on the boot disk (`openclaw-swap`).
     pub swap: SwapChoice,
-    /// Whether containers may reach the metadata server (`openclaw-metadata-access`).
-    pub metadata_access: MetadataAccess,
     /// Echoed in the report (`openclaw-run-id`).
     pub run_id: Option<String>,
 }
@@ -167,6 +165,32 @@ pub struct GatewayConfig {
     pub token: Option<Secret>,
     /// `openclaw-env-NAME`.
     pub env: BTreeMap<String, String>,
+    /// `openclaw-metadata-access`: whether containers may reach the metadata server.
+    pub metadata_access: MetadataAccess,
+    /// `openclaw-container-root`.
+    pub root: ContainerRoot,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self {
+            port: DEFAULT_PORT,
+            bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            token: None,
+            env: BTreeMap::new(),
+            metadata_access: MetadataAccess::Block,
+            root: ContainerRoot::ReadOnly,
+        }
+    }
+}
+
+/// `openclaw-container-root`: what of the container's own files its programs can change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContainerRoot {
+    /// Nothing but the state and a few directories in memory.
+    ReadOnly,
+    /// Everything, until the next boot.
+    Writable,
 }
 
 /// `openclaw-swap`.
@@ -202,7 +226,6 @@ impl Config {
             image: image(&mut attributes),
             gateway: gateway(&mut attributes),
             swap: attributes.get(keys::SWAP, swap).unwrap_or(SwapChoice::Auto),
-            metadata_access: attributes.get(keys::METADATA_ACCESS, metadata_access).unwrap_or(MetadataAccess::Block),
             run_id: attributes.get(keys::RUN_ID, check::run_id),
         };
         attributes.outcome()?;
@@ -286,16 +309,23 @@ fn source_commit(attributes: &mut Attributes<'_>, commit: Option<SourceCommit>) 
 }
 
 fn gateway(attributes: &mut Attributes<'_>) -> GatewayConfig {
+    let default = GatewayConfig::default();
     GatewayConfig {
-        port: attributes.get(keys::PORT, check::port).unwrap_or(DEFAULT_PORT),
-        bind: attributes.get(keys::BIND, bind).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        port: attributes.get(keys::PORT, check::port).unwrap_or(default.port),
+        bind: attributes.get(keys::BIND, bind).unwrap_or(default.bind),
         token: attributes.get_secret(keys::GATEWAY_TOKEN, check::token),
         env: attributes.env(),
+        metadata_access: attributes.get(keys::METADATA_ACCESS, metadata_access).unwrap_or(default.metadata_access),
+        root: attributes.get(keys::CONTAINER_ROOT, container_root).unwrap_or(default.root),
     }
 }
 
 fn disk_choice(value: &str) -> Checked<DiskChoice> {
     if value == "none" { Ok(DiskChoice::BootDisk) } else { check::device_name(value).map(DiskChoice::Named) }
+}
+
+fn container_root(value: &str) -> Checked<ContainerRoot> {
+    check::one_of(value, &[("read-only", ContainerRoot::ReadOnly), ("writable", ContainerRoot::Writable)])
 }
 
 fn metadata_access(value: &str) -> Checked<MetadataAccess> {
@@ -346,14 +376,8 @@ mod tests {
                 default_version: DEFAULT_VERSION.into(),
                 default_reference: None,
             },
-            gateway: GatewayConfig {
-                port: 18789,
-                bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
-                token: None,
-                env: BTreeMap::new(),
-            },
+            gateway: GatewayConfig::default(),
             swap: SwapChoice::Auto,
-            metadata_access: MetadataAccess::Block,
             run_id: None,
         };
         let foreign = [("startup-script", "x"), ("openclaw-init-url", "gs://b/o"), ("ssh-keys", "")];
@@ -389,7 +413,7 @@ mod tests {
         assert_eq!(config.gateway.env.get("TZ").map(String::as_str), Some("Europe/Madrid"));
         assert_eq!(config.docker.apt_url, "http://10.0.0.2/docker");
         assert_eq!(config.docker.source, DockerSource::Distro);
-        assert_eq!(config.metadata_access, MetadataAccess::Allow);
+        assert_eq!(config.gateway.metadata_access, MetadataAccess::Allow);
         assert_eq!(config.swap, SwapChoice::Size(2 << 30));
         assert_eq!(config.run_id.as_deref(), Some("run 1"));
         assert_eq!(warnings.len(), 2, "the literal token and the open address: {warnings:?}");

@@ -20,6 +20,8 @@ pub use files::{Access, sync_dir};
 pub(crate) use files::{if_exists, remove_if_exists, remove_tree_if_exists, set_access};
 pub use ledger::Ledger;
 
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// A handle on the machine; clones share the ledger.
 #[derive(Debug, Clone)]
 pub struct Host {
@@ -49,6 +51,12 @@ impl Host {
     pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
         self.root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// The kernel's name for this boot.
+    pub async fn boot_id(&self) -> Result<String> {
+        let id = self.read(BOOT_ID).await?.with_context(|| format!("there is no {BOOT_ID}"))?;
+        Ok(String::from_utf8_lossy(&id).trim().to_owned())
     }
 }
 

@@ -16,7 +16,7 @@ use openclaw_init::install::{self, launcher, uninstall};
 use openclaw_init::metadata::Client;
 use openclaw_init::report::follow::{self, RunOutcome};
 use openclaw_init::update::Request;
-use openclaw_init::{backup, bake, failpoint, log};
+use openclaw_init::{backup, bake, failpoint, log, shield};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -51,6 +51,7 @@ async fn run(command: Option<Command>) -> ExitCode {
             update(&host, Request::Rollback { set_newer_state_aside }).await
         }
         Some(Command::Stop) => stop(&host).await,
+        Some(Command::Shield) => shield(&host).await,
         Some(Command::Generate { directory }) => help::generate(Cli::command(), &directory).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| failed(&error))
@@ -121,6 +122,11 @@ async fn restore(host: &Host, options: &restore::Options) -> anyhow::Result<Exit
 
 async fn stop(host: &Host) -> anyhow::Result<ExitCode> {
     bootstrap::stop(host, &metadata()?).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn shield(host: &Host) -> anyhow::Result<ExitCode> {
+    shield::guard(host, async || bootstrap::stop(host, &metadata()?).await).await?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -57,6 +57,10 @@ pub const ETC_DIR: &str = "/etc/openclaw-init";
 pub const BAKED: &str = "/etc/openclaw-init/baked.json";
 /// The ruleset that keeps containers from the metadata server.
 pub const SHIELD_RULESET: &str = "/etc/openclaw-init/shield.nft";
+/// The unit that keeps that ruleset in force.
+pub const SHIELD_UNIT: &str = "openclaw-shield.service";
+/// Exists while the ruleset is in force; every container of the gateway mounts it.
+pub const SHIELD_IN_FORCE: &str = "/run/openclaw-shield/in-force";
 /// The fingerprint of Docker's key where root expects another one.
 pub const DOCKER_KEY_FINGERPRINT: &str = "/etc/openclaw-init/docker-key.fingerprint";
 

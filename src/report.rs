@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -33,9 +33,6 @@ use writer::Writer;
 pub use name::Name;
 pub use status::{Changes, Detail, InstanceIdentity, RunResult, State, Status, UpdateReport, millis};
 pub use tries::Try;
-
-/// The kernel's name for this boot.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// How long the end of a run may wait for its last words to arrive.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(20);
@@ -78,8 +75,7 @@ impl Report {
     /// When this boot has its `ready` already, nothing is written anywhere until this run changes
     /// something or ends otherwise.
     pub async fn start(host: &Host, metadata: Client) -> Result<Self> {
-        let boot_id = host.read(BOOT_ID).await?.ok_or_else(|| anyhow!("there is no {BOOT_ID}"))?;
-        let boot_id = String::from_utf8_lossy(&boot_id).trim().to_owned();
+        let boot_id = host.boot_id().await?;
         make_run_dir(&host.path(RUN_DIR)).await?;
         let previous = Status::read(host).await.unwrap_or_else(|error| {
             tracing::debug!("{error:#}");

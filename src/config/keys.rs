@@ -28,6 +28,7 @@ keys! {
     DOCKER_APT_URL = "openclaw-docker-apt-url";
     SWAP = "openclaw-swap";
     METADATA_ACCESS = "openclaw-metadata-access";
+    CONTAINER_ROOT = "openclaw-container-root";
     RUN_ID = "openclaw-run-id";
 }
 

@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     fn gateway(port: u16) -> GatewayConfig {
-        GatewayConfig { port, bind: [127, 0, 0, 1].into(), token: None, env: std::collections::BTreeMap::new() }
+        GatewayConfig { port, ..GatewayConfig::default() }
     }
 
     fn data() -> DataDir {

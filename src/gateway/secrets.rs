@@ -118,7 +118,6 @@ mod tests {
     #![allow(clippy::needless_raw_string_hashes, reason = "UPDATE_EXPECT=1 writes them")]
     use super::*;
     use expect_test::expect;
-    use std::collections::BTreeMap;
 
     fn secret(text: &str) -> Secret {
         Secret::new(text)
@@ -154,7 +153,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let host = Host::new(root.path());
         let data = DataDir::at("/data", false);
-        let config = GatewayConfig { port: 18789, bind: [127, 0, 0, 1].into(), token: None, env: BTreeMap::new() };
+        let config = GatewayConfig::default();
         std::fs::create_dir_all(root.path().join("data/openclaw")).unwrap();
         if nix::unistd::geteuid().is_root() {
             let first = ensure(&host, &data, &config).await.unwrap();

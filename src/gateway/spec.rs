@@ -1,6 +1,7 @@
 //! The desired container: a pure function of image, directories, attributes and machine.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use bollard::models::{
@@ -11,12 +12,12 @@ use sha2::{Digest as _, Sha256};
 
 use super::openclaw_json::INNER_PORT;
 use super::{Gateway, NAME, SPEC_LABEL, env};
-use crate::config::GatewayConfig;
+use crate::config::{ContainerRoot, GatewayConfig, MetadataAccess};
 use crate::docker::Engine;
 use crate::host::Host;
 use crate::image::Image;
 use crate::memory;
-use crate::paths::STATE_ALIAS;
+use crate::paths::{SHIELD_IN_FORCE, STATE_ALIAS};
 use crate::state::DataDir;
 use crate::text::{MIB, hex};
 
@@ -41,11 +42,21 @@ const LEAST_MEMORY_BYTES: u64 = 768 * MIB;
 /// The limit is a multiple of this: the slightly different total of another kernel changes nothing.
 const MEMORY_STEP_BYTES: u64 = 64 * MIB;
 
+/// Directories that programs in the container write to and that need not outlive it: in memory, bounded. `~/.local/bin`
+/// is in the image's `PATH`. Other caches are below the state (`XDG_CACHE_HOME`).
+const SCRATCH: [&str; 3] = ["/tmp", "/home/node/.npm", "/home/node/.local"];
+
+/// The size of each of them, as a share of the machine's memory.
+const SCRATCH_PERCENT: u64 = 10;
+
+/// The label with the boot in which a container with a writable root was made: it is not used in the next one.
+const BOOT_LABEL: &str = "openclaw-init.boot";
+
 /// For so long the engine counts no failed health check: a first boot on a shared core and a cold disk.
 const HEALTH_START_NANOSECONDS: i64 = 300_000_000_000;
 
 /// What the containers of one gateway are made from.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Inputs<'a> {
     image: &'a Image,
     data: &'a DataDir,
@@ -54,7 +65,7 @@ pub(super) struct Inputs<'a> {
 }
 
 /// What the machine, its engine and the image allow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Capabilities {
     /// `MemTotal` in bytes.
     memory: u64,
@@ -62,6 +73,8 @@ struct Capabilities {
     memory_limit: bool,
     /// Whether the image brings its own `tini`; the engine's is then not needed, and it is not always installed.
     own_init: bool,
+    /// The kernel's name for this boot.
+    boot_id: String,
 }
 
 impl Capabilities {
@@ -79,13 +92,27 @@ impl Capabilities {
         if !memory_limit {
             tracing::debug!("this engine cannot limit a container's memory");
         }
-        Ok(Self { memory, memory_limit, own_init })
+        Ok(Self { memory, memory_limit, own_init, boot_id: host.boot_id().await? })
     }
 
     /// How many bytes the container may use.
-    fn limit(self) -> u64 {
-        let share = self.memory * MEMORY_PERCENT / 100;
-        (share / MEMORY_STEP_BYTES * MEMORY_STEP_BYTES).max(LEAST_MEMORY_BYTES)
+    fn limit(&self) -> u64 {
+        self.share(MEMORY_PERCENT).max(LEAST_MEMORY_BYTES)
+    }
+
+    /// The directories in memory, with their mount options.
+    fn scratch(&self) -> HashMap<String, String> {
+        let size = self.share(SCRATCH_PERCENT).max(MEMORY_STEP_BYTES);
+        let options = |path| match path {
+            "/tmp" => format!("exec,nosuid,nodev,mode=1777,size={size}"),
+            _ => format!("exec,nosuid,nodev,mode=0755,uid=1000,gid=1000,size={size}"),
+        };
+        SCRATCH.map(|path| (path.to_owned(), options(path))).into()
+    }
+
+    /// So many percent of the machine's memory, in bytes.
+    fn share(&self, percent: u64) -> u64 {
+        self.memory * percent / 100 / MEMORY_STEP_BYTES * MEMORY_STEP_BYTES
     }
 }
 
@@ -120,8 +147,14 @@ impl<'a> Inputs<'a> {
         // An empty test means the image's own.
         let (test, start_period) = (Some(Vec::new()), Some(HEALTH_START_NANOSECONDS));
         body.healthcheck = Some(HealthConfig { test, start_period, ..Default::default() });
+        let mut labels = HashMap::new();
+        if self.config.root == ContainerRoot::Writable {
+            labels.insert(BOOT_LABEL.to_owned(), self.capabilities.boot_id.clone());
+        }
+        body.labels = Some(labels.clone());
         let fingerprint = fingerprint(&body, self.image)?;
-        body.labels = Some(HashMap::from([(SPEC_LABEL.to_owned(), fingerprint.clone())]));
+        labels.insert(SPEC_LABEL.to_owned(), fingerprint.clone());
+        body.labels = Some(labels);
         Ok(Spec { body, fingerprint })
     }
 
@@ -144,16 +177,22 @@ impl<'a> Inputs<'a> {
     /// What every container has in common; `adapt` adds to its host's part. Entry point and working directory are the
     /// image's.
     fn body(&self, command: &[&str], adapt: impl FnOnce(&mut HostConfig)) -> ContainerCreateBody {
-        let Self { image, data, config, capabilities } = *self;
-        let bind = |source: &std::path::Path, target: &str| Mount {
+        let Self { image, data, config, ref capabilities } = *self;
+        let bind = |source: &Path, target: &str| Mount {
             typ: Some(MountType::BIND),
             source: Some(source.display().to_string()),
             target: Some(target.to_owned()),
             ..Default::default()
         };
+        let mut mounts = vec![bind(&data.state, STATE_ALIAS), bind(&data.config, CONFIG)];
+        if config.metadata_access == MetadataAccess::Block {
+            mounts.push(Mount { read_only: Some(true), ..bind(Path::new(SHIELD_IN_FORCE), SHIELD_IN_FORCE) });
+        }
         let limits = [("max-size", "10m"), ("max-file", "3")];
         let mut host = HostConfig {
-            mounts: Some(vec![bind(&data.state, STATE_ALIAS), bind(&data.config, CONFIG)]),
+            mounts: Some(mounts),
+            readonly_rootfs: (config.root == ContainerRoot::ReadOnly).then_some(true),
+            tmpfs: Some(capabilities.scratch()),
             cap_drop: Some(vec!["ALL".to_owned()]),
             security_opt: Some(vec!["no-new-privileges".to_owned()]),
             pids_limit: Some(PIDS_LIMIT),
@@ -189,14 +228,14 @@ fn fingerprint(body: &ContainerCreateBody, image: &Image) -> Result<String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::collections::BTreeMap;
-
     use expect_test::expect_file;
 
     use super::*;
     use crate::reference::{ImageReference, PinnedImage};
 
-    const ALLOWED: Capabilities = Capabilities { memory: 4 << 30, memory_limit: true, own_init: true };
+    fn allowed() -> Capabilities {
+        Capabilities { memory: 4 << 30, memory_limit: true, own_init: true, boot_id: "b".to_owned() }
+    }
 
     fn image() -> Image {
         let reference: ImageReference = "x/y:1".parse().unwrap();
@@ -209,7 +248,7 @@ mod tests {
     }
 
     fn config() -> GatewayConfig {
-        GatewayConfig { port: 8080, bind: [127, 0, 0, 1].into(), token: None, env: BTreeMap::new() }
+        GatewayConfig { port: 8080, ..GatewayConfig::default() }
     }
 
     fn spec(image: &Image, config: &GatewayConfig, capabilities: Capabilities) -> Spec {
@@ -218,45 +257,68 @@ mod tests {
 
     #[test]
     fn every_input_changes_the_fingerprint_and_nothing_else_does() {
-        let first = spec(&image(), &config(), ALLOWED).fingerprint;
+        let of = |image: &Image, config: &GatewayConfig, capabilities| spec(image, config, capabilities).fingerprint;
+        let first = of(&image(), &config(), allowed());
         for _ in 0..20 {
-            assert_eq!(spec(&image(), &config(), ALLOWED).fingerprint, first);
+            assert_eq!(of(&image(), &config(), allowed()), first);
         }
-        assert_eq!(spec(&image(), &config(), Capabilities { memory: (4 << 30) + 4096, ..ALLOWED }).fingerprint, first);
+        assert_eq!(of(&image(), &config(), Capabilities { memory: (4 << 30) + 4096, ..allowed() }), first);
         let changed = [
-            spec(&Image { id: "sha256:2".to_owned(), ..image() }, &config(), ALLOWED),
-            spec(&image(), &GatewayConfig { port: 8081, ..config() }, ALLOWED),
-            spec(&image(), &GatewayConfig { bind: [0, 0, 0, 0].into(), ..config() }, ALLOWED),
-            spec(&image(), &GatewayConfig { env: [("A".to_owned(), "b".to_owned())].into(), ..config() }, ALLOWED),
-            spec(&image(), &config(), Capabilities { memory: 8 << 30, ..ALLOWED }),
-            spec(&image(), &config(), Capabilities { memory_limit: false, ..ALLOWED }),
-            spec(&image(), &config(), Capabilities { own_init: false, ..ALLOWED }),
+            of(&Image { id: "sha256:2".to_owned(), ..image() }, &config(), allowed()),
+            of(&image(), &GatewayConfig { port: 8081, ..config() }, allowed()),
+            of(&image(), &GatewayConfig { bind: [0, 0, 0, 0].into(), ..config() }, allowed()),
+            of(&image(), &GatewayConfig { env: [("A".to_owned(), "b".to_owned())].into(), ..config() }, allowed()),
+            of(&image(), &config(), Capabilities { memory: 8 << 30, ..allowed() }),
+            of(&image(), &config(), Capabilities { memory_limit: false, ..allowed() }),
+            of(&image(), &config(), Capabilities { own_init: false, ..allowed() }),
+            of(&image(), &GatewayConfig { metadata_access: MetadataAccess::Allow, ..config() }, allowed()),
+            of(&image(), &writable(), allowed()),
         ];
-        for spec in changed {
-            assert_ne!(spec.fingerprint, first, "{:?}", spec.body);
+        for fingerprint in changed {
+            assert_ne!(fingerprint, first);
         }
+    }
+
+    fn writable() -> GatewayConfig {
+        GatewayConfig { root: ContainerRoot::Writable, ..config() }
+    }
+
+    /// What a program has changed in its container does not outlive the boot: either it can change nothing, or the
+    /// container is made anew.
+    #[test]
+    fn only_a_container_that_can_be_changed_belongs_to_a_boot() {
+        let boot = |config: &GatewayConfig, boot_id: &str| {
+            let boot_id = boot_id.to_owned();
+            spec(&image(), config, Capabilities { boot_id, ..allowed() })
+        };
+        assert_eq!(boot(&config(), "one").fingerprint, boot(&config(), "two").fingerprint);
+        assert_eq!(boot(&writable(), "one").fingerprint, boot(&writable(), "one").fingerprint);
+        assert_ne!(boot(&writable(), "one").fingerprint, boot(&writable(), "two").fingerprint);
+        let is_read_only = |config| boot(config, "one").body.host_config.unwrap().readonly_rootfs;
+        assert_eq!((is_read_only(&config()), is_read_only(&writable())), (Some(true), None));
     }
 
     /// Any other text replaces the container of every machine at its next boot.
     #[test]
     fn the_container_is_the_golden_one() {
-        let body = serde_json::to_value(spec(&image(), &config(), ALLOWED).body).unwrap();
+        let body = serde_json::to_value(spec(&image(), &config(), allowed()).body).unwrap();
         expect_file!["spec/container.json"].assert_eq(&serde_json::to_string_pretty(&body).unwrap());
     }
 
     #[test]
     fn the_container_is_confined() {
-        let body = spec(&image(), &config(), ALLOWED).body;
+        let body = spec(&image(), &config(), allowed()).body;
         let host = body.host_config.unwrap();
         assert_eq!(host.cap_drop, Some(vec!["ALL".to_owned()]));
         assert_eq!(host.security_opt, Some(vec!["no-new-privileges".to_owned()]));
         assert_eq!((host.binds, host.privileged, host.init), (None, None, None));
         assert_eq!(host.memory, Some(3 << 30));
         let mounts: Vec<_> = host.mounts.unwrap().into_iter().map(|mount| (mount.typ, mount.source.unwrap())).collect();
-        assert_eq!(
-            mounts,
-            [(Some(MountType::BIND), "/data/openclaw".into()), (Some(MountType::BIND), "/data/config-openclaw".into())]
-        );
+        let sources = ["/data/openclaw", "/data/config-openclaw", SHIELD_IN_FORCE];
+        assert_eq!(mounts, sources.map(|source| (Some(MountType::BIND), source.to_owned())));
+        let scratch = host.tmpfs.unwrap();
+        assert_eq!(scratch.len(), SCRATCH.len());
+        assert!(scratch.values().all(|options| options.ends_with(",size=402653184")), "{scratch:?}");
         let ports = host.port_bindings.unwrap();
         let expected = PortBinding { host_ip: Some("127.0.0.1".to_owned()), host_port: Some("8080".to_owned()) };
         assert_eq!(ports, HashMap::from([("18789/tcp".to_owned(), Some(vec![expected]))]));
@@ -264,7 +326,7 @@ mod tests {
 
     #[test]
     fn the_memory_limit_follows_the_machine() {
-        let limit = |memory| Capabilities { memory, ..ALLOWED }.limit() / MIB;
+        let limit = |memory| Capabilities { memory, ..allowed() }.limit() / MIB;
         assert_eq!(limit(2000 * MIB), 1472);
         assert_eq!(limit(2001 * MIB), 1472);
         assert_eq!(limit(900 * MIB), 768);
@@ -273,12 +335,12 @@ mod tests {
     #[test]
     fn a_one_off_has_the_same_state_and_no_way_out() {
         let (image, data, config) = (image(), data(), config());
-        let inputs = Inputs { image: &image, data: &data, config: &config, capabilities: ALLOWED };
+        let inputs = Inputs { image: &image, data: &data, config: &config, capabilities: allowed() };
         let body = inputs.one_off(&["config", "validate"]);
         let host = body.host_config.unwrap();
         assert_eq!(host.network_mode.as_deref(), Some("none"));
         assert_eq!((host.port_bindings, host.restart_policy, body.exposed_ports), (None, None, None));
         assert_eq!(body.cmd.unwrap(), ["node", "openclaw.mjs", "config", "validate"]);
-        assert_eq!(host.mounts.unwrap().len(), 2);
+        assert_eq!(host.mounts.unwrap().len(), 3);
     }
 }

@@ -77,12 +77,7 @@ mod tests {
 
     #[test]
     fn a_start_that_failed_is_classified_by_the_engines_words() {
-        let config = GatewayConfig {
-            port: 18789,
-            bind: [127, 0, 0, 1].into(),
-            token: None,
-            env: std::collections::BTreeMap::new(),
-        };
+        let config = GatewayConfig::default();
         let taken = "driver failed programming external connectivity: Bind for 127.0.0.1:18789 failed: port is already allocated";
         #[rustfmt::skip]
         let cases = [

@@ -110,7 +110,7 @@ impl Work for Boots {
     }
 
     fn power_fails(&self, machine: &Path) -> Result<()> {
-        for gone in ["run/docker.sock", "run/programs", "run/openclaw-init"] {
+        for gone in ["run/docker.sock", "run/programs", "run/openclaw-init", "run/openclaw-shield"] {
             let gone = machine.join(gone);
             drop(fs::remove_file(&gone).or_else(|_| fs::remove_dir_all(&gone)));
         }

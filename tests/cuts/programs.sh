@@ -29,6 +29,11 @@ case "$name $*" in
     [ -e $kept/installed/docker.io ]
     ln -sf engine.sock /run/docker.sock
     : > $now/active/docker.service ;;
+  systemctl\ restart\ openclaw-shield.service)
+    cp /etc/openclaw-init/shield.nft $now/table
+    mkdir -p /run/openclaw-shield
+    stat -c %d:%i /openclaw-init > /run/openclaw-shield/in-force
+    : > $now/active/$2 ;;
   systemctl\ start\ *) : > "$now/active/$2" ;;
   systemctl\ daemon-reload) ;;
   systemctl\ show*NeedDaemonReload*) echo no ;;

@@ -65,11 +65,16 @@ pub fn install(tools: &[(&str, &str)]) -> Result<()> {
     run(&mut install).context("installing the lab's tools").map(drop)
 }
 
-/// The static binary of this working tree, built now if its sources or the build's `settings` changed.
+/// The static binary of this working tree, built now if its sources changed.
 ///
 /// As released, unless `$OPENCLAW_LAB_PROFILE` names another profile: `dev` builds in a tenth of the time.
-pub fn binary(settings: &[(&str, &str)]) -> Result<PathBuf> {
-    build(&profile(), "openclaw-init", "openclaw-init", settings)
+pub fn binary() -> Result<PathBuf> {
+    build(&profile(), "openclaw-init", "openclaw-init", &[])
+}
+
+/// The same built quickly, with the build's `settings`: for tests that need a program which is another.
+pub fn another_binary(settings: &[(&str, &str)]) -> Result<PathBuf> {
+    build("dev", "openclaw-init", "openclaw-init", settings)
 }
 
 /// The cargo profile of the program under test.

@@ -38,7 +38,7 @@ pub fn up(options: &Up) -> Result<Lab> {
 fn build(lab: &Lab, options: &Up) -> Result<()> {
     let binary = match &options.binary {
         Some(binary) => binary.clone(),
-        None => step("building the static binary", || host::binary(&[]))?,
+        None => step("building the static binary", host::binary)?,
     };
     let cache = Cache::from_env()?;
     step("preparing the registries and package repositories", || Content::prepare(&cache))?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::checks::{is_ready, units_are_valid};
+use super::checks::{is_ready, needs_little_memory, units_are_valid};
 use super::readme::{Block, Reader};
 use super::rig::Rig;
 use crate::cloud::content;
@@ -26,7 +26,9 @@ pub(super) fn main_job_reboots_and_updates(rig: &Rig) -> Result<()> {
     let up = Reader::of(rig)?.succeeds(&[Block::Lab])?;
     up.has(&["stage=metadata", "stage=disk", "stage=docker", "stage=image", "stage=gateway", "stage=ready", "18789"])?;
     is_ready(rig)?;
+    needs_little_memory(rig)?;
     data_is_on_the_disk(rig).context("the data disk")?;
+    container_keeps_nothing(rig).context("the container's own files")?;
     shield_holds(rig).context("the metadata shield")?;
     units_are_valid(rig)?;
     second_run_changes_nothing(rig).context("a second run")?;
@@ -52,20 +54,65 @@ fn data_is_on_the_disk(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// A container's request to the metadata server crosses the forward hook: with our table it ends there,
-/// without it, it arrives. The next run puts the table back.
+/// A container's request to the metadata server crosses the forward hook: with our table it ends there, without it, it
+/// arrives. A flushed table comes back by itself. Where it cannot, the gateway ends, and nobody can start it.
 fn shield_holds(rig: &Rig) -> Result<()> {
     let ask = "docker exec openclaw-gateway curl -s -m 3 -H 'Metadata-Flavor: Google' \
                http://169.254.169.254/computeMetadata/v1/instance/id && echo reached || echo refused";
     let answer = rig.shell(ask)?;
     ensure!(answer.ends_with("refused"), "a container reaches the metadata server: {answer}");
     rig.shell("docker exec openclaw-gateway getent hosts metadata.google.internal").context("DNS in a container")?;
-    rig.shell("nft delete table inet openclaw_init")?;
+    for flush in ["nft delete table inet openclaw_init", "nft flush ruleset; systemctl restart docker"] {
+        rig.shell(flush)?;
+        rig.shell("for i in $(seq 10); do nft list table inet openclaw_init && break; sleep 0.1; done")?;
+    }
+    rig.boot(0)?.has(&["stage=shield status=ok changes=0"])?;
     let answer = rig.shell(ask)?;
+    ensure!(answer.ends_with("refused"), "the table did not come back: {answer}");
+    shield_fails_closed(rig, ask)
+}
+
+fn shield_fails_closed(rig: &Rig, ask: &str) -> Result<()> {
+    let is_down = |when: &str| {
+        let running = "docker ps -q --filter name=openclaw-gateway | grep -q . && echo running || echo down";
+        rig.shell(&format!("for i in $(seq 60); do [ \"$({running})\" = down ] && break; sleep 1; done"))?;
+        let started = rig.shell("docker start openclaw-gateway 2>&1 || echo refused")?;
+        ensure!(started.contains("in-force") && started.ends_with("refused"), "{when}, docker start says {started}");
+        Ok(())
+    };
+    // The package is damaged: from now on nothing loads a table.
+    rig.shell("printf '#!/bin/sh\nexit 1\n' > /usr/local/sbin/nft; chmod +x /usr/local/sbin/nft")?;
+    rig.shell("/usr/sbin/nft delete table inet openclaw_init")?;
+    is_down("after a flush")?;
+    rig.lab("reboot", &["--hard"])?.has(&["unsupported-system", "openclaw-metadata-access=allow"])?;
+    is_down("after a power cut")?;
+
+    // Without its unit, a container that does not depend on it arrives: the network itself is not what stops it.
+    rig.shell("rm /usr/local/sbin/nft")?;
+    let image = rig.shell("docker inspect -f '{{.Image}}' openclaw-gateway")?;
+    let answer =
+        rig.shell(&ask.replace("docker exec openclaw-gateway", &format!("docker run --rm --entrypoint= {image}")))?;
     ensure!(answer.ends_with("reached"), "the request did not cross the forward hook: {answer}");
     rig.boot(0)?.has(&["stage=shield status=ok changes=1"])?;
     let answer = rig.shell(ask)?;
     ensure!(answer.ends_with("refused"), "the table did not come back: {answer}");
+    Ok(())
+}
+
+/// What a program in the container changes is gone when it starts anew, and cannot fill the boot disk.
+fn container_keeps_nothing(rig: &Rig) -> Result<()> {
+    let inside = |command: &str| rig.shell(&format!("docker exec openclaw-gateway sh -c '{command}' 2>&1 || true"));
+    for path in ["/app/openclaw.mjs", "/usr/local/bin/node", "/home/node/.bashrc"] {
+        let written = inside(&format!("echo x >> {path}"))?;
+        ensure!(
+            written.contains("Read-only file system") || written.contains("Permission denied"),
+            "{path}: {written}"
+        );
+    }
+    let full = inside("cat /dev/zero > /tmp/full; ls -s /tmp/full; rm /tmp/full")?;
+    ensure!(full.contains("No space left on device"), "/tmp has no limit: {full}");
+    let changed = rig.shell("docker diff openclaw-gateway")?;
+    ensure!(changed.lines().all(|line| !line.starts_with("A /app") && !line.starts_with("C /app")), "{changed}");
     Ok(())
 }
 

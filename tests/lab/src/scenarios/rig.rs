@@ -32,14 +32,14 @@ pub(crate) struct Rig {
 }
 
 impl Binaries {
-    /// Builds both, the working tree's own last, so that it is the one that stays.
+    /// Builds both, the working tree's own last, so that it is the one that stays also with the profile `dev`.
     pub(crate) fn build() -> Result<Self> {
         println!("== building the static binary, and one with a newer default");
         let binaries = Self { directory: tempfile::tempdir().context("making a directory for the binaries")? };
         // The running program's own file may be gone: building the tests has put a newer one in its place.
         std::fs::copy("/proc/self/exe", binaries.lab()).context("keeping the lab's own program")?;
-        std::fs::copy(host::binary(&[NEWER_DEFAULT])?, binaries.newer()).context("keeping the newer binary")?;
-        std::fs::copy(host::binary(&[])?, binaries.tested()).context("keeping the binary")?;
+        std::fs::copy(host::another_binary(&[NEWER_DEFAULT])?, binaries.newer()).context("keeping the newer binary")?;
+        std::fs::copy(host::binary()?, binaries.tested()).context("keeping the binary")?;
         Ok(binaries)
     }
 

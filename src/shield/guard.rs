@@ -1,0 +1,91 @@
+//! The resident half: while it says so, the table is in force.
+//!
+//! It runs as a unit before the engine. The file [`SHIELD_IN_FORCE`] exists only while it runs and has verified the
+//! table, and every container of the gateway mounts that file: without it none starts, whoever starts it.
+
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
+use sd_notify::NotifyState;
+
+use super::table;
+use crate::error::one_line;
+use crate::host::{Host, blocking};
+use crate::paths::SHIELD_IN_FORCE;
+
+/// The group of netlink messages about changes of tables (`NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h), as a bit.
+const TABLE_CHANGES: u32 = 1 << (7 - 1);
+
+/// A program that changes tables sends many messages; the table is looked at when they have all arrived.
+const CHANGES_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Keeps the table in force until it cannot be: then no container of the gateway can start any more, `stop` ends the
+/// one that runs, and the error says why.
+pub async fn run(host: &Host, stop: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+    let changes = Changes::subscribe()?;
+    let kept = keep(host, &changes).await;
+    host.remove_file(SHIELD_IN_FORCE).await?;
+    if let Err(error) = stop().await {
+        tracing::error!("stopping the gateway: {}", one_line(&error));
+    }
+    kept
+}
+
+async fn keep(host: &Host, changes: &Changes) -> Result<()> {
+    table::ensure(host).await?;
+    tokio::fs::write(host.path(SHIELD_IN_FORCE), identity().await?).await.context("saying that it is in force")?;
+    sd_notify::notify(&[NotifyState::Ready]).context("telling systemd")?;
+    loop {
+        changes.next().await?;
+        if table::ensure(host).await? {
+            tracing::warn!("the table that shields the metadata server was gone: loaded it again");
+        }
+    }
+}
+
+/// Whether the table is in force, as verified by a unit that runs the caller's own program file.
+pub(super) async fn is_in_force(host: &Host) -> Result<bool> {
+    Ok(host.read(SHIELD_IN_FORCE).await? == Some(identity().await?))
+}
+
+/// Which file this program is: after an update, the unit must start anew.
+async fn identity() -> Result<Vec<u8>> {
+    let program = tokio::fs::metadata("/proc/self/exe").await.context("looking at the running program's file")?;
+    Ok(format!("{}:{}\n", program.dev(), program.ino()).into_bytes())
+}
+
+/// The kernel's notices that somebody changed a table.
+struct Changes(Arc<OwnedFd>);
+
+impl Changes {
+    fn subscribe() -> Result<Self> {
+        let (family, protocol) = (AddressFamily::Netlink, SockProtocol::NetlinkNetFilter);
+        let subscribed = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
+            .and_then(|socket| bind(socket.as_raw_fd(), &NetlinkAddr::new(0, TABLE_CHANGES)).map(|()| socket));
+        Ok(Self(Arc::new(subscribed.context("asking the kernel for notices of changed tables")?)))
+    }
+
+    /// Waits for the next one, and for those that belong to it.
+    async fn next(&self) -> Result<()> {
+        let socket = Arc::clone(&self.0);
+        blocking(move || receive(&socket, MsgFlags::empty()).map(drop)).await?;
+        tokio::time::sleep(CHANGES_INTERVAL).await;
+        while receive(&self.0, MsgFlags::MSG_DONTWAIT)? {}
+        Ok(())
+    }
+}
+
+/// Takes one message; false when none is there. An unknown number that was lost counts as one.
+fn receive(socket: &OwnedFd, flags: MsgFlags) -> Result<bool> {
+    let mut message = [0; 4096];
+    match recv(socket.as_raw_fd(), &mut message, flags) {
+        Err(Errno::EAGAIN) => Ok(false),
+        Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => Ok(true),
+        Err(error) => Err(error).context("reading the kernel's notices of changed tables"),
+    }
+}

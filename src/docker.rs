@@ -6,6 +6,7 @@
 //! some seconds when the engine is upgraded, and swarm refuses it. [`restart`] is for an engine that cannot go on.
 
 mod engine;
+mod forwarding;
 mod repository;
 
 use std::collections::BTreeSet;
@@ -44,8 +45,14 @@ const CONFLICTS_WITH_DOCKER_CE: [&str; 4] = ["docker.io", "podman-docker", "cont
 /// What the distribution's packages cannot be installed beside.
 const CONFLICTS_WITH_DISTRO: [&str; 4] = ["docker-ce", "docker-ce-cli", "containerd.io", "podman-docker"];
 
-/// Makes sure that a usable engine runs.
+/// Makes sure that a usable engine runs, and that its containers reach the internet.
 pub async fn ensure(host: &Host, config: &DockerConfig) -> Result<Engine> {
+    let engine = ensure_engine(host, config).await?;
+    forwarding::ensure(host).await?;
+    Ok(engine)
+}
+
+async fn ensure_engine(host: &Host, config: &DockerConfig) -> Result<Engine> {
     if let Some(engine) = connect(host).await? {
         return Ok(engine);
     }

@@ -64,6 +64,9 @@ pub const SHIELD_IN_FORCE: &str = "/run/openclaw-shield/in-force";
 /// The fingerprint of Docker's key where root expects another one.
 pub const DOCKER_KEY_FINGERPRINT: &str = "/etc/openclaw-init/docker-key.fingerprint";
 
+/// Settings of the kernel, read after Google's `60-gce-network-security.conf`.
+pub const SYSCTL: &str = "/etc/sysctl.d/99-openclaw-init.conf";
+
 /// The program.
 pub const PROGRAM: &str = "/usr/local/bin/openclaw-init";
 /// The unit that does the work at every boot.

@@ -193,6 +193,8 @@ impl<'a> Inputs<'a> {
             mounts: Some(mounts),
             readonly_rootfs: (config.root == ContainerRoot::ReadOnly).then_some(true),
             tmpfs: Some(capabilities.scratch()),
+            // Programs of the VM, such as a local model, under the name that Docker Desktop gives them.
+            extra_hosts: Some(vec!["host.docker.internal:host-gateway".to_owned()]),
             cap_drop: Some(vec!["ALL".to_owned()]),
             security_opt: Some(vec!["no-new-privileges".to_owned()]),
             pids_limit: Some(PIDS_LIMIT),

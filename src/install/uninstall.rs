@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::host::{Host, blocking, remove_tree_if_exists};
 use crate::lock::RunLock;
 use crate::memory::swap;
-use crate::paths::{BAKED, ETC_DIR, LOADER_DIR, LOCK, PER_BOOT_SCRIPT};
+use crate::paths::{BAKED, ETC_DIR, LOADER_DIR, LOCK, PER_BOOT_SCRIPT, SYSCTL};
 use crate::{docker, gateway, shield, state};
 
 /// Removes the container (stopped with its full grace), the metadata shield, the units and the program, and
@@ -22,6 +22,7 @@ pub async fn run(host: &Host) -> Result<String> {
     state::unmount(host).await?;
     shield::remove(host).await?;
     swap::remove(host).await?;
+    host.remove_file(SYSCTL).await?;
     host.remove_file(BAKED).await?;
     remove_if_empty(host, ETC_DIR).await?;
     host.remove_file(PER_BOOT_SCRIPT).await?;

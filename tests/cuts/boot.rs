@@ -21,7 +21,7 @@ const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuts/programs
 /// The state directory.
 const STATE: &str = "var/lib/openclaw-init/data/openclaw";
 const SHIELD: &str = include_str!("../fixtures/nft/shield.json");
-const NAMES: [&str; 7] = ["apt-get", "chattr", "dpkg", "dpkg-query", "nft", "systemctl", "apt-cache"];
+const NAMES: [&str; 8] = ["apt-get", "chattr", "dpkg", "dpkg-query", "nft", "sysctl", "systemctl", "apt-cache"];
 
 /// Makes the present directory the root, and boots there.
 const ENTER: &str = include_str!("enter.sh");

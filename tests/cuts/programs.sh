@@ -42,6 +42,6 @@ case "$name $*" in
     [ -e $now/table ] || exit 1
     mark=$(sed -n 's/.*comment "\(.*\)"/\1/p' $now/table | head -n 1)
     sed "s/@MARK@/$mark/" /shield.json ;;
-  chattr\ *) ;;
+  chattr\ * | sysctl\ *) ;;
   *) echo "$name $*: not known here" >&2; exit 99 ;;
 esac

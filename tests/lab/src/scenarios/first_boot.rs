@@ -29,6 +29,7 @@ pub(super) fn main_job_reboots_and_updates(rig: &Rig) -> Result<()> {
     needs_little_memory(rig)?;
     data_is_on_the_disk(rig).context("the data disk")?;
     container_keeps_nothing(rig).context("the container's own files")?;
+    container_reaches_the_internet(rig).context("forwarding")?;
     shield_holds(rig).context("the metadata shield")?;
     units_are_valid(rig)?;
     second_run_changes_nothing(rig).context("a second run")?;
@@ -96,6 +97,18 @@ fn shield_fails_closed(rig: &Rig, ask: &str) -> Result<()> {
     rig.boot(0)?.has(&["stage=shield status=ok changes=1"])?;
     let answer = rig.shell(ask)?;
     ensure!(answer.ends_with("refused"), "the table did not come back: {answer}");
+    Ok(())
+}
+
+/// Google's own `sysctl --system` switches forwarding off, and with it the container's internet.
+fn container_reaches_the_internet(rig: &Rig) -> Result<()> {
+    let off = "net.ipv4.ip_forward = 0";
+    rig.shell(&format!("echo {off} > /etc/sysctl.d/60-gce-network-security.conf; sysctl -w net.ipv4.ip_forward=0"))?;
+    rig.boot(0)?.has(&["result=ready", "changes=1"])?;
+    rig.shell("sysctl --system")?;
+    ensure!(rig.shell("cat /proc/sys/net/ipv4/ip_forward")? == "1", "sysctl --system switches forwarding off");
+    rig.boot(0)?.has(&["changes=0"])?;
+    rig.shell("docker exec openclaw-gateway getent hosts host.docker.internal").context("the VM's own name")?;
     Ok(())
 }
 

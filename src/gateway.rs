@@ -16,14 +16,13 @@ mod swap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use bollard::errors::Error as DockerError;
 use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum as Status};
 use bollard::query_parameters::StopContainerOptionsBuilder;
 use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::config::GatewayConfig;
-use crate::docker::Engine;
+use crate::docker::{Engine, is_missing};
 use crate::error::{Classify as _, Code, RUN_AGAIN, one_line};
 use crate::host::Host;
 use crate::image::Image;
@@ -209,10 +208,6 @@ async fn remove_if_exists(engine: &Engine, name: &str) -> Result<bool> {
     }
     engine.client.remove_container(name, None).await.with_context(|| format!("removing container {name}"))?;
     Ok(true)
-}
-
-fn is_missing(error: &DockerError) -> bool {
-    matches!(error, DockerError::DockerResponseServerError { status_code: 404, .. })
 }
 
 /// Whether the gateway's log says that its state needs the doctor.

@@ -62,6 +62,8 @@ struct Capabilities {
     memory_limit: bool,
     /// Whether the image brings its own `tini`; the engine's is then not needed, and it is not always installed.
     own_init: bool,
+    /// Whether the engine gives root in a container another number (`userns-remap`): then the state would be foreign.
+    remaps_users: bool,
 }
 
 impl Capabilities {
@@ -79,7 +81,9 @@ impl Capabilities {
         if !memory_limit {
             tracing::debug!("this engine cannot limit a container's memory");
         }
-        Ok(Self { memory, memory_limit, own_init })
+        let security = info.security_options.unwrap_or_default();
+        let remaps_users = security.iter().any(|option| option.split(',').any(|part| part == "name=userns"));
+        Ok(Self { memory, memory_limit, own_init, remaps_users })
     }
 
     /// How many bytes the container may use.
@@ -156,6 +160,7 @@ impl<'a> Inputs<'a> {
             mounts: Some(vec![bind(&data.state, STATE_ALIAS), bind(&data.config, CONFIG)]),
             cap_drop: Some(vec!["ALL".to_owned()]),
             security_opt: Some(vec!["no-new-privileges".to_owned()]),
+            userns_mode: capabilities.remaps_users.then(|| "host".to_owned()),
             pids_limit: Some(PIDS_LIMIT),
             init: (!capabilities.own_init).then_some(true),
             memory: capabilities.memory_limit.then(|| i64::try_from(capabilities.limit()).unwrap_or(i64::MAX)),
@@ -196,7 +201,8 @@ mod tests {
     use super::*;
     use crate::reference::{ImageReference, PinnedImage};
 
-    const ALLOWED: Capabilities = Capabilities { memory: 4 << 30, memory_limit: true, own_init: true };
+    const ALLOWED: Capabilities =
+        Capabilities { memory: 4 << 30, memory_limit: true, own_init: true, remaps_users: false };
 
     fn image() -> Image {
         let reference: ImageReference = "x/y:1".parse().unwrap();
@@ -231,6 +237,7 @@ mod tests {
             spec(&image(), &config(), Capabilities { memory: 8 << 30, ..ALLOWED }),
             spec(&image(), &config(), Capabilities { memory_limit: false, ..ALLOWED }),
             spec(&image(), &config(), Capabilities { own_init: false, ..ALLOWED }),
+            spec(&image(), &config(), Capabilities { remaps_users: true, ..ALLOWED }),
         ];
         for spec in changed {
             assert_ne!(spec.fingerprint, first, "{:?}", spec.body);

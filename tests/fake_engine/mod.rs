@@ -146,6 +146,7 @@ impl Known {
             (_, ["version"]) => (200, self.version.clone()),
             (_, ["events"]) => (200, Value::Null),
             (_, ["info"]) => (200, json!({"MemoryLimit": false})),
+            ("GET", ["networks", "bridge"]) => (200, json!({"Name": "bridge"})),
             ("POST", ["images", "create"]) => {
                 let name = value("fromImage").context("no image is named")?;
                 let name = name.replace("%2F", "/").replace("%3A", ":");

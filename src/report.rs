@@ -6,6 +6,7 @@
 mod budget;
 pub mod follow;
 mod name;
+mod outside;
 mod progress;
 mod run;
 mod status;
@@ -31,6 +32,7 @@ use run::{Conclusion, Run, StageState, View};
 use writer::Writer;
 
 pub use name::Name;
+pub use outside::report_failure;
 pub use status::{Changes, Detail, InstanceIdentity, RunResult, State, Status, UpdateReport, millis};
 pub use tries::Try;
 
@@ -78,8 +80,7 @@ impl Report {
     /// When this boot has its `ready` already, nothing is written anywhere until this run changes
     /// something or ends otherwise.
     pub async fn start(host: &Host, metadata: Client) -> Result<Self> {
-        let boot_id = host.read(BOOT_ID).await?.ok_or_else(|| anyhow!("there is no {BOOT_ID}"))?;
-        let boot_id = String::from_utf8_lossy(&boot_id).trim().to_owned();
+        let boot_id = boot_id(host).await?;
         make_run_dir(&host.path(RUN_DIR)).await?;
         let previous = Status::read(host).await.unwrap_or_else(|error| {
             tracing::debug!("{error:#}");
@@ -219,6 +220,11 @@ impl Report {
             }
         }
     }
+}
+
+async fn boot_id(host: &Host) -> Result<String> {
+    let boot_id = host.read(BOOT_ID).await?.ok_or_else(|| anyhow!("there is no {BOOT_ID}"))?;
+    Ok(String::from_utf8_lossy(&boot_id).trim().to_owned())
 }
 
 /// Reports that the gateway is being stopped: state and status file, one request, no retry.

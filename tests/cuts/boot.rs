@@ -24,7 +24,9 @@ const STATE: &str = "var/lib/openclaw-init/data/openclaw";
 const SHIELD: &str = include_str!("../fixtures/nft/shield.json");
 const NAMES: [&str; 7] = ["apt-get", "chattr", "dpkg", "dpkg-query", "nft", "systemctl", "apt-cache"];
 
-/// Makes the present directory the root, and boots there.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_openclaw-init");
+
+/// Makes the present directory the root, and runs a program there.
 const ENTER: &str = include_str!("enter.sh");
 
 /// How version 0.1.0 is told where to be cut, and where to note its points.
@@ -99,7 +101,7 @@ impl Work for Boots {
     fn process(&self, machine: &Path, beside: &Beside) -> Result<Command> {
         Ok(match &self.previous {
             Some(previous) => {
-                let mut boot = boot(machine, beside, previous, "");
+                let mut boot = command(machine, beside, [previous, "boot", ""]);
                 boot.env(PREVIOUS_LOG, format!("/{POINTS}"));
                 boot
             }
@@ -108,7 +110,7 @@ impl Work for Boots {
     }
 
     fn process_after(&self, machine: &Path, beside: &Beside) -> Result<Command> {
-        Ok(boot(machine, beside, env!("CARGO_BIN_EXE_openclaw-init"), "--foreground"))
+        Ok(command(machine, beside, [PROGRAM, "boot --foreground", ""]))
     }
 
     fn cut_variable(&self) -> &'static str {
@@ -153,9 +155,10 @@ impl Work for Boots {
     }
 }
 
-fn boot(machine: &Path, beside: &Beside, program: &str, flag: &str) -> Command {
+/// A program with its arguments on the machine, to which something is done before.
+fn command(machine: &Path, beside: &Beside, words: [&str; 3]) -> Command {
     let mut boot = alone();
-    boot.args(["sh", "-c", ENTER, "enter"]).arg(machine).args([program, flag]);
+    boot.args(["sh", "-c", ENTER, "enter"]).arg(machine).args(words);
     boot.env("GCE_METADATA_HOST", &beside.metadata).env(FAILPOINT_LOG, format!("/{POINTS}"));
     boot
 }
@@ -266,6 +269,37 @@ fn a_container_that_fails_leaves_the_former_one() -> Result<()> {
         beside.server.set_attribute(Level::Instance, "openclaw-port", &beside.engine.port.to_string())?;
         ensure!(boots.process(machine, &beside)?.status()?.success(), "{key}={value} leaves something behind");
         ensure!(before.0 == beside.engine.gateway(), "{key}={value}: the container was replaced for nothing");
+    }
+    Ok(())
+}
+
+/// Where not even a run can start, the guest attributes say so all the same.
+#[test]
+fn a_failure_outside_of_a_run_is_reported() -> Result<()> {
+    if !is_possible()? {
+        return Ok(());
+    }
+    let cases = [
+        ("mount -t tmpfs -o nr_inodes=1 full run", "boot --unit", "no-space", 24),
+        ("mount -t tmpfs -o nr_inodes=1 full usr/local/bin", "", "no-space", 24),
+        ("mount -t tmpfs -o ro full usr/local/bin", "", "disk-readonly", 15),
+        ("mount -t tmpfs full usr/local/bin; echo masked > var/lib/programs/load-state", "", "unit-masked", 36),
+    ];
+    for (before, arguments, code, exit) in cases {
+        let boots = Boots { requests: &[NOTHING], of: "", attribute: None, previous: None };
+        let directory = tempfile::tempdir()?;
+        let (machine, beside) = (directory.path(), boots.prepare(directory.path())?);
+        for made in ["run/systemd/system", "var/lib/programs"] {
+            fs::create_dir_all(machine.join(made))?;
+        }
+        beside.server.set_attribute(Level::Instance, "enable-guest-attributes", "TRUE")?;
+        let ended = command(machine, &beside, [PROGRAM, arguments, before]).output()?;
+        let said = String::from_utf8_lossy(&ended.stderr);
+        ensure!(ended.status.code() == Some(exit), "{before}: {}: {said}", ended.status);
+        let attributes = beside.server.guest_attributes("openclaw");
+        ensure!(attributes.get("result") == Some(&format!("failed:{code}")), "{before}: {attributes:?}: {said}");
+        ensure!(attributes["detail"].contains("openclaw-init"), "{before}: {attributes:?}");
+        ensure!(!machine.join("etc/systemd/system/openclaw-init.service").exists(), "{before}: a unit was written");
     }
     Ok(())
 }

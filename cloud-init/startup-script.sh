@@ -55,5 +55,6 @@ why=$(echo "$header" | curl --config - --silent --show-error --fail --location -
     fall_back "cannot fetch $source: $why"
 is_wanted "$work/openclaw-init" || fall_back "what $source has is not the file with the SHA-256 $sha256"
 chmod 0700 "$work/openclaw-init"
-[ -x "$work/openclaw-init" ] || fall_back "$work is mounted noexec: remount it exec, or use an image made by Packer"
+why=$("$work/openclaw-init" --version 2>&1) ||
+    fall_back "what $source has cannot run here (on $(uname -m), in $work, which must not be mounted noexec): $why"
 exec "$work/openclaw-init"

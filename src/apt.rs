@@ -116,11 +116,11 @@ impl<'a> Apt<'a> {
     /// lock and a full disk are classified here; the caller knows what the rest means.
     pub async fn update_only(&self, sources: &str) -> Result<()> {
         let list = format!("Dir::Etc::SourceList={sources}");
-        let options = ["Dir::Etc::SourceParts=/dev/null", "APT::Get::List-Cleanup=0", "APT::Update::Error-Mode=any"];
+        let options = ["Dir::Etc::SourceParts=/dev/null", "APT::Get::List-Cleanup=0"];
         let mut arguments = vec!["update", "-o", &list];
         arguments.extend(options.into_iter().flat_map(|option| ["-o", option]));
         self.unlocked(|| self.command(&arguments)).await.or_else(|failed| match failed.cause {
-            Cause::Locked(_) | Cause::NoSpace => failed.classify(),
+            Cause::Locked(_) | Cause::NoSpace | Cause::Sources => failed.classify(),
             Cause::Permanent | Cause::Transient => Err(failed.error),
         })
     }
@@ -128,8 +128,8 @@ impl<'a> Apt<'a> {
     /// Whether any source offers the package.
     pub async fn offers(&self, package: &str) -> Result<bool> {
         let policy = self.host.command("apt-cache").args(["policy", package]).run().await;
-        let output = policy.with_context(|| format!("asking apt for {package}"))?;
-        Ok(parse_candidate(&output.stdout))
+        let output = policy.or_else(|error| AptError::new(&error, "").classify());
+        Ok(parse_candidate(&output.with_context(|| format!("asking apt for {package}"))?.stdout))
     }
 
     async fn missing(&self, packages: &[&str]) -> Result<Vec<String>> {
@@ -202,8 +202,10 @@ impl<'a> Apt<'a> {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        const OPTIONS: [&str; 4] = [
+        const OPTIONS: [&str; 5] = [
             "Acquire::Retries=3",
+            // Else an update without any name resolution ends well, and no package is found afterwards.
+            "APT::Update::Error-Mode=any",
             "Dpkg::Options::=--force-confdef",
             "Dpkg::Options::=--force-confold",
             "APT::Status-Fd=1",
@@ -233,7 +235,7 @@ impl AptError {
         Self { cause: messages::cause(output), error: anyhow!("{package_error}{separator}{output}") }
     }
 
-    fn classify(self) -> Result<()> {
+    fn classify<T>(self) -> Result<T> {
         let failed = Err(self.error);
         match self.cause {
             Cause::Locked(holder) => failed.classify(
@@ -245,6 +247,10 @@ impl AptError {
             Cause::NoSpace => failed.classify(
                 Code::NoSpace,
                 "Free some space on the boot disk (sudo apt-get clean) or enlarge it: gcloud compute disks resize",
+            ),
+            Cause::Sources => failed.classify(
+                Code::AptFailed,
+                format!("Correct or remove that entry of apt's sources, then run `{RUN_AGAIN}`"),
             ),
             Cause::Permanent | Cause::Transient => failed.classify(Code::AptFailed, remedy()),
         }

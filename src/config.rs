@@ -312,7 +312,7 @@ fn gateway(attributes: &mut Attributes<'_>) -> GatewayConfig {
     let default = GatewayConfig::default();
     GatewayConfig {
         port: attributes.get(keys::PORT, check::port).unwrap_or(default.port),
-        bind: attributes.get(keys::BIND, bind).unwrap_or(default.bind),
+        bind: attributes.get(keys::BIND, check::bind).unwrap_or(default.bind),
         token: attributes.get_secret(keys::GATEWAY_TOKEN, check::token),
         env: attributes.env(),
         metadata_access: attributes.get(keys::METADATA_ACCESS, metadata_access).unwrap_or(default.metadata_access),
@@ -345,10 +345,6 @@ fn swap(value: &str) -> Checked<SwapChoice> {
         "off" => Ok(SwapChoice::Off),
         size => check::swap_size(size).map(SwapChoice::Size),
     }
-}
-
-fn bind(value: &str) -> Checked<IpAddr> {
-    value.parse().map_err(|_| "must be an IP address of this VM, such as 127.0.0.1".to_owned())
 }
 
 #[cfg(test)]
@@ -434,6 +430,7 @@ mod tests {
             ("openclaw-config", "{}", &["not implemented", "remove it"]),
             ("openclaw-secret-KEY", "projects/p/secrets/s/versions/1", &["openclaw-secret-KEY", "not implemented"]),
             ("openclaw-bind", "localhost", &["IP address"]),
+            ("openclaw-bind", "169.254.169.254", &["openclaw-bind", "169.254.169.254", "link-local"]),
             ("openclaw-port", "  ", &["is empty", "remove it"]),
             ("openclaw-env-HOME", "/x", &["sets HOME itself"]),
             ("openclaw-env-A-B", "x", &["openclaw-env-A-B", "environment variable"]),
@@ -463,13 +460,59 @@ mod tests {
         assert!(!sentence.contains("hunter2"), "{sentence}");
     }
 
+    /// Every attribute whose value may be a URL, as people write it wrongly, and what a literal secret is put into.
+    #[test]
+    fn no_message_repeats_a_credential() {
+        let shapes = [
+            "bob:hunter2@h",
+            "//bob:hunter2@h/a",
+            "https:bob:hunter2@h",
+            "https:/bob:hunter2@h",
+            "https://bob:hunter2@h/ ",
+            "http://h/?token=hunter2 ",
+            "https://h/#hunter2",
+            "ftp://bob:hunter2@h",
+            "[\"https://bob:hunter2@h\"]",
+            "[{\"name\":\"https://bob:hunter2@h\"}]",
+            "[{\"amd64\":\"https://bob:hunter2@h\"}]",
+            "{\"bob:hunter2@h\":1}",
+        ];
+        let keys = [
+            keys::NPM_REGISTRY,
+            keys::DOCKER_APT_URL,
+            keys::REGISTRY_MIRROR,
+            keys::IMAGE,
+            keys::BINARIES,
+            keys::APT_PACKAGES,
+            keys::SOURCE_REF,
+            keys::VERSION,
+            keys::BIND,
+            keys::DATA_DISK,
+            keys::PORT,
+        ];
+        for (key, shape) in keys.iter().flat_map(|key| shapes.map(|shape| (key, shape))) {
+            let Err((_, sentence)) = read(&[(key, shape)]) else { panic!("{key}={shape} was accepted") };
+            assert!(sentence.contains(key) && !sentence.contains("hunter2"), "{sentence}");
+        }
+    }
+
     #[test]
     fn an_unknown_key_is_a_warning_with_the_nearest_name() -> Result<(), (Code, String)> {
-        let (_, warnings) = read(&[("openclaw-prot", "1"), ("openclaw-flux-capacitor", "1"), ("openclaw_port", "1")])?;
-        assert_eq!(warnings.len(), 3);
-        assert!(warnings[0].ends_with("no effect"), "{warnings:?}");
-        assert!(warnings[1].ends_with("did you mean openclaw-port?"), "{warnings:?}");
-        assert!(warnings[2].ends_with("did you mean openclaw-port?"), "{warnings:?}");
+        for (key, end) in [
+            ("openclaw-flux-capacitor", "has no effect"),
+            ("openclaw-prot", "did you mean openclaw-port?"),
+            ("openclaw_port", "did you mean openclaw-port?"),
+            ("openclaw-env", "did you mean openclaw-env-NAME?"),
+            ("openclaw-token", "did you mean openclaw-gateway-token?"),
+            ("openclaw-disk", "did you mean openclaw-data-disk?"),
+            ("openclaw-datadisk", "did you mean openclaw-data-disk?"),
+            ("openclaw-image-tag", "did you mean openclaw-image?"),
+            ("openclaw-packages", "did you mean openclaw-apt-packages?"),
+            ("openclaw-vershion", "did you mean openclaw-version?"),
+        ] {
+            let (_, warnings) = read(&[(key, "1")])?;
+            assert!(warnings.len() == 1 && warnings[0].ends_with(end), "{key}: {warnings:?}");
+        }
         Ok(())
     }
 }

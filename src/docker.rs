@@ -8,12 +8,14 @@
 mod engine;
 mod forwarding;
 mod repository;
+mod settings;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use backon::{ConstantBuilder, Retryable as _};
+use bollard::errors::Error as DockerError;
 
 pub use self::engine::{Engine, SOCKET};
 use self::repository::{Availability, Repository, RepositoryTrust};
@@ -47,15 +49,21 @@ const CONFLICTS_WITH_DISTRO: [&str; 4] = ["docker-ce", "docker-ce-cli", "contain
 
 /// Makes sure that a usable engine runs, and that its containers reach the internet.
 pub async fn ensure(host: &Host, config: &DockerConfig) -> Result<Engine> {
-    let engine = ensure_engine(host, config).await?;
+    let engine = match connect(host).await? {
+        Some(engine) => engine,
+        None => install_and_start(host, config).await?,
+    };
+    settings::check(host, &engine).await?;
     forwarding::ensure(host).await?;
     Ok(engine)
 }
 
-async fn ensure_engine(host: &Host, config: &DockerConfig) -> Result<Engine> {
-    if let Some(engine) = connect(host).await? {
-        return Ok(engine);
-    }
+/// Whether the engine answered that there is no such thing.
+pub(crate) fn is_missing(error: &DockerError) -> bool {
+    matches!(error, DockerError::DockerResponseServerError { status_code: 404, .. })
+}
+
+async fn install_and_start(host: &Host, config: &DockerConfig) -> Result<Engine> {
     let distribution = os_release::observe(host).await?;
     let apt = Apt::new(host, APT_DEADLINE);
     apt.repair().await?;
@@ -77,7 +85,7 @@ pub async fn find(host: &Host) -> Result<Option<Engine>> {
     if let Some(engine) = connect(host).await? {
         return Ok(Some(engine));
     }
-    if systemd::property(host, UNIT, "LoadState").await? != "loaded" {
+    if !systemd::is_loaded(host, UNIT).await? {
         return Ok(None);
     }
     systemd::ensure_started(host, UNIT).await?;
@@ -148,9 +156,12 @@ async fn install_docker_ce(host: &Host, repository: &Repository<'_>, source: Doc
             }
             return repository.apt.ensure_installed(&names).await.map(drop);
         }
-        Availability::Unreachable(error) => error,
+        Availability::Unusable(error) => error,
     };
     if source == DockerSource::DockerCe {
+        if code_of(&error) != Code::Internal {
+            return Err(error);
+        }
         let remedy = format!(
             "Let this VM reach {} (firewall, Cloud NAT, openclaw-docker-apt-url), or choose the distribution's packages: \
              gcloud compute instances add-metadata VM --metadata=openclaw-docker=distro",
@@ -159,7 +170,7 @@ async fn install_docker_ce(host: &Host, repository: &Repository<'_>, source: Doc
         return Err(error).classify(Code::AptFailed, remedy);
     }
     host.warn(format!(
-        "Docker's repository cannot be reached, the distribution's packages are used instead: {}",
+        "Docker's repository cannot be used, the distribution's packages are used instead: {}",
         one_line(&error)
     ));
     install_distro(repository.apt, repository.distribution).await
@@ -188,11 +199,21 @@ async fn start(host: &Host) -> Result<Engine> {
         Err(error) if code_of(&error) == Code::DockerUnusable => return Err(error),
         Err(error) => error,
     };
+    for unit in [UNIT, "docker.socket", "containerd.service"] {
+        if systemd::is_masked(host, unit).await? {
+            let remedy = format!("If it may run: sudo systemctl unmask {unit}; then run `{RUN_AGAIN}`");
+            return Err(error.context(format!("{unit} is masked"))).classify(Code::DockerUnusable, remedy);
+        }
+    }
     let messages = systemd::last_messages(host, UNIT, 5).await;
-    Err(if messages.is_empty() { error } else { error.context(format!("the engine says: {messages}")) }).classify(
-        Code::DockerUnusable,
-        format!("See: sudo journalctl --boot --unit docker; when it is mended, run `{RUN_AGAIN}`"),
-    )
+    let (code, remedy) = if messages.contains("no space left on device") {
+        (Code::NoSpace, format!("Make room on the disk of /var/lib/docker or enlarge it, then run `{RUN_AGAIN}`"))
+    } else {
+        let remedy = format!("See: sudo journalctl --boot --unit docker; when it is mended, run `{RUN_AGAIN}`");
+        (Code::DockerUnusable, remedy)
+    };
+    Err(if messages.is_empty() { error } else { error.context(format!("the engine says: {messages}")) })
+        .classify(code, remedy)
 }
 
 /// Restarts the engine, and with it every container whose restart policy asks for that.

@@ -4,10 +4,13 @@
 //! understood, [`Classify::classify`] adds the one [`Code`] and the sentence that says what to do about it. Both are
 //! found below any context that was added later.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::io::{self, ErrorKind};
 use std::str::FromStr;
 
 use anyhow::{Error, anyhow};
+use nix::errno::Errno;
 
 use crate::stage::Stage;
 
@@ -91,6 +94,8 @@ codes! {
     DigestMismatch = 32, "digest-mismatch", permanent;
     /// An update, rollback or restore was refused or undone; the gateway is as it was before.
     UpdateFailed = 33, "update-failed", permanent;
+    /// An administrator has masked one of this program's units.
+    UnitMasked = 36, "unit-masked", permanent;
 }
 
 impl FromStr for Code {
@@ -156,17 +161,35 @@ impl StageError {
     }
 }
 
-/// The code of an error: the outermost diagnosis, else [`Code::Internal`].
+/// The outermost diagnosis of an error. Where nobody gave one, the kernel's own answer may be one: any place of the
+/// machine can be full or read-only.
+fn diagnosis(error: &Error) -> Option<Cow<'_, Diagnosis>> {
+    if let Some(found) = error.downcast_ref() {
+        return Some(Cow::Borrowed(found));
+    }
+    let kind = error.chain().find_map(|cause| {
+        let errno = cause.downcast_ref::<Errno>().map(|errno| io::Error::from(*errno).kind());
+        errno.or_else(|| cause.downcast_ref::<io::Error>().map(io::Error::kind))
+    })?;
+    let (code, what) = match kind {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => (Code::NoSpace, "Make room there (`df -h`, `df -i`)"),
+        ErrorKind::ReadOnlyFilesystem => (Code::DiskReadonly, "Make it writable (see `findmnt` and `dmesg`)"),
+        _ => return None,
+    };
+    Some(Cow::Owned(Diagnosis { code, remedy: format!("{what}, then run `{RUN_AGAIN}`.") }))
+}
+
+/// The code of an error: that of its diagnosis, else [`Code::Internal`].
 pub fn code_of(error: &Error) -> Code {
-    error.downcast_ref::<Diagnosis>().map_or(Code::Internal, |diagnosis| diagnosis.code)
+    diagnosis(error).map_or(Code::Internal, |diagnosis| diagnosis.code)
 }
 
 /// The whole error on one line: what was being done, level by level, then what to do about it.
 pub fn one_line(error: &Error) -> String {
     let what = what(error);
-    match error.downcast_ref::<Diagnosis>() {
-        Some(Diagnosis { remedy, .. }) if what.is_empty() => remedy.clone(),
-        Some(Diagnosis { remedy, .. }) => format!("{}. {remedy}", what.trim_end_matches('.')),
+    match diagnosis(error) {
+        Some(diagnosis) if what.is_empty() => diagnosis.remedy.clone(),
+        Some(diagnosis) => format!("{}. {}", what.trim_end_matches('.'), diagnosis.remedy),
         None => what,
     }
 }
@@ -228,6 +251,27 @@ mod tests {
             error,
             Err((Code::DiskForeign, "preparing /dev/sdb: signature xfs found. Attach an empty disk.".into()))
         );
+    }
+
+    #[test]
+    fn a_full_or_read_only_place_is_known_by_the_kernels_answer() {
+        let io = |errno: Errno| Error::from(io::Error::from(errno));
+        for (error, code) in [
+            (io(Errno::ENOSPC), Code::NoSpace),
+            (io(Errno::EDQUOT), Code::NoSpace),
+            (io(Errno::EROFS), Code::DiskReadonly),
+            (Error::from(Errno::ENOSPC), Code::NoSpace),
+            (io(Errno::EACCES), Code::Internal),
+            (io(Errno::ENOSPC).context(Diagnosis { code: Code::AptFailed, remedy: "x".into() }), Code::AptFailed),
+        ] {
+            let error = error.context("writing a file");
+            assert_eq!(code_of(&error), code, "{error:?}");
+            assert_eq!(one_line(&error).contains("sudo openclaw-init boot"), code_is_of_the_kernel(code), "{error:?}");
+        }
+    }
+
+    fn code_is_of_the_kernel(code: Code) -> bool {
+        matches!(code, Code::NoSpace | Code::DiskReadonly)
     }
 
     #[test]

@@ -11,18 +11,18 @@ mod readiness;
 pub(crate) mod secrets;
 mod spec;
 mod start;
+mod swap;
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use bollard::errors::Error as DockerError;
 use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum as Status};
-use bollard::query_parameters::{CreateContainerOptionsBuilder, StopContainerOptionsBuilder};
+use bollard::query_parameters::StopContainerOptionsBuilder;
 use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::config::GatewayConfig;
-use crate::docker::Engine;
+use crate::docker::{Engine, is_missing};
 use crate::error::{Classify as _, Code, RUN_AGAIN, one_line};
 use crate::host::Host;
 use crate::image::Image;
@@ -30,7 +30,8 @@ use crate::state::DataDir;
 pub use secrets::Secrets;
 
 pub use native_backup::{native_backup, native_backup_file};
-use spec::{Inputs, STOP_SECONDS, Spec};
+use spec::{Inputs, STOP_SECONDS};
+use swap::{FORMER, NEXT};
 
 /// The container's name, and its host name.
 pub const NAME: &str = "openclaw-gateway";
@@ -61,10 +62,12 @@ impl Gateway<'_> {
     /// Makes the container run with the desired spec, and `openclaw.json` hold what the gateway needs to start.
     ///
     /// A container that runs with that spec and with the current `.env` is left alone. An `openclaw.json` with which it
-    /// could not start again is then a warning; without such a container it is [`Code::GatewayRefused`].
+    /// could not start again is then a warning; without such a container it is [`Code::GatewayRefused`]. A container
+    /// that is to be restarted or replaced comes back when that fails.
     pub async fn ensure(&self, image: &Image, secrets: &Secrets) -> Result<()> {
         let Self { host, engine, data, config } = *self;
         one_off::remove_leftover(host, engine).await?;
+        self.recover_names().await?;
         openclaw_json::ensure_access(host, data).await?;
         let document = openclaw_json::read(host, data).await;
         let edits =
@@ -72,7 +75,7 @@ impl Gateway<'_> {
         let inputs = Inputs::observe(*self, image).await?;
         let spec = inputs.gateway()?;
         let secrets_changed = secrets::changed_at(host, data).await?;
-        let observed = observe(engine).await?;
+        let observed = observe(engine, NAME).await?;
 
         let action = decide(observed.as_ref(), &spec.fingerprint, secrets_changed, !edits.is_empty());
         tracing::debug!("container {NAME}: {action:?}, observed {observed:?}");
@@ -82,43 +85,24 @@ impl Gateway<'_> {
             }
             host.warn(format!("the gateway runs, but could not start again: {}", one_line(&broken)));
         }
-        if matches!(action, Action::Restart | Action::Replace) {
-            stop_for_maintenance(host, engine).await?;
+        if action == Action::Untouched {
+            return Ok(());
         }
-        if !edits.is_empty() {
-            one_off::set(self, &inputs, &secrets.token, &edits).await?;
-            self.verify(&edits).await?;
-        }
-        self.apply(action, spec).await
-    }
-
-    async fn apply(&self, action: Action, spec: Spec) -> Result<()> {
-        match action {
-            Action::Untouched => Ok(()),
-            Action::Start | Action::Restart => self.start().await,
-            Action::Create => self.create(spec).await,
-            Action::Replace => {
-                remove_stopped(self.host, self.engine).await?;
-                self.create(spec).await
+        let applied = async {
+            self.prove(action, observed.as_ref(), &spec).await?;
+            if matches!(action, Action::Restart | Action::Replace) {
+                stop_for_maintenance(host, engine).await?;
             }
-        }
-    }
-
-    async fn create(&self, spec: Spec) -> Result<()> {
-        let Self { host, engine, .. } = *self;
-        let options = CreateContainerOptionsBuilder::default().name(NAME).build();
-        let created = engine.client.create_container(Some(options), spec.body).await;
-        let created = created.with_context(|| format!("creating container {NAME}"))?;
-        created.warnings.iter().for_each(|warning| tracing::debug!("creating container {NAME}: {warning}"));
-        host.changed(format!("created container {NAME}"));
-        let started = self.start().await;
-        if started.is_err() {
-            // It never ran: nothing is lost, and the next run begins clean.
-            if let Err(error) = engine.client.remove_container(NAME, None).await {
-                tracing::debug!("removing container {NAME} that did not start: {error}");
+            if !edits.is_empty() {
+                one_off::set(self, &inputs, &secrets.token, &edits).await?;
+                self.verify(&edits).await?;
             }
+            self.apply(action).await
+        };
+        match applied.await {
+            Err(error) if matches!(action, Action::Restart | Action::Replace) => Err(self.bring_back(error).await),
+            applied => applied,
         }
-        started
     }
 
     /// A value that is still missing is only a warning: the gateway itself knows best whether it can start.
@@ -166,6 +150,8 @@ struct Observed {
     fingerprint: String,
     status: Status,
     started_at: Option<Timestamp>,
+    /// Where it is published on the VM.
+    port: Option<u16>,
 }
 
 impl Observed {
@@ -190,31 +176,38 @@ fn decide(observed: Option<&Observed>, spec: &str, secrets_changed: Option<Times
     }
 }
 
-async fn observe(engine: &Engine) -> Result<Option<Observed>> {
-    let Some(found) = inspect(engine).await? else { return Ok(None) };
+async fn observe(engine: &Engine, name: &str) -> Result<Option<Observed>> {
+    let Some(found) = inspect(engine, name).await? else { return Ok(None) };
     let label = found.config.and_then(|config| config.labels?.remove(SPEC_LABEL));
     let state = found.state.unwrap_or_default();
-    let fingerprint = label.ok_or_else(|| anyhow!("container {NAME} was not made by openclaw-init")).classify(
+    let fingerprint = label.ok_or_else(|| anyhow!("container {name} was not made by openclaw-init")).classify(
         Code::DockerUnusable,
-        format!("Rename or remove it: `sudo docker rename {NAME} {NAME}-old`, then run `{RUN_AGAIN}`."),
+        format!("Rename or remove it: `sudo docker rename {name} {name}-old`, then run `{RUN_AGAIN}`."),
     )?;
+    let published = found.host_config.and_then(|host| host.port_bindings?.into_values().flatten().flatten().next());
     Ok(Some(Observed {
         fingerprint,
         status: state.status.unwrap_or(Status::EMPTY),
         started_at: state.started_at.and_then(|at| at.parse().ok()),
+        port: published.and_then(|published| published.host_port?.parse().ok()),
     }))
 }
 
-async fn inspect(engine: &Engine) -> Result<Option<ContainerInspectResponse>> {
-    match engine.client.inspect_container(NAME, None).await {
+async fn inspect(engine: &Engine, name: &str) -> Result<Option<ContainerInspectResponse>> {
+    match engine.client.inspect_container(name, None).await {
         Ok(found) => Ok(Some(found)),
         Err(error) if is_missing(&error) => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("inspecting container {NAME}")),
+        Err(error) => Err(error).with_context(|| format!("inspecting container {name}")),
     }
 }
 
-fn is_missing(error: &DockerError) -> bool {
-    matches!(error, DockerError::DockerResponseServerError { status_code: 404, .. })
+/// Removes a container of this program that does not run; true when there was one.
+async fn remove_if_exists(engine: &Engine, name: &str) -> Result<bool> {
+    if observe(engine, name).await?.is_none() {
+        return Ok(false);
+    }
+    engine.client.remove_container(name, None).await.with_context(|| format!("removing container {name}"))?;
+    Ok(true)
 }
 
 /// Whether the gateway's log says that its state needs the doctor.
@@ -224,7 +217,7 @@ pub async fn asks_for_doctor(engine: &Engine) -> bool {
 
 /// Whether there is a container of the gateway's name, running or not.
 pub async fn exists(engine: &Engine) -> Result<bool> {
-    Ok(inspect(engine).await?.is_some())
+    Ok(inspect(engine, NAME).await?.is_some())
 }
 
 /// Whether the container runs, as others must know before they use its files.
@@ -240,7 +233,7 @@ pub enum RunState {
 
 /// How the container is.
 pub async fn run_state(engine: &Engine) -> Result<RunState> {
-    Ok(match observe(engine).await? {
+    Ok(match observe(engine, NAME).await? {
         Some(Observed { status: Status::RUNNING, .. }) => RunState::Running,
         Some(observed) if observed.is_alive() => RunState::Unstable,
         _ => RunState::Stopped,
@@ -261,17 +254,20 @@ pub async fn stop_for_maintenance(host: &Host, engine: &Engine) -> Result<()> {
 
 /// Removes the container, stopped with the full grace first. One that this program did not make is refused.
 pub async fn remove(host: &Host, engine: &Engine) -> Result<()> {
-    one_off::remove_leftover(host, engine).await?;
-    if observe(engine).await?.is_none() {
-        return Ok(());
+    if observe(engine, NAME).await?.is_some() {
+        stop_for_maintenance(host, engine).await?;
     }
-    stop_for_maintenance(host, engine).await?;
+    one_off::remove_leftover(host, engine).await?;
+    for name in [NEXT, FORMER] {
+        remove_if_exists(engine, name).await?;
+    }
     remove_stopped(host, engine).await
 }
 
 async fn remove_stopped(host: &Host, engine: &Engine) -> Result<()> {
-    engine.client.remove_container(NAME, None).await.with_context(|| format!("removing container {NAME}"))?;
-    host.changed(format!("removed container {NAME}"));
+    if remove_if_exists(engine, NAME).await? {
+        host.changed(format!("removed container {NAME}"));
+    }
     Ok(())
 }
 
@@ -279,7 +275,7 @@ async fn remove_stopped(host: &Host, engine: &Engine) -> Result<()> {
 /// `unless-stopped` does not start it again.
 pub async fn stop_with_grace(engine: &Engine, seconds: u32) -> Result<Option<i64>> {
     stop_container(engine, i32::try_from(seconds).unwrap_or(i32::MAX)).await?;
-    Ok(inspect(engine).await?.and_then(|container| container.state?.exit_code))
+    Ok(inspect(engine, NAME).await?.and_then(|container| container.state?.exit_code))
 }
 
 async fn stop_container(engine: &Engine, seconds: i32) -> Result<()> {
@@ -300,8 +296,12 @@ mod tests {
     #[test]
     fn a_container_is_left_alone_only_when_all_of_it_is_right() {
         let at = |second| Timestamp::from_second(second).ok();
-        let observed =
-            |fingerprint: &str, status| Observed { fingerprint: fingerprint.into(), status, started_at: at(100) };
+        let observed = |fingerprint: &str, status| Observed {
+            fingerprint: fingerprint.into(),
+            status,
+            started_at: at(100),
+            port: None,
+        };
         #[rustfmt::skip]
         let cases = [
             (None, at(1), false, Action::Create),

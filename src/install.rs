@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::error::{Classify as _, Code};
+use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Access, Host, blocking, sync_dir};
 use crate::paths::{BOOT_UNIT, PROGRAM, STOP_UNIT};
 use crate::systemd;
@@ -24,15 +24,29 @@ fn units() -> [(&'static str, String); 2] {
 
 /// Puts the running binary and the units in place and enables them; true when anything changed.
 ///
-/// The running program replaces the installed one, also a newer one. A path that a package owns is refused.
+/// The running program replaces the installed one, also a newer one. A path that a package owns is refused, and so is
+/// everything while a unit is masked.
 pub async fn install(host: &Host) -> Result<bool> {
+    let is_running = host.path("/run/systemd/system").exists();
+    if is_running {
+        refuse_masked(host).await?;
+    }
     let program = install_program(host).await?;
-    let units = if host.path("/run/systemd/system").exists() {
-        install_units(host).await?
-    } else {
-        install_units_offline(host).await?
-    };
+    let units = if is_running { install_units(host).await? } else { install_units_offline(host).await? };
     Ok(program || units)
+}
+
+/// An administrator who masks a unit does not want it to start. Writing it would take the mask away.
+async fn refuse_masked(host: &Host) -> Result<()> {
+    for (name, _) in units() {
+        if systemd::is_masked(host, name).await? {
+            return Err(anyhow!("{name} is masked, so nothing was installed or started")).classify(
+                Code::UnitMasked,
+                format!("If it may run: `sudo systemctl unmask {name}`, then `{RUN_AGAIN}`."),
+            );
+        }
+    }
+    Ok(())
 }
 
 async fn install_units(host: &Host) -> Result<bool> {
@@ -119,8 +133,7 @@ fn replace_program(running: &Path, installed: &Path) -> Result<()> {
         .permissions(std::fs::Permissions::from_mode(0o755))
         .tempfile_in(directory)
         .context("creating a temporary file beside it")?;
-    let options = fs_extra::file::CopyOptions::new().overwrite(true);
-    fs_extra::file::copy(running, temporary.path(), &options).context("copying the program")?;
+    std::fs::copy(running, temporary.path()).context("copying the program")?;
     std::fs::set_permissions(temporary.path(), std::fs::Permissions::from_mode(0o755))?;
     temporary.as_file().sync_all().context("syncing the copy")?;
     temporary.persist(installed).map_err(|error| error.error).context("renaming the copy")?;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 use cli::{Cli, Command, help};
+use nix::sys::stat::{Mode, umask};
 use openclaw_init::backup::restore;
 use openclaw_init::bake::seal;
 use openclaw_init::bootstrap::{self, Trigger};
@@ -15,10 +16,13 @@ use openclaw_init::host::Host;
 use openclaw_init::install::{self, launcher, uninstall};
 use openclaw_init::metadata::Client;
 use openclaw_init::report::follow::{self, RunOutcome};
+use openclaw_init::report::report_failure;
 use openclaw_init::update::Request;
 use openclaw_init::{backup, bake, failpoint, log, shield};
 
 fn main() -> ExitCode {
+    // Modes are those that the code names, whoever starts the program.
+    umask(Mode::S_IWGRP | Mode::S_IWOTH);
     let cli = Cli::parse();
     log::init(cli.verbose);
     failpoint::arm(environment("OPENCLAW_INIT_FAILPOINT"), environment("OPENCLAW_INIT_FAILPOINT_LOG").map(Into::into));
@@ -35,7 +39,7 @@ fn main() -> ExitCode {
 async fn run(command: Option<Command>) -> ExitCode {
     let host = Host::new("/").with_proxy(proxy());
     let outcome = match command {
-        None => launcher::run(&host).await.map(|outcome| display(&outcome)),
+        None => launch(&host).await,
         Some(Command::Boot { unit: true, .. }) => boot(&host, Trigger::Unit).await,
         Some(Command::Boot { foreground: true, .. }) => boot(&host, Trigger::Foreground).await,
         Some(Command::Boot { .. }) => launcher::carry_out(&host, &Request::Boot).await.map(|outcome| display(&outcome)),
@@ -79,8 +83,19 @@ fn proxy() -> Vec<(String, String)> {
     proxy
 }
 
+async fn launch(host: &Host) -> anyhow::Result<ExitCode> {
+    Ok(display(&launcher::run(host, &metadata()?).await?))
+}
+
 async fn boot(host: &Host, trigger: Trigger) -> anyhow::Result<ExitCode> {
-    let outcome = bootstrap::boot(host, metadata()?, trigger).await?;
+    let metadata = metadata()?;
+    let outcome = match bootstrap::boot(host, metadata.clone(), trigger).await {
+        Err(error) if trigger == Trigger::Unit => {
+            report_failure(host, &metadata, &error).await;
+            return Err(error);
+        }
+        outcome => outcome?,
+    };
     Ok(match outcome.result {
         Ok(_) => ExitCode::SUCCESS,
         Err(_) if outcome.is_retried => TRY_AGAIN.into(),

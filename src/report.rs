@@ -6,6 +6,7 @@
 mod budget;
 pub mod follow;
 mod name;
+mod outside;
 mod progress;
 mod run;
 mod status;
@@ -31,6 +32,7 @@ use run::{Conclusion, Run, StageState, View};
 use writer::Writer;
 
 pub use name::Name;
+pub use outside::report_failure;
 pub use status::{Changes, Detail, InstanceIdentity, RunResult, State, Status, UpdateReport, millis};
 pub use tries::Try;
 

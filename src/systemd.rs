@@ -27,10 +27,10 @@ pub async fn ensure_unit(host: &Host, name: &str, content: &str) -> Result<bool>
     Ok(changed)
 }
 
-/// Stops and disables the unit `name` of [`ensure_unit`] and removes it; true when there was one.
+/// Stops and disables the unit `name` of [`ensure_unit`] and removes it; true when there was one. A mask stays.
 pub async fn remove_unit(host: &Host, name: &str) -> Result<bool> {
     let path = format!("{UNIT_DIR}/{name}");
-    if host.read(&path).await?.is_none() {
+    if host.read(&path).await?.is_none() || is_masked(host, name).await? {
         return Ok(false);
     }
     run(host, &format!("disabling {name}"), &["disable", "--now", name]).await?;
@@ -89,17 +89,30 @@ pub async fn property(host: &Host, name: &str, property: &str) -> Result<String>
     query(systemctl(host, &["show", "--value", "--property", property, name]), name).await
 }
 
+/// Whether systemd has read the unit's file.
+pub async fn is_loaded(host: &Host, name: &str) -> Result<bool> {
+    Ok(property(host, name, "LoadState").await? == "loaded")
+}
+
+/// Whether an administrator has forbidden the unit.
+pub async fn is_masked(host: &Host, name: &str) -> Result<bool> {
+    Ok(property(host, name, "LoadState").await? == "masked")
+}
+
 /// The last `lines` messages of the unit in this boot, on one line; empty when there are none.
+///
+/// Those of its own programs if there are any: what systemd says of a failed unit comes last and names no cause.
 pub async fn last_messages(host: &Host, name: &str, lines: u8) -> String {
-    let journal = host.command("journalctl").args(["--boot", "--quiet", "--no-pager", "--output=cat"]);
-    let journal = journal.args(["--unit", name, "--lines", &lines.to_string()]);
-    match journal.run().await {
-        Ok(output) => output.stdout.lines().map(str::trim).collect::<Vec<_>>().join(" / "),
-        Err(error) => {
-            tracing::debug!("reading the messages of {name}: {error:#}");
-            String::new()
+    for filter in [format!("_SYSTEMD_UNIT={name}"), format!("--unit={name}")] {
+        let journal = host.command("journalctl").args(["--boot", "--quiet", "--no-pager", "--output=cat"]);
+        let journal = journal.args(["--lines", &lines.to_string(), &filter]);
+        match journal.run().await {
+            Ok(output) if output.stdout.trim().is_empty() => {}
+            Ok(output) => return output.stdout.lines().map(str::trim).collect::<Vec<_>>().join(" / "),
+            Err(error) => tracing::debug!("reading the messages of {name}: {error:#}"),
         }
     }
+    String::new()
 }
 
 /// One of systemctl's one-word answers; its exit code repeats the word.

@@ -103,7 +103,7 @@ impl Updater<'_> {
     /// nothing needs any more are removed.
     pub async fn own(&self, image: &Image, secrets: &Secrets, record: Record) -> Result<(Ready, Record)> {
         let Gateway { host, engine, data, .. } = self.gateway;
-        let ready = self.gateway.wait_ready(image, secrets).await?;
+        let ready = self.gateway.wait_settled(image, secrets).await?;
         let record = record.owned_by(image, self.image);
         record.write(host, data, self.lock).await?;
         if [Stage::Image, Stage::Update].iter().any(|stage| host.changed_in(*stage)) {
@@ -171,7 +171,7 @@ impl Updater<'_> {
     /// Makes the gateway of `image` run on the state and waits until it is ready.
     async fn bring_up(&self, image: &Image, secrets: &Secrets) -> Result<Ready> {
         self.gateway.ensure(image, secrets).await?;
-        self.gateway.wait_ready(image, secrets).await
+        self.gateway.wait_settled(image, secrets).await
     }
 }
 

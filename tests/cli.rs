@@ -61,3 +61,15 @@ fn completions_and_manual_pages_come_from_the_same_definitions() {
         assert!(read(file).contains(text), "{file}: {}", read(file));
     }
 }
+
+#[test]
+fn modes_do_not_depend_on_who_starts_the_program() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    #[expect(clippy::disallowed_methods, reason = "a test starts the program under test")]
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "umask 000 && exec \"$0\" generate \"$1\"", env!("CARGO_BIN_EXE_openclaw-init")]);
+    assert!(shell.arg(directory.path()).status().expect("the shell starts").success());
+    let file = directory.path().join("openclaw-init.1").metadata().expect("it was written");
+    assert_eq!(file.permissions().mode() & 0o777, 0o644);
+}

@@ -7,6 +7,8 @@ pub(super) enum Cause {
     Locked(String),
     /// The disk is full.
     NoSpace,
+    /// A file of apt's sources cannot be read, and with it none of them.
+    Sources,
     /// Another try would not help.
     Permanent,
     /// A mirror or the network may have had a bad moment.
@@ -26,6 +28,8 @@ pub(super) fn cause(message: &str) -> Cause {
         Cause::Locked(holder)
     } else if says(&["No space left on device", "You don't have enough free space"]) {
         Cause::NoSpace
+    } else if says(&["The list of sources could not be read"]) {
+        Cause::Sources
     } else if says(&[
         "Unable to locate package",
         "has no installation candidate",
@@ -139,6 +143,18 @@ mod tests {
             ("dpkg: error: dpkg frontend lock was locked by another process with pid 16863", locked("process 16863")),
             ("dpkg: error processing archive x.deb: failed to write: No space left on device", Cause::NoSpace),
             ("E: You don't have enough free space in /var/cache/apt/archives/.", Cause::NoSpace),
+            (
+                "E: Malformed entry 1 in list file /etc/apt/sources.list.d/x.list (Component) E: The list of sources could not be read.",
+                Cause::Sources,
+            ),
+            (
+                "E: Type 'debb' is not known on line 1 in source list /etc/apt/sources.list.d/x.list E: The list of sources could not be read.",
+                Cause::Sources,
+            ),
+            (
+                "E: Failed to fetch http://deb.debian.org/debian/dists/bookworm/InRelease  Temporary failure resolving 'deb.debian.org' E: Some index files failed to download.",
+                Cause::Transient,
+            ),
             ("E: Unable to locate package docker-ce", Cause::Permanent),
             ("E: Packages need to be removed but remove is disabled.", Cause::Permanent),
             ("E: Failed to fetch http://mirror/x.deb  503  Service Unavailable", Cause::Transient),

@@ -8,9 +8,6 @@ use super::check::{self, Checked};
 use super::keys;
 use crate::error::{Classify, Code, RUN_AGAIN};
 
-/// How much of a wrong value is repeated in the message.
-const VALUE_CHARS: usize = 60;
-
 /// The attributes and what is wrong with them so far.
 pub(super) struct Attributes<'a> {
     attributes: &'a BTreeMap<String, String>,
@@ -33,8 +30,7 @@ impl<'a> Attributes<'a> {
         let mut env = BTreeMap::new();
         for (key, value) in self.attributes {
             let Some(name) = key.strip_prefix(keys::ENV_PREFIX) else { continue };
-            match check::variable(name) {
-                Ok(()) if value.contains('\0') => self.reject(key, format!("{key} must not hold a NUL character")),
+            match check::variable(name, value) {
                 Ok(()) => env.extend(self.value(key).map(|value| (name.to_owned(), value.to_owned()))),
                 Err(complaint) => self.reject(key, format!("{key}: {complaint}")),
             }
@@ -45,7 +41,7 @@ impl<'a> Attributes<'a> {
     /// The checked value of `key`, `None` when it is not set or wrong.
     pub(super) fn get<T>(&mut self, key: &str, check: impl FnOnce(&str) -> Checked<T>) -> Option<T> {
         let value = self.value(key)?;
-        check(value).map_err(|complaint| self.reject(key, format!("{key}={}: {complaint}", display(value)))).ok()
+        check(value).map_err(|complaint| self.reject(key, format!("{key}={}: {complaint}", check::display(value)))).ok()
     }
 
     /// Like [`Attributes::get`], for a value that must not appear in a message.
@@ -85,17 +81,5 @@ impl<'a> Attributes<'a> {
                 names.join(",")
             ),
         )
-    }
-}
-
-/// The value as it may stand in a message: quoted, control characters escaped, not too long, and not at
-/// all when it is a URL that may hold a password.
-fn display(value: &str) -> String {
-    if value.contains("://") && value.contains('@') {
-        return "(a URL with credentials, not shown)".to_owned();
-    }
-    match value.char_indices().nth(VALUE_CHARS) {
-        Some((end, _)) => format!("{:?}...", &value[..end]),
-        None => format!("{value:?}"),
     }
 }

@@ -1,5 +1,7 @@
 //! What a value may look like. Every check returns what is allowed as its error: "must be …".
 
+use std::net::{IpAddr, Ipv6Addr};
+
 use super::env;
 use crate::reference::{ImageReference, is_component, is_registry};
 use crate::secret::Secret;
@@ -8,14 +10,33 @@ use crate::version::VersionChoice;
 /// A checked value, or what would have been allowed.
 pub(super) type Checked<T> = Result<T, String>;
 
-/// A gateway token shorter than this could be guessed; the gateway itself accepts any.
-const TOKEN_CHARS: usize = 32;
+/// A shorter token could be guessed. A longer one fills the headers of a request, of which Node.js takes 16 KiB.
+const TOKEN_CHARS: std::ops::RangeInclusive<usize> = 32..=4096;
+
+/// What the kernel takes as one `NAME=VALUE`, without the NUL at its end (`MAX_ARG_STRLEN`).
+const VARIABLE_BYTES: usize = 128 * 1024 - 1;
+
+/// The longest value that is repeated in a message.
+const SHOWN_CHARS: usize = 40;
+
+/// The metadata server's other address.
+const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254);
 
 /// Less swap helps nobody, more is a slip.
 const SWAP_SIZES: std::ops::RangeInclusive<u64> = (64 << 20)..=(64 << 30);
 
 /// What people leave in a template. The gateway exits on some of these, takes others for real.
 const PLACEHOLDERS: &[&str] = &["change-me", "changeme", "undefined", "null", "blank", "placeholder", "your-token"];
+
+/// A value as it may stand in a message: short and of harmless characters. Any other may hold a password or a token.
+pub(super) fn display(value: &str) -> String {
+    let is_harmless = |c: char| c.is_ascii_alphanumeric() || "-_.,;+=/ ".contains(c);
+    if value.len() <= SHOWN_CHARS && value.chars().all(is_harmless) && !value.contains("//") {
+        format!("{value:?}")
+    } else {
+        "(not shown, it may hold a secret)".to_owned()
+    }
+}
 
 /// One of the words of a closed list.
 pub(super) fn one_of<T: Copy>(value: &str, words: &[(&str, T)]) -> Checked<T> {
@@ -76,20 +97,23 @@ pub(super) fn port(value: &str) -> Checked<u16> {
     }
 }
 
-/// A base URL, without a final slash. Credentials would be readable in the metadata, so there are none.
+/// An `http://` or `https://` URL. Credentials would be readable in the metadata, so there are none.
+///
+/// The parser alone would take `https:host` and `http:///host`, too.
+fn web_url(value: &str) -> Option<reqwest::Url> {
+    let rest = value.strip_prefix("http://").or_else(|| value.strip_prefix("https://"))?;
+    if rest.starts_with(['/', '\\']) || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return None;
+    }
+    let url = reqwest::Url::parse(value).ok()?;
+    (url.username().is_empty() && url.password().is_none() && url.fragment().is_none()).then_some(url)
+}
+
+/// A base URL, without a final slash.
 pub(super) fn base_url(value: &str) -> Checked<String> {
-    let good = reqwest::Url::parse(value).is_ok_and(|url| {
-        ["http", "https"].contains(&url.scheme())
-            && url.has_host()
-            && url.username().is_empty()
-            && url.password().is_none()
-            && url.query().is_none()
-            && url.fragment().is_none()
-    });
-    if good && value.bytes().all(|byte| byte.is_ascii_graphic()) {
-        Ok(value.trim_end_matches('/').to_owned())
-    } else {
-        Err("must be an http:// or https:// URL without user, password, query and fragment".to_owned())
+    match web_url(value) {
+        Some(url) if url.query().is_none() => Ok(value.trim_end_matches('/').to_owned()),
+        _ => Err("must be an http:// or https:// URL without user, password, query and fragment".to_owned()),
     }
 }
 
@@ -107,19 +131,24 @@ pub(super) fn swap_size(value: &str) -> Checked<u64> {
         .ok_or_else(|| "must be one of: auto, off, or a size from 64M to 64G such as 2G".to_owned())
 }
 
-/// The URL of one file. Credentials would be readable in the metadata, so there are none.
+/// The URL of one file.
 pub(super) fn download_url(value: &str) -> Checked<reqwest::Url> {
-    reqwest::Url::parse(value)
-        .ok()
-        .filter(|url| {
-            ["http", "https"].contains(&url.scheme())
-                && url.has_host()
-                && url.username().is_empty()
-                && url.password().is_none()
-                && url.fragment().is_none()
-                && value.bytes().all(|byte| byte.is_ascii_graphic())
-        })
-        .ok_or_else(|| "must be an http:// or https:// URL without user, password and fragment".to_owned())
+    web_url(value).ok_or_else(|| "must be an http:// or https:// URL without user, password and fragment".to_owned())
+}
+
+/// An address to publish on: this VM's, or one that it may have later. Some classes are nobody's to listen on.
+pub(super) fn bind(value: &str) -> Checked<IpAddr> {
+    let address = value.parse::<IpAddr>().ok().map(|address| address.to_canonical());
+    let possible = |address: &IpAddr| match address {
+        IpAddr::V4(v4) => {
+            let this_network = v4.octets()[0] == 0 && !v4.is_unspecified();
+            !(v4.is_multicast() || v4.is_broadcast() || v4.is_link_local() || this_network)
+        }
+        IpAddr::V6(v6) => !(v6.is_multicast() || v6.is_unicast_link_local() || *v6 == METADATA_V6),
+    };
+    address.filter(possible).ok_or_else(|| {
+        "must be an IP address of this VM, such as 127.0.0.1 (no multicast, broadcast or link-local one)".to_owned()
+    })
 }
 
 /// A literal gateway token. Never shown in a message.
@@ -133,23 +162,29 @@ pub(super) fn token(value: &str) -> Checked<Secret> {
         Err("is a placeholder, not a token; `openssl rand -hex 32` makes one, and without the attribute one is \
              generated"
             .to_owned())
-    } else if value.len() < TOKEN_CHARS || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+    } else if !TOKEN_CHARS.contains(&value.len()) || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
         Err(format!(
-            "must be at least {TOKEN_CHARS} printable ASCII characters without spaces; `openssl rand -hex 32` makes one"
+            "must be {} to {} printable ASCII characters without spaces; `openssl rand -hex 32` makes one",
+            TOKEN_CHARS.start(),
+            TOKEN_CHARS.end()
         ))
     } else {
         Ok(Secret::new(value))
     }
 }
 
-/// The name of an environment variable that is the operator's to set.
-pub(super) fn variable(name: &str) -> Checked<()> {
+/// An environment variable that is the operator's to set. Its value is never shown in a message.
+pub(super) fn variable(name: &str, value: &str) -> Checked<()> {
     let good = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     if !good {
         Err("must end in the name of an environment variable (letters, digits and underscores)".to_owned())
     } else if env::is_own(name) {
         Err(format!("openclaw-init sets {name} itself"))
+    } else if value.contains('\0') {
+        Err("must not hold a NUL character".to_owned())
+    } else if name.len() + 1 + value.len() > VARIABLE_BYTES {
+        Err(format!("its value has {} bytes, the kernel takes {VARIABLE_BYTES} for name and value", value.len()))
     } else {
         Ok(())
     }
@@ -283,8 +318,12 @@ mod tests {
                 "https://a/#b",
                 "http://",
                 "http://a/b c",
+                "http:///a",
+                "https:a",
+                "//a",
             ],
         );
+        assert!(download_url("http:///a").is_err() && download_url("https://a/?signature=x").is_ok());
         assert_eq!(base_url("https://a/b/").as_deref(), Ok("https://a/b"));
     }
 
@@ -302,6 +341,7 @@ mod tests {
     fn tokens() {
         let (good, spaced) = ("f0".repeat(16), format!("{} {}", "f0".repeat(16), "x"));
         let template = format!("CHANGE-ME-now{}", "0".repeat(32));
+        let (longest, longer) = ("f".repeat(4096), "f".repeat(4097));
         let bad = [
             "",
             "abc",
@@ -311,18 +351,70 @@ mod tests {
             "secret:projects/p/secrets/s/versions/1",
             &spaced,
             &template,
+            &longer,
         ];
-        accepts(token, &[&good], &bad);
+        accepts(token, &[&good, &longest], &bad);
         assert_eq!(token(&good).map(|token| token.expose().to_owned()), Ok(good));
     }
 
     #[test]
     fn variables() {
         accepts(
-            variable,
+            |name| variable(name, "x"),
             &["TZ", "_x", "Telegram_2"],
             &["", "1A", "A-B", "A=B", "HOME", "PATH", "OPENCLAW_GATEWAY_TOKEN"],
         );
+    }
+
+    #[test]
+    fn a_variable_fits_into_the_kernels_limit() {
+        let value = "x".repeat(VARIABLE_BYTES - "TZ=".len());
+        assert_eq!(variable("TZ", &value), Ok(()));
+        for (value, word) in [(format!("{value}x"), "131071"), ("a\0".to_owned(), "NUL")] {
+            assert!(variable("TZ", &value).is_err_and(|complaint| complaint.contains(word)));
+        }
+    }
+
+    #[test]
+    fn binds() {
+        accepts(
+            bind,
+            &["127.0.0.1", "0.0.0.0", "::", "::1", "10.128.0.2", "8.8.8.8", "100.64.0.1", "2600:1900::1"],
+            &[
+                "localhost",
+                "224.0.0.1",
+                "255.255.255.255",
+                "169.254.169.254",
+                "0.0.0.1",
+                "ff02::1",
+                "fe80::1",
+                "fd20:ce::254",
+                "::ffff:169.254.169.254",
+                "127.0.0.1:80",
+            ],
+        );
+        assert_eq!(bind("::ffff:127.0.0.1"), Ok([127, 0, 0, 1].into()), "the same address, and loopback");
+    }
+
+    #[test]
+    fn what_may_hold_a_credential_is_not_shown() {
+        for (value, shown) in [
+            ("banana", true),
+            ("2026.9", true),
+            ("bob:PW@mirror.example", false),
+            ("//bob:PW@mirror.example", false),
+            ("https:bob:PW@mirror.example", false),
+            ("https:/bob:PW@mirror.example", false),
+            ("https://bob:PW@mirror.example", false),
+            ("https://PW@mirror.example", false),
+            ("https://mirror.example/?token=PW", false),
+            ("https://mirror.example/#PW", false),
+            ("bob:PW", false),
+            ("https:\\\\bob:PW%40mirror.example", false),
+            ("0123456789abcdef0123456789abcdef0123456789", false),
+        ] {
+            assert_eq!(display(value), if shown { format!("{value:?}") } else { display("@") }, "{value}");
+        }
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! `openclaw-binaries` and `openclaw-apt-packages`: what the image gets beside the gateway.
 
+use std::fmt;
+
 use reqwest::Url;
-use serde::Deserialize;
-use serde_json::Value;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::check::{self, Checked};
 
@@ -110,6 +113,35 @@ impl Known {
     }
 }
 
+/// One item of the JSON form.
+enum Item {
+    Known(String),
+    Described(Entry),
+}
+
+impl<'de> Deserialize<'de> for Item {
+    /// By hand, so that a wrong entry is told by its own error, and a key that is there twice is one.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ItemVisitor;
+        impl<'de> Visitor<'de> for ItemVisitor {
+            type Value = Item;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a name or an object")
+            }
+
+            fn visit_str<E>(self, word: &str) -> Result<Item, E> {
+                Ok(Item::Known(word.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Item, A::Error> {
+                Entry::deserialize(MapAccessDeserializer::new(map)).map(Item::Described)
+            }
+        }
+        deserializer.deserialize_any(ItemVisitor)
+    }
+}
+
 /// One entry of the JSON form: a file for any architecture, or one for each.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -133,11 +165,8 @@ struct File {
 /// Known names with version, separated by spaces or commas, or a JSON array of such names and of entries.
 pub(super) fn binaries(value: &str, arch: Arch) -> Checked<Vec<Binary>> {
     let binaries = if value.starts_with(['[', '{']) {
-        let items = match serde_json::from_str(value).map_err(|error| format!("is not JSON: {error}"))? {
-            Value::Array(items) => items,
-            item => vec![item],
-        };
-        items.into_iter().map(|item| from_json(item, arch)).collect::<Checked<Vec<_>>>()?
+        let items: Vec<Item> = if value.starts_with('[') { parse(value) } else { parse(value).map(|item| vec![item]) }?;
+        items.into_iter().map(|item| item.binary(arch)).collect::<Checked<Vec<_>>>()?
     } else {
         words(value).map(|word| known(word, arch)).collect::<Checked<Vec<_>>>()?
     };
@@ -175,7 +204,10 @@ fn package(word: &str) -> Checked<String> {
     if good(name, b"+-.", false) && good(version, b"+-.:~", true) {
         Ok(word.to_owned())
     } else {
-        Err(format!("{word:?} must be the name of a Debian package, such as ffmpeg or ffmpeg=7:5.1.6-0+deb12u1"))
+        Err(format!(
+            "{} must be the name of a Debian package, such as ffmpeg or ffmpeg=7:5.1.6-0+deb12u1",
+            check::display(word)
+        ))
     }
 }
 
@@ -184,35 +216,56 @@ fn known(word: &str, arch: Arch) -> Checked<Binary> {
     KNOWN.iter().find(|known| spelled(known) == word).map(|known| known.binary(arch)).ok_or_else(|| {
         let all: Vec<_> = KNOWN.iter().map(spelled).collect();
         format!(
-            "this version of openclaw-init has no SHA-256 of {word:?}, only of {}; give any other as JSON: \
+            "names a program of which this version of openclaw-init has no SHA-256; it has those of {}; give any other as JSON: \
              [{{\"name\":\"…\",\"url\":\"https://…\",\"sha256\":\"…\"}}]",
             all.join(", ")
         )
     })
 }
 
-fn from_json(item: Value, arch: Arch) -> Checked<Binary> {
-    if let Value::String(word) = &item {
-        return known(word, arch);
+/// Reads the JSON form. What the parser says is repeated as far as it does not repeat a value.
+fn parse<T: DeserializeOwned>(value: &str) -> Checked<T> {
+    serde_json::from_str(value).map_err(|error| match error.to_string() {
+        text if !error.is_data() => format!("is not JSON: {text}"),
+        text if text.contains(['"', '@', ':', '/', '?', '#']) => {
+            format!("has a wrong entry at line {} column {}", error.line(), error.column())
+        }
+        text => format!("has a wrong entry: {text}"),
+    })
+}
+
+impl Item {
+    fn binary(self, arch: Arch) -> Checked<Binary> {
+        let Entry { name, url, sha256, member, amd64, arm64 } = match self {
+            Self::Known(word) => return known(&word, arch),
+            Self::Described(entry) => entry,
+        };
+        check_name(&name)?;
+        let own = match arch {
+            Arch::Amd64 => amd64,
+            Arch::Arm64 => arm64,
+        };
+        let file = match (own, url, sha256) {
+            (Some(file), None, None) => File { member: file.member.or(member), ..file },
+            (None, Some(url), Some(sha256)) => File { url, sha256, member },
+            (Some(_), ..) => return Err(format!("{name} has a url of its own beside the one for {}", arch.name())),
+            (None, ..) => return Err(format!("{name} needs url and sha256, or an object {} with both", arch.name())),
+        };
+        let sha256 = digest(&file.sha256, 64).ok_or_else(|| format!("the sha256 of {name} must be 64 hex digits"))?;
+        let url = check::download_url(&file.url).map_err(|allowed| format!("the url of {name} {allowed}"))?;
+        let packed = [".tar.gz", ".tgz"].iter().any(|end| url.path().ends_with(end));
+        let member = file.member.or_else(|| packed.then(|| name.clone()));
+        if member.as_deref().is_some_and(|member| !is_member(member)) {
+            return Err(format!("the member of {name} must be the path of a file in the archive, such as bin/{name}"));
+        }
+        Ok(Binary { name, url: Url::into(url), sha256, member })
     }
-    let Entry { name, url, sha256, member, amd64, arm64 } =
-        serde_json::from_value(item).map_err(|error| format!("has a wrong entry: {error}"))?;
-    let own = match arch {
-        Arch::Amd64 => amd64,
-        Arch::Arm64 => arm64,
-    };
-    let file = match (own, url, sha256) {
-        (Some(file), None, None) => File { member: file.member.or(member), ..file },
-        (None, Some(url), Some(sha256)) => File { url, sha256, member },
-        (Some(_), ..) => return Err(format!("{name} has a url of its own beside the one for {}", arch.name())),
-        (None, ..) => return Err(format!("{name} needs url and sha256, or an object {} with both", arch.name())),
-    };
-    check_name(&name)?;
-    let sha256 = digest(&file.sha256, 64).ok_or_else(|| format!("the sha256 of {name} must be 64 hex digits"))?;
-    let url = check::download_url(&file.url).map_err(|allowed| format!("the url of {name} {allowed}"))?;
-    let packed = [".tar.gz", ".tgz"].iter().any(|end| url.path().ends_with(end));
-    let member = file.member.or_else(|| packed.then(|| name.clone()));
-    Ok(Binary { name, url: Url::into(url), sha256, member })
+}
+
+/// Whether an archive can have a file of this path.
+fn is_member(path: &str) -> bool {
+    let path = path.strip_prefix("./").unwrap_or(path);
+    !path.contains(char::is_control) && path.split('/').all(|part| !["", ".", ".."].contains(&part))
 }
 
 fn check_name(name: &str) -> Checked<()> {
@@ -220,7 +273,7 @@ fn check_name(name: &str) -> Checked<()> {
         && name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._+-".contains(&byte));
     if !good {
-        Err(format!("the name {name:?} must be that of a program: letters, digits and ._+-"))
+        Err(format!("the name {} must be that of a program: letters, digits and ._+-", check::display(name)))
     } else if TAKEN.contains(&name) {
         Err(format!("the image has a {name} of its own"))
     } else {
@@ -281,7 +334,7 @@ mod tests {
         let named = |name: &str| format!(r#"[{{"name":"{name}","url":"https://h/a","sha256":"{}"}}]"#, "ab".repeat(32));
         let cases = [
             ("gog".to_owned(), "gog@0.28.0"),
-            ("gog@9.9.9".to_owned(), "no SHA-256 of \"gog@9.9.9\""),
+            ("gog@9.9.9".to_owned(), "no SHA-256"),
             ("[".to_owned(), "not JSON"),
             ("[1]".to_owned(), "wrong entry"),
             (item(r#""url":"https://h/a""#), "needs url and sha256"),
@@ -291,6 +344,13 @@ mod tests {
             (item(&format!(r#""uri":"https://h/a","sha256":"{sha}""#)), "unknown field"),
             (item(&format!(r#""arm64":{{"url":"https://h/a","sha256":"{sha}"}}"#)), "an object amd64"),
             (named("../a"), "that of a program"),
+            (named("a\\u0000"), "that of a program"),
+            (item(&format!(r#""name":"b","url":"https://h/a","sha256":"{sha}""#)), "duplicate field `name`"),
+            (item(&format!(r#""url":"http:///a","sha256":"{sha}""#)), "http:// or https://"),
+            (item(&format!(r#""url":"https://h/a","sha256":"{sha}","member":"""#)), "path of a file"),
+            (item(&format!(r#""url":"https://h/a","sha256":"{sha}","member":"/a""#)), "path of a file"),
+            (item(&format!(r#""url":"https://h/a","sha256":"{sha}","member":"x/../a""#)), "path of a file"),
+            (item(&format!(r#""url":"https://h/a","sha256":"{sha}","member":"a\u0000""#)), "path of a file"),
             (named("node"), "of its own"),
             ("gog@0.28.0 gog@0.28.0".to_owned(), "twice"),
         ];

@@ -1,5 +1,7 @@
 //! The names of the attributes.
 
+use std::cmp::Reverse;
+
 macro_rules! keys {
     ($($name:ident = $key:literal;)*) => {
         $(pub(crate) const $name: &str = $key;)*
@@ -45,8 +47,8 @@ const SECRET_PREFIX: &str = "openclaw-secret-";
 /// Attributes of the loader that fetches this program: not ours to judge.
 const LOADER_PREFIX: &str = "openclaw-init-";
 
-/// A key that differs in at most this many letters is taken for a slip.
-const SLIP_CHARS: usize = 4;
+/// A word that differs in at most this many letters is taken for a slip.
+const SLIP_CHARS: usize = 2;
 
 /// Whether the attribute is documented and this version has no code for it.
 pub(super) fn is_not_implemented(key: &str) -> bool {
@@ -60,10 +62,26 @@ pub(super) fn unknown(key: &str) -> Option<String> {
     if !ours || known {
         return None;
     }
-    let near = |known: &&&str| strsim::damerau_levenshtein(key, known);
-    let nearest = KEYS.iter().min_by_key(near).filter(|known| near(known) <= SLIP_CHARS);
-    let hint = nearest.map(|known| format!("; did you mean {known}?")).unwrap_or_default();
+    let hint = nearest(key).map(|known| format!("; did you mean {known}?")).unwrap_or_default();
     Some(format!("the attribute {key} is not known to this version of openclaw-init and has no effect{hint}"))
+}
+
+/// The attribute that shares the most words with `key`, and of several the one with the fewest other letters.
+fn nearest(key: &str) -> Option<&'static str> {
+    let free = ["openclaw-env-NAME", "openclaw-init-url", "openclaw-init-sha256"];
+    let words = |key: &'_ str| key.split(['-', '_']).skip(1).map(str::to_owned).collect::<Vec<_>>();
+    let is_slip = |one: &str, other: &str| {
+        let slips = strsim::damerau_levenshtein(one, other);
+        slips <= SLIP_CHARS && slips < one.len().min(other.len()).div_ceil(2)
+    };
+    let shared = |known: &str| {
+        let (ours, theirs) = (words(key), words(known));
+        let same = ours.iter().filter(|our| theirs.iter().any(|their| is_slip(our, their))).count();
+        // Hyphens are left out or put in, too.
+        same.max(usize::from(is_slip(&ours.concat(), &theirs.concat())))
+    };
+    let score = |known: &&str| (shared(known), Reverse(strsim::damerau_levenshtein(key, known)));
+    KEYS.iter().copied().chain(free).max_by_key(score).filter(|known| shared(known) > 0)
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use backon::{ExponentialBuilder, Retryable as _};
 use crate::apt::Apt;
 use crate::apt::docker_key::{DOCKER_FINGERPRINT, Fingerprint, only_key};
 use crate::apt::os_release::Distribution;
-use crate::error::{Classify, Code, RUN_AGAIN, code_of};
+use crate::config::Arch;
+use crate::error::{Classify, Code, Diagnosis, RUN_AGAIN, code_of};
 use crate::host::{Access, Host};
 use crate::http::{self, Retry};
 use crate::paths::DOCKER_KEY_FINGERPRINT;
@@ -77,28 +78,49 @@ struct Source {
 pub(super) enum Availability {
     /// apt has its lists, signed by the trusted key.
     Usable,
-    /// It cannot be used now, and no trace of it is left on the machine.
-    Unreachable(Error),
+    /// It cannot be used now, and what this program wrote of it is gone again.
+    Unusable(Error),
 }
 
 impl Repository<'_> {
     /// Makes apt know the repository. A wrong key, a second key and a wrong signature are errors and never count as
     /// unreachable: a repository under attack must be loud.
+    ///
+    /// Our files have the names of Docker's documentation, so that the two never contradict each other. Only what is
+    /// ours byte for byte is ever written over or removed.
     pub(super) async fn ensure(&self) -> Result<Availability> {
-        if let Some(source) = self.foreign_source().await? {
+        let own = self.own_sources();
+        if let Some(source) = self.foreign_source(&own).await? {
             tracing::info!("Docker's repository is already in {}, with the trust given there", source.file.display());
-            return self.fetch_lists(&source).await;
+            // Beside it ours would make apt refuse all of its sources.
+            self.remove(false).await?;
+            return match self.missing_key(&source) {
+                Some(error) => Ok(Availability::Unusable(error)),
+                None => self.fetch_lists(&source).await,
+            };
+        }
+        if self.host.read(SOURCES_FILE).await?.is_some_and(|found| found != own.as_bytes()) {
+            return Ok(Availability::Unusable(not_ours(SOURCES_FILE)));
         }
         let key = match self.fetch_key().await {
             Ok(key) => key,
-            Err(error) => return self.give_up(error).await,
+            Err(error) => return self.give_up(error, false).await,
         };
         self.check_key(&key)?;
-        self.write(key).await?;
+        let has_key = match self.host.read(KEY_FILE).await? {
+            Some(found) if only_key(&found).is_ok_and(|found| found == self.trust.fingerprint) => true,
+            Some(_) => return self.give_up(not_ours(KEY_FILE), false).await,
+            None => false,
+        };
+        if !has_key {
+            self.host.ensure_dir(KEY_DIR, Access::root(0o755)).await?;
+            self.host.ensure_file(KEY_FILE, key, Access::root(0o644)).await?;
+        }
+        self.host.ensure_file(SOURCES_FILE, own, Access::root(0o644)).await?;
         match self.fetch_lists(&Source { file: SOURCES_FILE.into(), key: Some(KEY_FILE.into()) }).await {
-            Ok(Availability::Unreachable(error)) => self.give_up(error).await,
+            Ok(Availability::Unusable(error)) => self.give_up(error, !has_key).await,
             Err(error) if code_of(&error) == Code::DockerUnusable => {
-                self.remove().await?;
+                self.remove(!has_key).await?;
                 Err(error)
             }
             other => other,
@@ -112,7 +134,7 @@ impl Repository<'_> {
 
     /// An entry for this repository that is not ours. A second one with another `Signed-By` would make apt refuse all
     /// of its sources.
-    async fn foreign_source(&self) -> Result<Option<Source>> {
+    async fn foreign_source(&self, own: &str) -> Result<Option<Source>> {
         let uri = self.uri();
         let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
         let mut entries = tokio::fs::read_dir(self.host.path(SOURCES_DIR)).await.context("listing apt's sources")?;
@@ -122,8 +144,8 @@ impl Repository<'_> {
         for file in files {
             let read_by_apt =
                 matches!(file.extension().and_then(|extension| extension.to_str()), Some("list" | "sources"));
-            if read_by_apt && file != Path::new(SOURCES_FILE) {
-                let text = self.host.read(&file).await?.unwrap_or_default();
+            let text = self.host.read(&file).await?.unwrap_or_default();
+            if read_by_apt && text != own.as_bytes() {
                 if let Some(source) = find_source(&file, &String::from_utf8_lossy(&text), &uri) {
                     return Ok(Some(source));
                 }
@@ -170,14 +192,19 @@ impl Repository<'_> {
         refused.classify(Code::DockerUnusable, remedy)
     }
 
-    async fn write(&self, key: Vec<u8>) -> Result<()> {
-        let architecture = self.host.command("dpkg").arg("--print-architecture").run().await;
-        let architecture = architecture.context("asking dpkg for the architecture")?.stdout;
-        let sources = sources(&self.uri(), self.distribution.codename, architecture.trim());
-        self.host.ensure_dir(KEY_DIR, Access::root(0o755)).await?;
-        self.host.ensure_file(KEY_FILE, key, Access::root(0o644)).await?;
-        self.host.ensure_file(SOURCES_FILE, sources, Access::root(0o644)).await?;
-        Ok(())
+    /// What [`SOURCES_FILE`] holds when it is ours.
+    fn own_sources(&self) -> String {
+        sources(&self.uri(), self.distribution.codename, Arch::OURS.name())
+    }
+
+    /// A source whose key file does not exist: a mistake on this machine and no attack.
+    fn missing_key(&self, source: &Source) -> Option<Error> {
+        let Source { file, key } = source;
+        let key = key.as_ref().filter(|key| !self.host.path(key).exists())?;
+        let (file, key) = (file.display(), key.display());
+        let remedy = format!("Put Docker's key there, or remove {file}; then run `{RUN_AGAIN}`");
+        let diagnosis = Diagnosis { code: Code::DockerUnusable, remedy };
+        Some(anyhow!("{file} names the key file {key}, which does not exist").context(diagnosis))
     }
 
     async fn fetch_lists(&self, source: &Source) -> Result<Availability> {
@@ -187,41 +214,45 @@ impl Repository<'_> {
             Err(error) if code_of(&error) != Code::Internal => Err(error),
             Err(error) if is_about_signature(&format!("{error:#}")) => {
                 let refused = Err(error).with_context(|| format!("verifying the signature of {}", self.uri()));
-                refused.classify(Code::DockerUnusable, self.signature_remedy(source))
+                refused.classify(Code::DockerUnusable, signature_remedy(source))
             }
-            Err(error) => Ok(Availability::Unreachable(error.context(format!("fetching the lists of {}", self.uri())))),
+            Err(error) => Ok(Availability::Unusable(error.context(format!("fetching the lists of {}", self.uri())))),
         }
     }
 
-    /// A key file that does not exist is a mistake on this machine and no attack.
-    fn signature_remedy(&self, source: &Source) -> String {
-        let Source { file, key } = source;
-        let file = file.display();
-        let advice = match key {
-            Some(key) if !self.host.path(key).exists() => format!(
-                "{file} names the key file {0}, which does not exist: put Docker's key there, or remove {file} and run \
-                 `{RUN_AGAIN}`",
-                key.display()
-            ),
-            key => format!(
-                "Do not trust this repository ({file}, key {}) until it is known why",
-                key.as_ref().map_or("of apt's own".into(), |key| key.to_string_lossy())
-            ),
-        };
-        format!("{advice}; to go on with the distribution's packages, set openclaw-docker=distro")
+    async fn give_up(&self, error: Error, with_key: bool) -> Result<Availability> {
+        self.remove(with_key).await?;
+        Ok(Availability::Unusable(error))
     }
 
-    async fn give_up(&self, error: Error) -> Result<Availability> {
-        self.remove().await?;
-        Ok(Availability::Unreachable(error))
-    }
-
-    /// Removes what this run or an interrupted earlier one wrote, so that apt does not stumble over it.
-    async fn remove(&self) -> Result<()> {
-        self.host.remove_file(SOURCES_FILE).await?;
-        self.host.remove_file(KEY_FILE).await?;
+    /// Removes what this run or an interrupted earlier one wrote, so that apt does not stumble over it. A key that this
+    /// run did not write may be somebody's.
+    async fn remove(&self, with_key: bool) -> Result<()> {
+        let own = self.own_sources();
+        if self.host.read(SOURCES_FILE).await?.is_some_and(|found| found == own.as_bytes()) {
+            self.host.remove_file(SOURCES_FILE).await?;
+        }
+        if with_key {
+            self.host.remove_file(KEY_FILE).await?;
+        }
         Ok(())
     }
+}
+
+/// A file of our name that somebody else wrote.
+fn not_ours(file: &str) -> Error {
+    let remedy =
+        format!("If nothing needs {file}, remove it and run `{RUN_AGAIN}`; else choose openclaw-docker=distro");
+    anyhow!("{file} is there and not of this program").context(Diagnosis { code: Code::DockerUnusable, remedy })
+}
+
+fn signature_remedy(Source { file, key }: &Source) -> String {
+    format!(
+        "Do not trust this repository ({}, key {}) until it is known why; to go on with the distribution's packages, set \
+         openclaw-docker=distro",
+        file.display(),
+        key.as_ref().map_or("of apt's own".into(), |key| key.to_string_lossy())
+    )
 }
 
 fn sources(uri: &str, codename: &str, architecture: &str) -> String {
@@ -337,17 +368,40 @@ mod tests {
         let (file, key) = ("/etc/apt/sources.list.d/docker.list", "/etc/apt/keyrings/docker.gpg");
         let source = Source { file: file.into(), key: Some(key.into()) };
         with_repository(&host, |repository| {
-            let missing = repository.signature_remedy(&source);
+            let missing = repository.missing_key(&source).map(|error| one_line(&error)).unwrap_or_default();
             std::fs::create_dir_all(host.path("/etc/apt/keyrings"))?;
             std::fs::write(host.path(key), "")?;
-            let wrong = repository.signature_remedy(&source);
-            for remedy in [&missing, &wrong] {
-                assert!([file, key, "openclaw-docker=distro"].iter().all(|part| remedy.contains(part)), "{remedy}");
+            assert!(repository.missing_key(&source).is_none());
+            let wrong = signature_remedy(&source);
+            for text in [&missing, &wrong] {
+                assert!([file, key].iter().all(|part| text.contains(part)), "{text}");
             }
             assert!(missing.contains("does not exist") && !missing.contains("trust"), "{missing}");
-            assert!(wrong.contains("Do not trust"), "{wrong}");
+            assert!(wrong.contains("Do not trust") && wrong.contains("openclaw-docker=distro"), "{wrong}");
             Ok(())
         })
+    }
+
+    #[tokio::test]
+    async fn what_is_not_ours_byte_for_byte_is_kept() -> Result<()> {
+        let distribution = Distribution { id: "debian", version: "12", codename: "bookworm" };
+        let url = "http://127.0.0.1:1/linux";
+        let ours = sources(&format!("{url}/debian"), "bookworm", Arch::OURS.name());
+        let theirs = "Types: deb\nURIs: https://mirror.example/docker\nSuites: bookworm\nSigned-By: /x.asc\n";
+        for (text, is_kept) in [(theirs.to_owned(), true), (format!("# mine\n{theirs}"), true), (ours, false)] {
+            let root = tempfile::tempdir()?;
+            let host = Host::new(root.path());
+            for (file, text) in [(SOURCES_FILE, text.as_str()), (KEY_FILE, "a key of theirs")] {
+                std::fs::create_dir_all(host.path(file).parent().context("it has a directory")?)?;
+                std::fs::write(host.path(file), text)?;
+            }
+            let (apt, trust) = (&Apt::new(&host, Duration::ZERO), &RepositoryTrust::new(DOCKER_FINGERPRINT.parse()?));
+            let availability = Repository { host: &host, apt, distribution, url, trust }.ensure().await?;
+            assert!(matches!(availability, Availability::Unusable(_)), "{availability:?}");
+            assert_eq!(std::fs::read_to_string(host.path(SOURCES_FILE)).ok(), is_kept.then_some(text));
+            assert_eq!(std::fs::read_to_string(host.path(KEY_FILE))?, "a key of theirs");
+        }
+        Ok(())
     }
 
     #[test]

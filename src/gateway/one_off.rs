@@ -10,8 +10,8 @@ use futures_util::StreamExt as _;
 use serde_json::Value;
 
 use super::spec::Inputs;
-use super::{Gateway, is_missing, logs};
-use crate::docker::Engine;
+use super::{Gateway, logs};
+use crate::docker::{Engine, is_missing};
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::Host;
 use crate::paths::STATE_ALIAS;

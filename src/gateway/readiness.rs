@@ -105,7 +105,7 @@ impl<'a> Wait<'a> {
     /// How the container is, and why waiting for it is of no use, if so. Its exits are asked for only when it is not up
     /// or was restarted.
     async fn container(&mut self) -> Result<(ContainerState, Option<Failure>)> {
-        let container = inspect(self.gateway.engine).await?.ok_or_else(|| anyhow!("container {NAME} is gone"))?;
+        let container = inspect(self.gateway.engine, NAME).await?.ok_or_else(|| anyhow!("container {NAME} is gone"))?;
         let state = container.state.unwrap_or_default();
         let count = container.restart_count.unwrap_or_default();
         if is_up(&state) && *self.restarts.get_or_insert(count) == count {

@@ -73,6 +73,8 @@ struct Capabilities {
     memory_limit: bool,
     /// Whether the image brings its own `tini`; the engine's is then not needed, and it is not always installed.
     own_init: bool,
+    /// Whether the engine gives root in a container another number (`userns-remap`): then the state would be foreign.
+    remaps_users: bool,
     /// The kernel's name for this boot.
     boot_id: String,
 }
@@ -92,7 +94,9 @@ impl Capabilities {
         if !memory_limit {
             tracing::debug!("this engine cannot limit a container's memory");
         }
-        Ok(Self { memory, memory_limit, own_init, boot_id: host.boot_id().await? })
+        let security = info.security_options.unwrap_or_default();
+        let remaps_users = security.iter().any(|option| option.split(',').any(|part| part == "name=userns"));
+        Ok(Self { memory, memory_limit, own_init, remaps_users, boot_id: host.boot_id().await? })
     }
 
     /// How many bytes the container may use.
@@ -197,6 +201,7 @@ impl<'a> Inputs<'a> {
             extra_hosts: Some(vec!["host.docker.internal:host-gateway".to_owned()]),
             cap_drop: Some(vec!["ALL".to_owned()]),
             security_opt: Some(vec!["no-new-privileges".to_owned()]),
+            userns_mode: capabilities.remaps_users.then(|| "host".to_owned()),
             pids_limit: Some(PIDS_LIMIT),
             init: (!capabilities.own_init).then_some(true),
             memory: capabilities.memory_limit.then(|| i64::try_from(capabilities.limit()).unwrap_or(i64::MAX)),
@@ -236,7 +241,8 @@ mod tests {
     use crate::reference::{ImageReference, PinnedImage};
 
     fn allowed() -> Capabilities {
-        Capabilities { memory: 4 << 30, memory_limit: true, own_init: true, boot_id: "b".to_owned() }
+        let boot_id = "b".to_owned();
+        Capabilities { memory: 4 << 30, memory_limit: true, own_init: true, remaps_users: false, boot_id }
     }
 
     fn image() -> Image {
@@ -273,6 +279,7 @@ mod tests {
             of(&image(), &config(), Capabilities { memory: 8 << 30, ..allowed() }),
             of(&image(), &config(), Capabilities { memory_limit: false, ..allowed() }),
             of(&image(), &config(), Capabilities { own_init: false, ..allowed() }),
+            of(&image(), &config(), Capabilities { remaps_users: true, ..allowed() }),
             of(&image(), &GatewayConfig { metadata_access: MetadataAccess::Allow, ..config() }, allowed()),
             of(&image(), &writable(), allowed()),
         ];

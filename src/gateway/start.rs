@@ -1,17 +1,53 @@
 //! Starting the container, and why it did not start.
 
-use anyhow::{Context as _, Error, Result};
+use std::io::ErrorKind;
+use std::net::{IpAddr, TcpListener};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Error, Result, anyhow};
 use bollard::errors::Error as DockerError;
 
 use super::{Gateway, NAME};
 use crate::config::GatewayConfig;
 use crate::docker::{self, Engine};
-use crate::error::{Code, Diagnosis};
+use crate::error::{Code, Diagnosis, RUN_AGAIN};
 
 /// The engine's words for a port that it holds itself, for a container of its own.
 const PORT_ALLOCATED: &str = "port is already allocated";
 
+/// How long an address of the VM may be missing: a VPN or a second network card comes up beside this program.
+const ADDRESS_DEADLINE: Duration = Duration::from_secs(60);
+const ADDRESS_INTERVAL: Duration = Duration::from_secs(1);
+
 impl Gateway<'_> {
+    /// Waits until the address to publish on is one of this VM.
+    pub(super) async fn wait_for_address(&self) -> Result<()> {
+        let (bind, begun) = (self.config.bind, Instant::now());
+        while TcpListener::bind((bind, 0)).is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable) {
+            if begun.elapsed() >= ADDRESS_DEADLINE {
+                return Err(missing_address(
+                    anyhow!("it did not come up within {} s", ADDRESS_DEADLINE.as_secs()),
+                    bind,
+                ));
+            }
+            self.host.progress(format!("waiting for the address {bind}, {} s", begun.elapsed().as_secs()));
+            tokio::time::sleep(ADDRESS_INTERVAL).await;
+        }
+        Ok(())
+    }
+
+    /// Refuses a port that somebody else listens on, while the gateway's own container holds another one.
+    pub(super) async fn require_port(&self) -> Result<()> {
+        let (bind, port) = (self.config.bind, self.config.port);
+        match TcpListener::bind((bind, port)) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                let holder = publisher(self.engine, port).await?;
+                Err(anyhow!("port {port} of {bind} is in use")).context(taken(self.config, holder.as_deref()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Starts the container.
     ///
     /// After a power cut while a container starts, the engine can hold its port for no container: it removes the
@@ -45,29 +81,39 @@ async fn publisher(engine: &Engine, port: u16) -> Result<Option<String>> {
 }
 
 fn explain(error: DockerError, config: &GatewayConfig, holder: Option<&str>) -> Error {
-    let (address, port) = (config.bind, config.port);
     let text = error.to_string();
-    let choose = "or choose another port with the attribute openclaw-port.";
-    let diagnosis = if let Some(holder) = holder {
-        let remedy = format!("Container {holder} publishes port {port}: `sudo docker stop {holder}`, {choose}");
-        Some(Diagnosis { code: Code::PortTaken, remedy })
-    } else if text.contains(PORT_ALLOCATED) || text.contains("address already in use") {
-        let remedy = format!(
-            "Another program listens on port {port} of {address}: find it with `sudo ss -ltnp 'sport = :{port}'` and \
-             stop it, {choose}"
-        );
-        Some(Diagnosis { code: Code::PortTaken, remedy })
-    } else if text.contains("cannot assign requested address") {
-        let remedy = format!("{address} is no address of this VM: correct the attribute openclaw-bind.");
-        Some(Diagnosis { code: Code::ConfigInvalid, remedy })
-    } else {
-        None
-    };
     let error = Error::from(error).context(format!("starting container {NAME}"));
-    match diagnosis {
-        Some(diagnosis) => error.context(diagnosis),
-        None => error,
+    if text.contains(PORT_ALLOCATED) || text.contains("address already in use") {
+        error.context(taken(config, holder))
+    } else if text.contains("cannot assign requested address") {
+        missing_address(error, config.bind)
+    } else if text.contains("OCI runtime") {
+        let remedy = format!("See `sudo docker info` and `sudo journalctl --unit docker`, then run `{RUN_AGAIN}`.");
+        error.context(Diagnosis { code: Code::DockerUnusable, remedy })
+    } else {
+        error
     }
+}
+
+fn taken(config: &GatewayConfig, holder: Option<&str>) -> Diagnosis {
+    let GatewayConfig { port, bind, .. } = config;
+    let found = match holder {
+        Some(holder) => format!("Container {holder} publishes port {port}: `sudo docker stop {holder}`"),
+        None => format!(
+            "Another program listens on port {port} of {bind}: find it with `sudo ss -ltnp 'sport = :{port}'` and stop it"
+        ),
+    };
+    let remedy = format!("{found}, or choose another port with the attribute openclaw-port.");
+    Diagnosis { code: Code::PortTaken, remedy }
+}
+
+/// Not [`Code::ConfigInvalid`]: what is no address of this VM now may be one later.
+fn missing_address(error: Error, bind: IpAddr) -> Error {
+    let remedy = format!(
+        "Bring up what has the address (see `ip address`), or correct the attribute openclaw-bind, then run `{RUN_AGAIN}`."
+    );
+    let error = error.context(format!("{bind} is no address of this VM"));
+    error.context(Diagnosis { code: Code::GatewayNotReady, remedy })
 }
 
 #[cfg(test)]
@@ -84,8 +130,9 @@ mod tests {
             (taken, None, Code::PortTaken, "ss -ltnp"),
             (taken, Some("other"), Code::PortTaken, "docker stop other"),
             ("listen tcp4 127.0.0.1:18789: bind: address already in use", None, Code::PortTaken, "ss -ltnp"),
-            ("listen tcp4 10.9.9.9:18789: bind: cannot assign requested address", None, Code::ConfigInvalid, "openclaw-bind"),
-            ("OCI runtime create failed", None, Code::Internal, "OCI"),
+            ("listen tcp4 10.9.9.9:18789: bind: cannot assign requested address", None, Code::GatewayNotReady, "openclaw-bind"),
+            ("OCI runtime create failed: exec: \"runc\": executable file not found", None, Code::DockerUnusable, "docker info"),
+            ("context deadline exceeded", None, Code::Internal, "starting container"),
         ];
         for (message, holder, code, words) in cases {
             let error = DockerError::DockerResponseServerError { status_code: 500, message: message.to_owned() };

@@ -40,7 +40,7 @@ pub(super) async fn fetch(host: &Host, binaries: &[Binary], directory: &Path) ->
             check(&path, Arch::OURS)
         })
         .await
-        .with_context(|| format!("preparing {} from {}", binary.name, binary.url))
+        .with_context(|| format!("preparing {}", binary.name))
         .classify(Code::ConfigInvalid, format!("Correct its entry in the attribute {BINARIES}."))?;
         programs.push((format!("bin/{}", binary.name), target));
     }

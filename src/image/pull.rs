@@ -10,7 +10,7 @@ use bollard::query_parameters::{CreateImageOptionsBuilder, RemoveImageOptions, T
 use futures_util::TryStreamExt as _;
 
 use super::registries::{GRANT, is_at_google};
-use super::{GROW_BOOT_DISK, Images, RETRY_BACKOFF, find};
+use super::{GROW_BOOT_DISK, Images, OFFICIAL, RETRY_BACKOFF, find};
 use crate::docker::Engine;
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::reference::ImageReference;
@@ -119,6 +119,10 @@ pub(super) fn join(references: &[ImageReference]) -> String {
 fn not_found(sources: &[ImageReference]) -> &'static str {
     if sources.iter().any(is_at_google) {
         return GRANT;
+    }
+    if sources.iter().any(|source| OFFICIAL.contains(&source.repository())) {
+        return "Check the attribute openclaw-version; a version that only npm has is built here with \
+            openclaw-image-source=npm.";
     }
     "Check the attributes openclaw-version, openclaw-image and openclaw-registry-mirror (an image that needs a login is \
      refused likewise)."

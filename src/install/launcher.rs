@@ -7,14 +7,25 @@ use anyhow::Result;
 
 use super::install;
 use crate::host::{Host, blocking, remove_if_exists};
+use crate::metadata::Client;
 use crate::paths::{BOOT_UNIT, TRIES};
 use crate::report::follow::{self, RunOutcome, UnitState};
+use crate::report::report_failure;
 use crate::systemd;
 use crate::update::Request;
 
 /// Installs the program, has its unit run with it, and follows the run to the result.
-pub async fn run(host: &Host) -> Result<RunOutcome> {
-    let installed = install(host).await?;
+pub async fn run(host: &Host, metadata: &Client) -> Result<RunOutcome> {
+    let installed = match install(host).await {
+        Err(error) => {
+            // A unit that is there reports on its own.
+            if !systemd::is_loaded(host, BOOT_UNIT).await.unwrap_or(false) {
+                report_failure(host, metadata, &error).await;
+            }
+            return Err(error);
+        }
+        installed => installed?,
+    };
     let before = follow::observe(host).await?;
     if installed && before == UnitState::InProgress {
         tracing::info!("waiting for the run of the previous version to end");
@@ -35,7 +46,7 @@ pub async fn run(host: &Host) -> Result<RunOutcome> {
 /// goes on when this process ends.
 pub async fn carry_out(host: &Host, request: &Request) -> Result<RunOutcome> {
     request.leave(host).await?;
-    if systemd::property(host, BOOT_UNIT, "LoadState").await? != "loaded" {
+    if !systemd::is_loaded(host, BOOT_UNIT).await? {
         install(host).await?;
     }
     follow::start_and_follow(host).await

@@ -101,7 +101,9 @@ impl Swap {
     async fn observe(host: &Host) -> Result<Self> {
         let memory = memory::total(host).await?;
         let swaps = host.read("/proc/swaps").await?.unwrap_or_default();
-        let (active, others) = parse_swaps(&String::from_utf8_lossy(&swaps));
+        // The kernel names it without links.
+        let path = tokio::fs::canonicalize(host.path(SWAP)).await.unwrap_or_else(|_| SWAP.into());
+        let (active, others) = parse_swaps(&String::from_utf8_lossy(&swaps), &path);
         let found = if_exists(tokio::fs::symlink_metadata(host.path(SWAP)).await);
         let found = found.with_context(|| format!("looking at {SWAP}"))?;
         let ours = found.map(|found| Ours { size: found.len(), active });
@@ -116,10 +118,12 @@ fn is_suitable(kind: FsType) -> bool {
     kind == EXT4_SUPER_MAGIC || kind == XFS_SUPER_MAGIC
 }
 
-/// Whether our file is among the active swap areas of `/proc/swaps`, and whether another is.
-fn parse_swaps(swaps: &str) -> (bool, bool) {
+/// Whether our file, at `path`, is among the active swap areas of `/proc/swaps`, and whether another is.
+fn parse_swaps(swaps: &str, path: &Path) -> (bool, bool) {
     let mut areas = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next());
-    areas.by_ref().fold((false, false), |(ours, others), area| (ours || area == SWAP, others || area != SWAP))
+    areas.by_ref().fold((false, false), |(ours, others), area| {
+        (ours || path == Path::new(area), others || path != Path::new(area))
+    })
 }
 
 /// What is to be done.
@@ -255,11 +259,12 @@ mod tests {
         let head = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
         let line = |name: &str| format!("{name}    file\t\t2097148\t\t0\t\t-2\n");
         let (own, zram) = (line(SWAP), line("/dev/zram0"));
-        assert_eq!(parse_swaps(""), (false, false));
-        assert_eq!(parse_swaps(head), (false, false));
-        assert_eq!(parse_swaps(&format!("{head}{own}")), (true, false));
-        assert_eq!(parse_swaps(&format!("{head}{zram}")), (false, true));
-        assert_eq!(parse_swaps(&format!("{head}{zram}{own}")), (true, true));
+        let parsed = |swaps: &str| parse_swaps(swaps, Path::new(SWAP));
+        assert_eq!(parsed(""), (false, false));
+        assert_eq!(parsed(head), (false, false));
+        assert_eq!(parsed(&format!("{head}{own}")), (true, false));
+        assert_eq!(parsed(&format!("{head}{zram}")), (false, true));
+        assert_eq!(parsed(&format!("{head}{zram}{own}")), (true, true));
     }
 
     /// Everything but the kernel's part: swap is the whole machine's, so a test must not have any.

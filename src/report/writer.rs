@@ -14,13 +14,13 @@ use crate::host::Host;
 use crate::http::Retry;
 use crate::metadata::{Client, RequestError, WriteOutcome};
 
-const NAMESPACE: &str = "openclaw";
+pub(super) const NAMESPACE: &str = "openclaw";
 
 /// What is written while the run goes on, the most important first.
 const IN_PROGRESS: &[&str] = &["boot-id", "state", "run-id", "detail"];
 
 /// What is written at the end. A waiter that sees `result` finds everything else in place.
-const AT_END: &[&str] = &["boot-id", "run-id", "version", "detail", "state", "result"];
+pub(super) const AT_END: &[&str] = &["boot-id", "run-id", "version", "detail", "state", "result"];
 
 /// Stands in for a deletion where the server refuses one.
 const PENDING: &str = "pending";

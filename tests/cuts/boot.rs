@@ -4,6 +4,7 @@
 //! those of a machine. The engine is fake, and so are programs that would change more than files.
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
@@ -23,7 +24,9 @@ const STATE: &str = "var/lib/openclaw-init/data/openclaw";
 const SHIELD: &str = include_str!("../fixtures/nft/shield.json");
 const NAMES: [&str; 8] = ["apt-get", "chattr", "dpkg", "dpkg-query", "nft", "sysctl", "systemctl", "apt-cache"];
 
-/// Makes the present directory the root, and boots there.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_openclaw-init");
+
+/// Makes the present directory the root, and runs a program there.
 const ENTER: &str = include_str!("enter.sh");
 
 /// How version 0.1.0 is told where to be cut, and where to note its points.
@@ -37,6 +40,8 @@ const PREVIOUS: &str = "OPENCLAW_INIT_PREVIOUS";
 struct Boots {
     /// What an operator has asked for before each of them.
     requests: &'static [&'static str],
+    /// An attribute that is set before the last of them.
+    attribute: Option<(&'static str, String)>,
     /// What the points have in their names.
     of: &'static str,
     /// The program that is cut, when it is not the one under test.
@@ -48,7 +53,7 @@ const NOTHING: &str = "";
 struct Beside {
     engine: FakeEngine,
     metadata: String,
-    _server: Arc<Server>,
+    server: Arc<Server>,
 }
 
 impl Work for Boots {
@@ -77,7 +82,7 @@ impl Work for Boots {
         ] {
             server.set_attribute(Level::Instance, key, value)?;
         }
-        let beside = Beside { engine, metadata: address.to_string(), _server: Arc::new(server) };
+        let beside = Beside { engine, metadata: address.to_string(), server: Arc::new(server) };
         let (last, before) = self.requests.split_last().context("no boots")?;
         for request in before {
             ask(machine, request)?;
@@ -87,13 +92,16 @@ impl Work for Boots {
             fs::remove_file(machine.join(POINTS))?;
         }
         ask(machine, last)?;
+        if let Some((key, value)) = &self.attribute {
+            beside.server.set_attribute(Level::Instance, key, value)?;
+        }
         Ok(beside)
     }
 
     fn process(&self, machine: &Path, beside: &Beside) -> Result<Command> {
         Ok(match &self.previous {
             Some(previous) => {
-                let mut boot = boot(machine, beside, previous, "");
+                let mut boot = command(machine, beside, [previous, "boot", ""]);
                 boot.env(PREVIOUS_LOG, format!("/{POINTS}"));
                 boot
             }
@@ -102,7 +110,7 @@ impl Work for Boots {
     }
 
     fn process_after(&self, machine: &Path, beside: &Beside) -> Result<Command> {
-        Ok(boot(machine, beside, env!("CARGO_BIN_EXE_openclaw-init"), "--foreground"))
+        Ok(command(machine, beside, [PROGRAM, "boot --foreground", ""]))
     }
 
     fn cut_variable(&self) -> &'static str {
@@ -147,9 +155,10 @@ impl Work for Boots {
     }
 }
 
-fn boot(machine: &Path, beside: &Beside, program: &str, flag: &str) -> Command {
+/// A program with its arguments on the machine, to which something is done before.
+fn command(machine: &Path, beside: &Beside, words: [&str; 3]) -> Command {
     let mut boot = alone();
-    boot.args(["sh", "-c", ENTER, "enter"]).arg(machine).args([program, flag]);
+    boot.args(["sh", "-c", ENTER, "enter"]).arg(machine).args(words);
     boot.env("GCE_METADATA_HOST", &beside.metadata).env(FAILPOINT_LOG, format!("/{POINTS}"));
     boot
 }
@@ -172,11 +181,18 @@ fn alone() -> Command {
     command
 }
 
-/// Sweeps, and checks that every one of the stages has points; nothing when this user may not have namespaces.
-fn every_point(boots: &Boots, stages: &[&str]) -> Result<()> {
+/// Whether this user may have namespaces.
+fn is_possible() -> Result<bool> {
     let possible = alone().args(["mount", "--bind", "/tmp", "/tmp"]).output().context("running unshare")?;
     if !possible.status.success() {
         println!("SKIPPED: no namespaces for this user: {}", String::from_utf8_lossy(&possible.stderr));
+    }
+    Ok(possible.status.success())
+}
+
+/// Sweeps, and checks that every one of the stages has points; nothing when this user may not have namespaces.
+fn every_point(boots: &Boots, stages: &[&str]) -> Result<()> {
+    if !is_possible()? {
         return Ok(());
     }
     let points = sweep(boots)?;
@@ -189,7 +205,7 @@ fn every_point(boots: &Boots, stages: &[&str]) -> Result<()> {
 #[test]
 fn every_point_of_a_first_boot() -> Result<()> {
     let stages = ["docker", "disk", "shield", "secrets", "image", "gateway", "ready", "run"];
-    every_point(&Boots { requests: &[NOTHING], of: "", previous: None }, &stages)
+    every_point(&Boots { requests: &[NOTHING], of: "", attribute: None, previous: None }, &stages)
 }
 
 const UPDATE: &str = r#"{"update":{"to":"2026.9.7"}}"#;
@@ -200,17 +216,92 @@ const FUTILE: &str = r#"{"update":{"to":"2026.9.66"}}"#;
 
 #[test]
 fn every_point_of_an_update_that_is_undone() -> Result<()> {
-    every_point(&Boots { requests: &[NOTHING, FUTILE], of: "update.", previous: None }, &["update"])
+    every_point(&Boots { requests: &[NOTHING, FUTILE], of: "update.", attribute: None, previous: None }, &["update"])
 }
 
 #[test]
 fn every_point_of_an_update() -> Result<()> {
-    every_point(&Boots { requests: &[NOTHING, UPDATE], of: "update.", previous: None }, &["update"])
+    every_point(&Boots { requests: &[NOTHING, UPDATE], of: "update.", attribute: None, previous: None }, &["update"])
 }
 
 #[test]
 fn every_point_of_a_rollback() -> Result<()> {
-    every_point(&Boots { requests: &[NOTHING, UPDATE, ROLLBACK], of: "update.", previous: None }, &["update"])
+    every_point(
+        &Boots { requests: &[NOTHING, UPDATE, ROLLBACK], of: "update.", attribute: None, previous: None },
+        &["update"],
+    )
+}
+
+#[test]
+fn every_point_of_another_container() -> Result<()> {
+    let attribute = Some(("openclaw-env-A", "b".to_owned()));
+    every_point(&Boots { requests: &[NOTHING, NOTHING], of: "", attribute, previous: None }, &["gateway", "ready"])
+}
+
+/// The gateway that ran before is the gateway that runs, whatever is wrong with the container that was to come.
+#[test]
+fn a_container_that_fails_leaves_the_former_one() -> Result<()> {
+    if !is_possible()? {
+        return Ok(());
+    }
+    let squatter = TcpListener::bind("127.0.0.1:0")?;
+    let port = squatter.local_addr()?.port().to_string();
+    let cases = [
+        ("openclaw-env-FAULT", "start", "docker-unusable", true),
+        ("openclaw-env-FAULT", "ready", "gateway-not-ready", true),
+        ("openclaw-port", port.as_str(), "port-taken", false),
+    ];
+    for (key, value, code, stops) in cases {
+        let attribute = Some((key, value.to_owned()));
+        let boots = Boots { requests: &[NOTHING, NOTHING], of: "", attribute, previous: None };
+        let directory = tempfile::tempdir()?;
+        let (machine, beside) = (directory.path(), boots.prepare(directory.path())?);
+        let stopped = || beside.engine.requests().iter().filter(|request| request.ends_with("/stop")).count();
+        let before = (beside.engine.gateway(), beside.engine.containers(), stopped());
+        let failed = boots.process(machine, &beside)?.output()?;
+        ensure!(!failed.status.success(), "{key}={value} ended well");
+        let status = fs::read_to_string(machine.join("run/openclaw-init/status.json"))?;
+        ensure!(status.contains(&format!(r#""code": "{code}""#)), "{key}={value}: {status}");
+        ensure!(before.0 == beside.engine.gateway(), "{key}={value}: another container is there");
+        ensure!(before.1 == beside.engine.containers(), "{key}={value}: {:?}", beside.engine.containers());
+        ensure!((stopped() > before.2) == stops, "{key}={value}: {:?}", beside.engine.requests());
+        beside.server.unset_attribute(Level::Instance, key);
+        beside.server.set_attribute(Level::Instance, "openclaw-port", &beside.engine.port.to_string())?;
+        ensure!(boots.process(machine, &beside)?.status()?.success(), "{key}={value} leaves something behind");
+        ensure!(before.0 == beside.engine.gateway(), "{key}={value}: the container was replaced for nothing");
+    }
+    Ok(())
+}
+
+/// Where not even a run can start, the guest attributes say so all the same.
+#[test]
+fn a_failure_outside_of_a_run_is_reported() -> Result<()> {
+    if !is_possible()? {
+        return Ok(());
+    }
+    let cases = [
+        ("mount -t tmpfs -o nr_inodes=1 full run", "boot --unit", "no-space", 24),
+        ("mount -t tmpfs -o nr_inodes=1 full usr/local/bin", "", "no-space", 24),
+        ("mount -t tmpfs -o ro full usr/local/bin", "", "disk-readonly", 15),
+        ("mount -t tmpfs full usr/local/bin; echo masked > var/lib/programs/load-state", "", "unit-masked", 36),
+    ];
+    for (before, arguments, code, exit) in cases {
+        let boots = Boots { requests: &[NOTHING], of: "", attribute: None, previous: None };
+        let directory = tempfile::tempdir()?;
+        let (machine, beside) = (directory.path(), boots.prepare(directory.path())?);
+        for made in ["run/systemd/system", "var/lib/programs"] {
+            fs::create_dir_all(machine.join(made))?;
+        }
+        beside.server.set_attribute(Level::Instance, "enable-guest-attributes", "TRUE")?;
+        let ended = command(machine, &beside, [PROGRAM, arguments, before]).output()?;
+        let said = String::from_utf8_lossy(&ended.stderr);
+        ensure!(ended.status.code() == Some(exit), "{before}: {}: {said}", ended.status);
+        let attributes = beside.server.guest_attributes("openclaw");
+        ensure!(attributes.get("result") == Some(&format!("failed:{code}")), "{before}: {attributes:?}: {said}");
+        ensure!(attributes["detail"].contains("openclaw-init"), "{before}: {attributes:?}");
+        ensure!(!machine.join("etc/systemd/system/openclaw-init.service").exists(), "{before}: a unit was written");
+    }
+    Ok(())
 }
 
 /// What version 0.1.0 left half done is completed or undone. Needs a program of that version, built from its commit,
@@ -224,7 +315,7 @@ fn every_point_of_the_previous_version() -> Result<()> {
     };
     for requests in [&[NOTHING][..], &[NOTHING, FUTILE], &[NOTHING, UPDATE], &[NOTHING, UPDATE, ROLLBACK]] {
         let of = if requests.len() == 1 { "" } else { "update." };
-        every_point(&Boots { requests, of, previous: Some(previous.clone()) }, &[])?;
+        every_point(&Boots { requests, of, attribute: None, previous: Some(previous.clone()) }, &[])?;
     }
     Ok(())
 }

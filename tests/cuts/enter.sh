@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the directory $1 the root and boots the program $2 there, with the flag $3: with this machine's programs, which nothing here can
-# change, and the fakes before them.
+# Makes the directory $1 the root and runs the program $2 there, with the arguments $3: with this machine's programs,
+# which nothing here can change, and the fakes before them. $4 is what else is done to the machine.
 set -e
 cd "$1"
 mount --bind "$2" openclaw-init
@@ -14,5 +14,6 @@ for directory in bin sbin lib lib64; do
   fi
 done
 mount --bind programs usr/local/sbin
-# shellcheck disable=SC2086 # The flag may be none.
-exec chroot . /openclaw-init boot $3
+eval "${4:-}"
+# shellcheck disable=SC2086 # These are several arguments, or none.
+exec chroot . /openclaw-init $3

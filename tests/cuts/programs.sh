@@ -16,6 +16,7 @@ case "$name $*" in
   apt-get*\ update*) : > $kept/updated ;;
   dpkg\ --print-architecture) echo amd64 ;;
   dpkg\ --audit) ;;
+  dpkg-query\ --search*) exit 1 ;;
   dpkg-query\ --show*)
     shift 2
     for package; do
@@ -37,6 +38,7 @@ case "$name $*" in
   systemctl\ start\ *) : > "$now/active/$2" ;;
   systemctl\ daemon-reload) ;;
   systemctl\ show*NeedDaemonReload*) echo no ;;
+  systemctl\ show*LoadState*) cat $kept/load-state 2> /dev/null || echo not-found ;;
   nft\ -f\ *) cp "$2" $now/table ;;
   nft\ -j\ *)
     [ -e $now/table ] || exit 1

@@ -91,6 +91,11 @@ impl FakeEngine {
         self.known.lock().unwrap().requests.clone()
     }
 
+    /// What the gateway's container was made from.
+    pub(crate) fn gateway(&self) -> Option<Value> {
+        self.known.lock().unwrap().containers.get("openclaw-gateway").map(|container| container.body.clone())
+    }
+
     /// The containers: name, image, status.
     pub(crate) fn containers(&self) -> Vec<(String, String, &'static str)> {
         let known = self.known.lock().unwrap();
@@ -141,6 +146,7 @@ impl Known {
             (_, ["version"]) => (200, self.version.clone()),
             (_, ["events"]) => (200, Value::Null),
             (_, ["info"]) => (200, json!({"MemoryLimit": false})),
+            ("GET", ["networks", "bridge"]) => (200, json!({"Name": "bridge"})),
             ("POST", ["images", "create"]) => {
                 let name = value("fromImage").context("no image is named")?;
                 let name = name.replace("%2F", "/").replace("%3A", ":");
@@ -155,10 +161,12 @@ impl Known {
                 }
             }
             ("POST", ["containers", "create"]) => self.create(value("name").context("no name")?, body)?,
+            ("GET", ["containers", "json"]) => (200, json!([])),
             ("GET", ["containers", name, "json"]) => match self.containers.get(*name) {
                 Some(container) => (200, container.told()),
                 None => absent("container"),
             },
+            ("POST", ["containers", name, "rename"]) => self.rename(name, value("name").context("no name")?),
             ("POST", ["containers", name, "start"]) => self.start(name)?,
             ("POST", ["containers", _, "wait"]) => (200, json!({"StatusCode": 0})),
             ("POST", ["containers", name, "stop"]) => match self.containers.get_mut(*name) {
@@ -185,6 +193,19 @@ impl Known {
         Ok((201, json!({"Id": name, "Warnings": []})))
     }
 
+    fn rename(&mut self, from: &str, to: &str) -> (u16, Value) {
+        if self.containers.contains_key(to) {
+            return (409, json!({"message": format!("the name {to} is in use")}));
+        }
+        match self.containers.remove(from) {
+            Some(container) => {
+                self.containers.insert(to.to_owned(), container);
+                (204, Value::Null)
+            }
+            None => (404, json!({"message": "no such container"})),
+        }
+    }
+
     /// A container of the gateway runs; any other one is its `config set` and has ended.
     fn start(&mut self, name: &str) -> Result<(u16, Value)> {
         let container = self.containers.get_mut(name).context("no such container")?;
@@ -193,13 +214,17 @@ impl Known {
         if !state.is_dir() {
             return Ok((400, json!({"message": "bind source path does not exist"})));
         }
+        let fault = container.fault();
+        if fault.as_deref() == Some("start") {
+            return Ok((500, json!({"message": "OCI runtime create failed: exec: no such file"})));
+        }
         let mut command = container.body["Cmd"].as_array().into_iter().flatten().filter_map(Value::as_str);
         if let Some(batch) = command.rfind(|word| word.starts_with('[')) {
             set(&state.join("openclaw.json"), &serde_json::from_str(batch)?)?;
             container.status = "exited";
         } else {
             let version = version(&container.image());
-            let starts = migrate(&state, &version)? && version != BROKEN;
+            let starts = migrate(&state, &version)? && version != BROKEN && fault.is_none();
             container.status = if starts { "running" } else { "exited" };
             container.started_at = Timestamp::now().to_string();
         }
@@ -239,6 +264,9 @@ fn migrate(state: &Path, version: &str) -> Result<bool> {
 /// The version that migrates the state and then ends.
 pub(crate) const BROKEN: &str = "2026.9.66";
 
+/// The variable of a gateway that ends at once; with the value `start`, the engine cannot even start it.
+pub(crate) const FAULT: &str = "FAULT";
+
 /// In the state directory: which version's it is.
 pub(crate) const OF_VERSION: &str = "of-version";
 
@@ -247,8 +275,15 @@ impl Container {
         self.body["Image"].as_str().unwrap_or_default().to_owned()
     }
 
+    /// What the operator's variable [`FAULT`] says.
+    fn fault(&self) -> Option<String> {
+        let mut env = self.body["Env"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        env.find_map(|pair| pair.strip_prefix(FAULT)?.strip_prefix('=')).map(str::to_owned)
+    }
+
     fn told(&self) -> Value {
         json!({
+            "HostConfig": {"PortBindings": self.body["HostConfig"]["PortBindings"]},
             "Config": {"Labels": self.body["Labels"]},
             "State": {"Status": self.status, "StartedAt": self.started_at, "ExitCode": 1},
             "RestartCount": 0,

@@ -28,9 +28,11 @@ pub(super) fn every_wrong_turn_then_ready(rig: &Rig) -> Result<()> {
         ("openclaw-image=openclaw/openclaw:0.0.78", 28, &["78", "Missing config"]),
     ];
     rig.attribute("openclaw-port")?;
+    odd_sources(rig)?;
     for (attribute, code, parts) in turns {
         rig.attribute(attribute)?;
         rig.boot(*code)?.has(parts).with_context(|| format!("with {attribute}"))?;
+        ensure!(rig.status()?["version"].is_null(), "with {attribute} a version is reported");
         rig.attribute(attribute.split('=').next().unwrap_or_default())?;
     }
 
@@ -45,7 +47,91 @@ pub(super) fn every_wrong_turn_then_ready(rig: &Rig) -> Result<()> {
     rig.boot(0)?;
     is_ready(rig)?;
     broken_settings(rig)?;
+    former_container_comes_back(rig)?;
+    odd_engines(rig)?;
+    masked_unit(rig)?;
     remedy_is_never_refused(rig)
+}
+
+/// What is wrong with apt's sources is named with its file, and what others wrote is kept.
+fn odd_sources(rig: &Rig) -> Result<()> {
+    let sources = "/etc/apt/sources.list.d";
+    let uri = "https://download.docker.com/linux/debian";
+    let user = format!("deb [signed-by=/etc/apt/keyrings/gone.gpg] {uri} bookworm stable");
+    let turns: [(&str, String, i32, &[&str]); 3] = [
+        ("third.list", "deb nonsense".to_owned(), 17, &["third.list", "Correct or remove that entry"]),
+        ("docker.list", user, 19, &["docker.list", "/etc/apt/keyrings/gone.gpg", "does not exist"]),
+        ("docker.sources", "# mine".to_owned(), 19, &["docker.sources", "not of this program"]),
+    ];
+    rig.attribute("openclaw-docker=docker-ce")?;
+    for (file, text, code, parts) in turns {
+        rig.shell(&format!("echo '{text}' > {sources}/{file}"))?;
+        rig.boot(code)?.has(parts).with_context(|| format!("with {file}"))?;
+        ensure!(rig.shell(&format!("cat {sources}/{file}"))? == text, "{file} was changed");
+        rig.shell(&format!("rm {sources}/{file}"))?;
+    }
+    rig.attribute("openclaw-docker=distro")?;
+    rig.shell("cp /etc/resolv.conf /root/resolv.conf && echo nameserver 127.0.0.9 > /etc/resolv.conf")?;
+    rig.boot(17)?.has(&["resolving"]).context("without name resolution")?;
+    rig.shell("cat /root/resolv.conf > /etc/resolv.conf")?;
+    rig.attribute("openclaw-docker")
+}
+
+/// A new container that cannot be published, or does not become ready, costs nobody the one that runs.
+fn former_container_comes_back(rig: &Rig) -> Result<()> {
+    const ID: &str =
+        "docker inspect --format '{{.Id}} {{.State.Status}}' openclaw-gateway; docker ps -a --quiet | wc -l";
+    let before = rig.shell(ID)?;
+    ensure!(before.contains("running"), "the gateway does not run: {before}");
+    rig.lab_ends(
+        0,
+        "exec",
+        &["--", "systemd-run", "--unit=squatter", "perl", "-e", &SQUATTER.replace("18789", "18999")],
+    )?;
+    let turns: &[(&str, i32, &[&str])] = &[
+        ("openclaw-port=18999", 27, &["18999", "ss -ltnp"]),
+        ("openclaw-bind=198.51.100.7", 29, &["198.51.100.7 is no address of this VM"]),
+        ("openclaw-bind=224.0.0.1", 10, &["openclaw-bind", "multicast"]),
+        ("openclaw-env-NODE_OPTIONS=--no-such-option", 29, &["the former one runs again"]),
+    ];
+    for (attribute, code, parts) in turns {
+        rig.attribute(attribute)?;
+        rig.boot(*code)?.has(parts).with_context(|| format!("with {attribute}"))?;
+        let after = rig.shell(ID)?;
+        ensure!(after == before, "with {attribute} there is {after} instead of {before}");
+        rig.attribute(attribute.split('=').next().unwrap_or_default())?;
+    }
+    rig.shell("systemctl stop squatter")?;
+    rig.boot(0)?.has(&["changes=0"]).map(drop)
+}
+
+/// Engines that cannot run a gateway are named before anything is started, in their own words where they have any.
+fn odd_engines(rig: &Rig) -> Result<()> {
+    let restart = "systemctl reset-failed docker docker.socket; systemctl restart docker || true";
+    let turns: &[(&str, &str)] = &[
+        (r#"{"bridge": "none"}"#, "bridge: none"),
+        (r#"{"iptables": false, "userland-proxy": false}"#, "userland-proxy: false"),
+        (r#"{"default-runtime": "gone", "runtimes": {"gone": {"path": "/opt/gone"}}}"#, "/opt/gone"),
+        (r#"{"debug": truth}"#, "invalid character"),
+    ];
+    for (settings, part) in turns {
+        rig.shell(&format!("mkdir -p /etc/docker && echo '{settings}' > /etc/docker/daemon.json; {restart}"))?;
+        rig.boot(19)?.has(&[part]).with_context(|| format!("with {settings}"))?;
+    }
+    rig.shell("rm /etc/docker/daemon.json; systemctl stop docker.socket docker; systemctl mask docker")?;
+    rig.boot(19)?.has(&["systemctl unmask docker.service"])?;
+    rig.shell(&format!("systemctl unmask docker; {restart}"))?;
+    rig.boot(0).map(drop)
+}
+
+/// Who masks the unit wants no gateway, and the launcher says so.
+fn masked_unit(rig: &Rig) -> Result<()> {
+    let unit = "/etc/systemd/system/openclaw-init.service";
+    rig.shell(&format!("mv {unit} /root/unit && systemctl mask openclaw-init"))?;
+    let masked = rig.lab_ends(36, "exec", &["--", "openclaw-init"])?;
+    masked.has(&["openclaw-init.service is masked", "systemctl unmask"])?;
+    ensure!(rig.shell(&format!("readlink {unit}"))? == "/dev/null", "the mask is gone");
+    rig.shell(&format!("systemctl unmask openclaw-init && mv /root/unit {unit} && systemctl daemon-reload")).map(drop)
 }
 
 /// Makes what a power cut while the container starts leaves.

@@ -59,10 +59,11 @@ fn find_scripts(directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
 /// Nothing at the URL at first boot; then what is pinned; then every way in which it can be out of reach.
 pub(super) fn script_with_every_turn_of_the_loader(rig: &Rig) -> Result<()> {
     nothing_there_at_first_boot(rig)?;
+    another_architecture(rig)?;
     rig.attribute(&format!("openclaw-init-url={BUCKET}/openclaw-init"))?;
     rig.lab_ends(0, "reboot", &[])?;
     is_ready(rig).context("after the URL was corrected")?;
-    ensure!(asked(rig)? == 2, "not one request for each boot: {:?}", rig.requests()?);
+    ensure!(asked(rig)? == 3, "not one request for each run: {:?}", rig.requests()?);
     let journal = rig.shell("journalctl --no-pager; cat /proc/*/cmdline | tr '\\0' ' '")?;
     ensure!(!journal.contains(ACCESS_TOKEN), "the access token can be seen");
 
@@ -88,6 +89,18 @@ fn nothing_there_at_first_boot(rig: &Rig) -> Result<()> {
     said.has(&["loader: FAILED: cannot fetch gs://openclaw-lab-openclaw/missing", "404", "failed:loader-failed"])?;
     ensure!(rig.guest_attributes()?["state"] == "failed", "the state is not failed");
     rig.shell("journalctl -u google-startup-scripts | grep 'exit status 31'").map(|_| ())
+}
+
+/// A program that this machine cannot run is named with the machine's architecture, and the result is there.
+fn another_architecture(rig: &Rig) -> Result<()> {
+    let arm = rig.machine()?.files().join("arm");
+    // ELF of 64 bits for machine 183, aarch64.
+    fs::write(&arm, b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\xb7\0 and no more")?;
+    rig.attribute(&format!("openclaw-init-url={WEB}/arm"))?;
+    rig.attribute(&format!("openclaw-init-sha256={}", sha256(&arm)?))?;
+    rig.lab("exec", &["--", "sh", "-c", RUN])?.has(&["cannot run here", "x86_64", "xec format error"])?;
+    ensure!(rig.guest_attributes()?["result"] == "failed:loader-failed", "the result is another one");
+    rig.attribute(&format!("openclaw-init-sha256={}", sha256(&rig.binary())?))
 }
 
 fn cases(fake: &str, installed: &str) -> Vec<Case> {

@@ -1,0 +1,106 @@
+//! Another container in the place of the gateway's: proven before the running one is stopped, undone when it fails.
+//!
+//! The new one is made under a name of its own. When the running one has stopped, both are renamed; that one is kept
+//! until the gateway is ready. Never do two of them run at once.
+
+use anyhow::{Context as _, Error, Result};
+use bollard::query_parameters::{CreateContainerOptionsBuilder, RenameContainerOptionsBuilder};
+
+use super::spec::{STOP_SECONDS, Spec};
+use super::{Action, Gateway, NAME, Observed, Secrets, observe, remove_if_exists, stop_container};
+use crate::docker::Engine;
+use crate::error::{Code, code_of};
+use crate::image::Image;
+use crate::report::Ready;
+
+/// A new container until the one before it is stopped.
+pub(super) const NEXT: &str = "openclaw-gateway-next";
+
+/// The one before it until the new one is ready.
+pub(super) const FORMER: &str = "openclaw-gateway-former";
+
+impl Gateway<'_> {
+    /// What can be known while the gateway runs: the new container can be made, and published.
+    pub(super) async fn prove(&self, action: Action, observed: Option<&Observed>, spec: &Spec) -> Result<()> {
+        self.wait_for_address().await?;
+        if observed.is_some_and(|observed| observed.is_alive() && observed.port != Some(self.config.port)) {
+            self.require_port().await?;
+        }
+        if matches!(action, Action::Create | Action::Replace) {
+            let options = CreateContainerOptionsBuilder::default().name(NEXT).build();
+            let created = self.engine.client.create_container(Some(options), spec.body.clone()).await;
+            let created = created.with_context(|| format!("creating container {NAME}"))?;
+            created.warnings.iter().for_each(|warning| tracing::debug!("creating container {NAME}: {warning}"));
+            self.host.changed(format!("created container {NAME}"));
+        }
+        Ok(())
+    }
+
+    /// Gives the new container its name, if there is one, and starts the gateway. No container runs.
+    pub(super) async fn apply(&self, action: Action) -> Result<()> {
+        let Self { host, engine, .. } = *self;
+        if action == Action::Replace && observe(engine, FORMER).await?.is_none() {
+            rename(engine, NAME, FORMER).await?;
+            host.changed(format!("took container {NAME} out of use"));
+        } else if action == Action::Replace {
+            // The former one was ready once, this one never.
+            remove_if_exists(engine, NAME).await?;
+        }
+        if matches!(action, Action::Create | Action::Replace) {
+            rename(engine, NEXT, NAME).await?;
+        }
+        let started = self.start().await;
+        if started.is_err() && action == Action::Create {
+            // It never ran: nothing is lost, and the next run begins clean.
+            drop(remove_if_exists(engine, NAME).await);
+        }
+        started
+    }
+
+    /// Waits until the gateway is ready; then the former container goes. It comes back when the new one does not become
+    /// ready, unless the gateway refused the state that both have.
+    pub async fn wait_settled(&self, image: &Image, secrets: &Secrets) -> Result<Ready> {
+        let ready = self.wait_ready(image, secrets).await;
+        let refused = ready.as_ref().is_err_and(|error| code_of(error) == Code::GatewayRefused);
+        match ready {
+            Ok(ready) => remove_if_exists(self.engine, FORMER).await.map(|_| ready),
+            Err(error) if !refused && observe(self.engine, FORMER).await?.is_some() => {
+                Err(self.bring_back(error).await)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Undoes what a failed change of the container did, and starts the former one. The error says so.
+    pub(super) async fn bring_back(&self, error: Error) -> Error {
+        let Self { host, engine, .. } = *self;
+        let back = async {
+            remove_if_exists(engine, NEXT).await?;
+            if observe(engine, FORMER).await?.is_some() {
+                stop_container(engine, STOP_SECONDS).await?;
+                remove_if_exists(engine, NAME).await?;
+                rename(engine, FORMER, NAME).await?;
+            }
+            self.start().await
+        };
+        host.progress("starting the former container again");
+        match back.await {
+            Ok(()) => error.context("the new container failed and the former one runs again"),
+            Err(also) => error.context(format!("the former container does not start either ({also:#})")),
+        }
+    }
+
+    /// After a cut between two names: what never ran goes, and the former container is the gateway's again.
+    pub(super) async fn recover_names(&self) -> Result<()> {
+        remove_if_exists(self.engine, NEXT).await?;
+        if observe(self.engine, NAME).await?.is_none() && observe(self.engine, FORMER).await?.is_some() {
+            rename(self.engine, FORMER, NAME).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn rename(engine: &Engine, from: &str, to: &str) -> Result<()> {
+    let options = RenameContainerOptionsBuilder::default().name(to).build();
+    engine.client.rename_container(from, options).await.with_context(|| format!("renaming container {from} to {to}"))
+}

@@ -31,7 +31,7 @@ pub use secrets::Secrets;
 
 pub use native_backup::{native_backup, native_backup_file};
 use spec::{Inputs, STOP_SECONDS};
-use swap::{FORMER, NEXT};
+use swap::{FORMER, KEPT, NEXT};
 
 /// The container's name, and its host name.
 pub const NAME: &str = "openclaw-gateway";
@@ -262,6 +262,15 @@ pub async fn remove(host: &Host, engine: &Engine) -> Result<()> {
         remove_if_exists(engine, name).await?;
     }
     remove_stopped(host, engine).await
+}
+
+/// The same, and the container that was kept because somebody had installed something in it.
+pub async fn purge(host: &Host, engine: &Engine) -> Result<()> {
+    remove(host, engine).await?;
+    if remove_if_exists(engine, KEPT).await? {
+        host.changed(format!("removed container {KEPT}"));
+    }
+    Ok(())
 }
 
 async fn remove_stopped(host: &Host, engine: &Engine) -> Result<()> {

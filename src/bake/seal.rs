@@ -72,7 +72,7 @@ pub async fn run(host: &Host, force: bool) -> Result<String> {
         );
     }
     if let Some(engine) = engine.filter(|_| force) {
-        gateway::remove(host, &engine).await?;
+        gateway::purge(host, &engine).await?;
     }
     if force {
         state::unmount(host).await?;

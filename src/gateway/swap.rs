@@ -7,7 +7,7 @@ use anyhow::{Context as _, Error, Result};
 use bollard::query_parameters::{CreateContainerOptionsBuilder, RenameContainerOptionsBuilder};
 
 use super::spec::{STOP_SECONDS, Spec};
-use super::{Action, Gateway, NAME, Observed, Secrets, observe, remove_if_exists, stop_container};
+use super::{Action, Gateway, NAME, Observed, Secrets, inspect, observe, remove_if_exists, stop_container};
 use crate::docker::Engine;
 use crate::error::{Code, code_of};
 use crate::image::Image;
@@ -18,6 +18,16 @@ pub(super) const NEXT: &str = "openclaw-gateway-next";
 
 /// The one before it until the new one is ready.
 pub(super) const FORMER: &str = "openclaw-gateway-former";
+
+/// One that somebody has installed something in, stopped.
+pub(super) const KEPT: &str = "openclaw-gateway-kept";
+
+/// Where gateways leave files in a container that lets them: caches, logs, locks and the engine's mount points.
+const MADE_BY_ITSELF: [&str; 6] =
+    ["/tmp", "/run", "/home/node/.npm", "/home/node/.cache", "/home/node/.openclaw", "/home/node/.config/openclaw"];
+
+/// How many paths the warning names.
+const NAMED_PATHS: usize = 5;
 
 impl Gateway<'_> {
     /// What can be known while the gateway runs: the new container can be made, and published.
@@ -63,12 +73,35 @@ impl Gateway<'_> {
         let ready = self.wait_ready(image, secrets).await;
         let refused = ready.as_ref().is_err_and(|error| code_of(error) == Code::GatewayRefused);
         match ready {
-            Ok(ready) => remove_if_exists(self.engine, FORMER).await.map(|_| ready),
+            Ok(ready) => self.retire_former().await.map(|()| ready),
             Err(error) if !refused && observe(self.engine, FORMER).await?.is_some() => {
                 Err(self.bring_back(error).await)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Removes the former container. One with a writable root may hold what somebody installed in it by hand: the first
+    /// such one is only renamed.
+    async fn retire_former(&self) -> Result<()> {
+        let Self { host, engine, .. } = *self;
+        let Some(former) = inspect(engine, FORMER).await? else { return Ok(()) };
+        let is_read_only = former.host_config.and_then(|config| config.readonly_rootfs).unwrap_or(false);
+        if !is_read_only && inspect(engine, KEPT).await?.is_none() {
+            let changes = engine.client.container_changes(FORMER).await.context("asking what was changed in it")?;
+            let paths: Vec<String> = changes.unwrap_or_default().into_iter().map(|change| change.path).collect();
+            let found = left_by_hand(&paths);
+            if !found.is_empty() {
+                rename(engine, FORMER, KEPT).await?;
+                host.warn(format!(
+                    "the former container had files of its own ({}), which the new one lacks: it is kept, stopped, as \
+                     {KEPT}. Copy what you need with `sudo docker cp`, then `sudo docker rm {KEPT}`",
+                    found.iter().take(NAMED_PATHS).copied().collect::<Vec<_>>().join(", ")
+                ));
+                return Ok(());
+            }
+        }
+        remove_if_exists(engine, FORMER).await.map(drop)
     }
 
     /// Undoes what a failed change of the container did, and starts the former one. The error says so.
@@ -100,7 +133,35 @@ impl Gateway<'_> {
     }
 }
 
+/// Of the paths that differ from the image, those that no gateway makes by itself.
+fn left_by_hand(changed: &[String]) -> Vec<&str> {
+    let is_below =
+        |path: &str, top: &str| path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let is_parent = |path: &str| changed.iter().any(|other| other != path && is_below(other, path));
+    let is_made_by_itself = |path: &str| MADE_BY_ITSELF.iter().any(|top| is_below(path, top));
+    changed.iter().map(String::as_str).filter(|path| !is_made_by_itself(path) && !is_parent(path)).collect()
+}
+
 async fn rename(engine: &Engine, from: &str, to: &str) -> Result<()> {
     let options = RenameContainerOptionsBuilder::default().name(to).build();
     engine.client.rename_container(from, options).await.with_context(|| format!("renaming container {from} to {to}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_somebody_installed_is_told_from_what_a_gateway_leaves() {
+        let cases: [(&[&str], &[&str]); 4] = [
+            (&[], &[]),
+            (&["/home", "/home/node", "/home/node/.npm", "/home/node/.npm/_logs/x", "/tmp", "/tmp/openclaw"], &[]),
+            (&["/usr", "/usr/local/bin", "/usr/local/bin/jq", "/tmp/x"], &["/usr/local/bin/jq"]),
+            (&["/app", "/app/openclaw.mjs", "/home/node/.npmrc"], &["/app/openclaw.mjs", "/home/node/.npmrc"]),
+        ];
+        for (changed, expected) in cases {
+            let changed: Vec<String> = changed.iter().map(|&path| path.to_owned()).collect();
+            assert_eq!(left_by_hand(&changed), expected, "{changed:?}");
+        }
+    }
 }

@@ -16,7 +16,7 @@ use crate::{docker, gateway, shield, state};
 pub async fn run(host: &Host) -> Result<String> {
     let _lock = RunLock::acquire(&host.path(LOCK)).await?;
     if let Some(engine) = docker::find(host).await? {
-        gateway::remove(host, &engine).await?;
+        gateway::purge(host, &engine).await?;
     }
     let data = state::find(host).await?;
     state::unmount(host).await?;

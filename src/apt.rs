@@ -16,7 +16,7 @@ use backon::{ConstantBuilder, ExponentialBuilder, Retryable as _};
 use tokio::time::Instant;
 
 use self::messages::{Cause, StatusLine, parse_candidate, parse_status};
-use crate::error::{Classify, Code, RUN_AGAIN, one_line};
+use crate::error::{Classify, Code, RUN_AGAIN, what};
 use crate::host::{Command, Host};
 
 /// How long the packages of one stage may take, waiting for locks included.
@@ -91,7 +91,7 @@ impl<'a> Apt<'a> {
         let names = packages.join(" ");
         let update_error = match self.update().await {
             // A broken source of the operator's need not concern our packages: the installation decides.
-            Err(error) if Instant::now() < self.deadline => Some(one_line(&error)),
+            Err(error) if Instant::now() < self.deadline => Some(what(&error)),
             other => other.map(|()| None)?,
         };
         let install = ["install", "--no-install-recommends", "--no-remove"];

@@ -12,12 +12,14 @@ mod last_disk;
 mod marker;
 pub(crate) mod mount;
 mod probe;
+mod proof;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
+use tokio::sync::oneshot;
 
-use crate::config::DiskChoice;
+use crate::config::{DiskConfig, ProofChoice};
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Access, Host};
 use crate::metadata::Instance;
@@ -57,11 +59,17 @@ impl Volume {
 /// [`MOUNT_DIR`]`/<device name>`; else the boot disk's directory.
 ///
 /// Takes constant time, except for an e2fsck after an accident. On a machine where all is well it changes nothing and
-/// runs no program. A refusal leaves the disk untouched and is one of [`Code`]'s disk-missing, disk-foreign,
-/// disk-damaged, disk-readonly or config-invalid.
-pub async fn ensure(host: &Host, choice: &DiskChoice, instance: &Instance) -> Result<Volume> {
+/// runs no program. A disk without any content is read before it is formatted, which takes minutes; `blank` hears of it
+/// at the beginning. A refusal leaves the disk untouched and is one of [`Code`]'s disk-missing, disk-foreign,
+/// disk-damaged, disk-readonly, disk-unproven or config-invalid.
+pub async fn ensure(
+    host: &Host,
+    config: &DiskConfig,
+    instance: &Instance,
+    blank: oneshot::Sender<()>,
+) -> Result<Volume> {
     let last = LastDisk::read(host, instance.id).await?;
-    match find::select(choice, instance, last.as_ref())? {
+    match find::select(&config.choice, instance, last.as_ref())? {
         Place::BootDisk { warning } => {
             if let Some(warning) = warning {
                 host.warn(warning);
@@ -73,7 +81,7 @@ pub async fn ensure(host: &Host, choice: &DiskChoice, instance: &Instance) -> Re
         Place::Disk(name) => {
             warn_of_unused(host, last.as_ref(), Some(&name));
             let device = find::device(host, &name).await.with_context(|| format!("finding the data disk {name}"))?;
-            let volume = open(host, &device, instance, last.as_ref()).await;
+            let volume = open(host, &device, instance, last.as_ref(), config.proof, blank).await;
             volume.with_context(|| format!("preparing the data disk {name}"))
         }
     }
@@ -87,12 +95,38 @@ fn warn_of_unused(host: &Host, last: Option<&LastDisk>, used: Option<&str>) {
 }
 
 /// Mounts the disk, unless it is mounted already, and verifies what is mounted.
-async fn open(host: &Host, device: &Device, instance: &Instance, last: Option<&LastDisk>) -> Result<Volume> {
+async fn open(
+    host: &Host,
+    device: &Device,
+    instance: &Instance,
+    last: Option<&LastDisk>,
+    proof: ProofChoice,
+    blank: oneshot::Sender<()>,
+) -> Result<Volume> {
     let root = Path::new(MOUNT_DIR).join(&device.name);
     let mounted = mount::find(host, &root).await?;
     device.check(&Mounts::read(host).await?, mounted.as_ref())?;
     if !is_mounted(device, mounted.as_ref())? {
-        prepare_and_mount(host, device, &root, instance, last).await?;
+        let (node, preparation) = filesystem::inspect(host, device).await?;
+        if let Preparation::Format | Preparation::FormatAgain = preparation {
+            refuse_if_used_before(device, last)?;
+        }
+        match preparation {
+            Preparation::Format => {
+                // Who does not listen has nothing to do meanwhile.
+                let _ = blank.send(());
+                let proof = filesystem::prove(host, &node, proof).await?;
+                filesystem::format(host, &node, &proof).await?;
+            }
+            Preparation::FormatAgain => filesystem::format(host, &node, "the format was cut before").await?,
+            Preparation::Check => filesystem::check(host, &node).await?,
+            Preparation::Adopt => {
+                filesystem::check_foreign(host, &node).await?;
+                adopt(host, device, &node, &root, instance).await?;
+            }
+        }
+        mount::ext4(host, &node, &root).await?;
+        format_intent::forget(host).await?;
     }
     let (node, superblock) = mounted_file_system(host, device, &root).await?;
     growth::ensure(host, device, &node, &superblock).await;
@@ -118,29 +152,6 @@ fn is_mounted(device: &Device, mounted: Option<&Mount>) -> Result<bool> {
         );
     }
     Ok(true)
-}
-
-async fn prepare_and_mount(
-    host: &Host,
-    device: &Device,
-    root: &Path,
-    instance: &Instance,
-    last: Option<&LastDisk>,
-) -> Result<()> {
-    let (node, preparation) = filesystem::inspect(host, device).await?;
-    match preparation {
-        Preparation::Format => {
-            refuse_if_used_before(device, last)?;
-            filesystem::format(host, &node).await?;
-        }
-        Preparation::Check => filesystem::check(host, &node).await?,
-        Preparation::Adopt => {
-            filesystem::check_foreign(host, &node).await?;
-            adopt(host, device, &node, root, instance).await?;
-        }
-    }
-    mount::ext4(host, &node, root).await?;
-    format_intent::forget(host).await
 }
 
 /// Takes a clean file system of somebody else into use. After a power cut the marker must be found without replaying

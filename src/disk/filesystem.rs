@@ -10,6 +10,8 @@ use super::find::{self, Device};
 use super::format_intent::{self, Intent};
 use super::marker::MARKER;
 use super::probe::{self, Content, Superblock};
+use super::proof::{self, Finding, Reading};
+use crate::config::ProofChoice;
 use crate::error::{Classify as _, Code, Diagnosis, RUN_AGAIN};
 use crate::host::{Access, Host, blocking, remove_if_exists};
 use crate::paths::{BOOT_DISK_DIR, E2FSCK_UNDO};
@@ -29,8 +31,10 @@ const OUTPUT_BYTES: usize = 400;
 /// What a disk needs before it can be mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Preparation {
-    /// Provably blank: make the file system.
+    /// Blank at both ends: prove that all of it is, then make the file system.
     Format,
+    /// What a cut format of ours left: make it again.
+    FormatAgain,
     /// Ours: let e2fsck make it safe.
     Check,
     /// Somebody else's, whole and clean: add our directories, change nothing else.
@@ -48,9 +52,9 @@ enum Usable {
 
 /// Decides from what was found. `is_marked`: our marker file is on that ext4 file system. The error says what is there.
 fn decide(content: &Content, is_marked: bool, partitions: usize, intent: Intent) -> Result<Usable> {
-    use Preparation::{Adopt, Check, Format};
+    use Preparation::{Adopt, Check, Format, FormatAgain};
     if intent == Intent::Ours && partitions == 0 && may_be_cut_format(content) {
-        return Ok(Usable::Here(Format));
+        return Ok(Usable::Here(FormatAgain));
     }
     let found = match content {
         Content::Blank if partitions == 0 => return Ok(Usable::Here(Format)),
@@ -68,10 +72,14 @@ fn decide(content: &Content, is_marked: bool, partitions: usize, intent: Intent)
         Content::Blank => format!("zeros, but {partitions} partitions in the kernel's table"),
         Content::Table(table) => format!("a partition table ({table}) with {partitions} partitions"),
         Content::Unknown(_) if intent == Intent::Foreign => FOREIGN_FORMAT.to_owned(),
-        Content::Unknown(at) => format!("no known signature, but a non-zero byte at offset {at}"),
+        Content::Unknown(at) => unknown(*at),
         Content::Other(found) => found.clone(),
     };
     bail!("{found}")
+}
+
+fn unknown(at: u64) -> String {
+    format!("no known signature, but a non-zero byte at offset {at}")
 }
 
 /// A cut format that this boot disk knows nothing of.
@@ -95,7 +103,9 @@ pub(super) async fn inspect(host: &Host, device: &Device) -> Result<(PathBuf, Pr
     let node = device.only_partition(host)?;
     match inspect_node(host, &node, 0).await? {
         Usable::Here(preparation @ (Preparation::Check | Preparation::Adopt)) => Ok((node, preparation)),
-        Usable::Here(Preparation::Format) | Usable::InPartition => refuse(anyhow!("an empty partition"), &node),
+        Usable::Here(Preparation::Format | Preparation::FormatAgain) | Usable::InPartition => {
+            refuse(anyhow!("an empty partition"), &node)
+        }
     }
 }
 
@@ -128,8 +138,30 @@ async fn is_marked(host: &Host, node: &Path) -> Result<bool> {
     Ok(output.stdout.trim_start().starts_with('{'))
 }
 
+/// Proves that the disk is blank, as far as `choice` asks for it; its answer is a clause for the report.
+pub(super) async fn prove(host: &Host, node: &Path, choice: ProofChoice) -> Result<String> {
+    match proof::read(host, node, choice).await? {
+        Finding::NonZero(at) => refuse(anyhow!("{}", unknown(at)), node),
+        Finding::Zeros(proof) => {
+            if proof.reading == Reading::Sampled {
+                host.warn(format!("before {} was formatted, only samples of it were read: {proof}", node.display()));
+            }
+            Ok(proof.to_string())
+        }
+        Finding::Unproven(estimates) => Err(anyhow!("{} is not proven to be blank: {estimates}", node.display()))
+            .classify(
+                Code::DiskUnproven,
+                format!(
+                    "Set openclaw-data-disk-proof to full, to have every block read however long that takes, or to sampled; \
+                     or attach a faster disk. Then run `{RUN_AGAIN}`."
+                ),
+            ),
+    }
+}
+
 /// Makes the file system on a disk that is proven to be blank, or to hold only an interrupted format of ours.
-pub(super) async fn format(host: &Host, node: &Path) -> Result<()> {
+/// `grounds` says which, for the report.
+pub(super) async fn format(host: &Host, node: &Path, grounds: &str) -> Result<()> {
     let display_node = node.display();
     host.progress(format!("formatting {display_node}"));
     format_intent::declare(host, node).await?;
@@ -141,7 +173,7 @@ pub(super) async fn format(host: &Host, node: &Path) -> Result<()> {
         .run()
         .await
         .with_context(|| format!("formatting {display_node}"))?;
-    host.changed(format!("formatted {display_node} as ext4"));
+    host.changed(format!("formatted {display_node} as ext4: {grounds}"));
     find::udevadm(host, &["settle", "--timeout=5"]).await;
     match probe::content(host, node).await? {
         Content::Ext4(Superblock { label, .. }) if label == LABEL => format_intent::withdraw(node).await,
@@ -286,11 +318,11 @@ mod tests {
             other => other,
         };
         let cases = [
-            (Content::Unknown(5), 0, Intent::Ours, Some(Preparation::Format)),
+            (Content::Unknown(5), 0, Intent::Ours, Some(Preparation::FormatAgain)),
             (Content::Unknown(5), 0, Intent::Foreign, None),
             (Content::Unknown(5), 0, Intent::None, None),
             (Content::Unknown(5), 1, Intent::Ours, None),
-            (unused.clone(), 0, Intent::Ours, Some(Preparation::Format)),
+            (unused.clone(), 0, Intent::Ours, Some(Preparation::FormatAgain)),
             (unused.clone(), 0, Intent::Foreign, None),
             (unused, 0, Intent::None, Some(Preparation::Check)),
             (ext4(LABEL, true, false), 0, Intent::Foreign, Some(Preparation::Check)),

@@ -1,8 +1,8 @@
 //! What is on a disk: a read-only look that never guesses.
 //!
 //! "No signature found" is not "blank": random bytes, an ext4 file system whose first superblock is destroyed and an
-//! unreadable device all look like that (kubernetes issue 142243). A disk is blank only if it has zeros wherever a file
-//! system would have left a trace.
+//! unreadable device all look like that (kubernetes issue 142243). Zeros at both ends make a disk that may be blank;
+//! [`super::proof`] reads the rest before it is formatted.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -18,16 +18,17 @@ use crate::text::{MIB, hex};
 /// A data disk is at least this large; less is a mistake or a device without a medium.
 const MIN_BYTES: u64 = 512 * MIB;
 
-/// How much must be zero at both ends, where partition tables, superblocks of all known kinds and their backups are.
-const END_BYTES: u64 = 8 * MIB;
-/// Evenly spread samples, for data without any structure. 64 of them take seconds on the slowest disk.
-const SAMPLES: u64 = 64;
-const SAMPLE_BYTES: u64 = 64 * 1024;
+/// How much is looked at on both ends, where partition tables, superblocks of all known kinds and most copies are.
+pub(super) const END_BYTES: u64 = 8 * MIB;
+
+/// What to do about a disk that cannot be read.
+pub(super) const UNREADABLE: &str =
+    "The disk cannot be read: see `dmesg`; restore it from a snapshot or attach another one.";
 
 /// What a device holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Content {
-    /// Provably nothing.
+    /// Nothing known, and zeros at both ends.
     Blank,
     /// An ext4 file system and nothing else.
     Ext4(Superblock),
@@ -75,10 +76,7 @@ pub(super) async fn content(host: &Host, path: &Path) -> Result<Content> {
     blocking(move || interpret(&held, size, signature))
         .await
         .with_context(|| format!("reading {display_path}"))
-        .classify(
-            Code::DiskDamaged,
-            "The disk cannot be read: see `dmesg`; restore it from a snapshot or attach another one.",
-        )
+        .classify(Code::DiskDamaged, UNREADABLE)
 }
 
 /// The superblock of the ext4 file system on `path`, which may be mounted.
@@ -150,10 +148,10 @@ fn interpret(file: &File, size: u64, signature: Signature) -> Result<Content> {
     })
 }
 
-/// The offset of the first non-zero byte in [`regions`].
+/// The offset of the first non-zero byte at both ends.
 fn first_non_zero(file: &File, size: u64) -> Result<Option<u64>> {
     let mut buffer = vec![0; usize::try_from(MIB)?];
-    for (start, length) in regions(size) {
+    for (start, length) in [(0, END_BYTES), (size.saturating_sub(END_BYTES), END_BYTES)] {
         let (mut at, end) = (start, size.min(start.saturating_add(length)));
         while at < end {
             let chunk = &mut buffer[..usize::try_from(MIB.min(end - at))?];
@@ -165,33 +163,6 @@ fn first_non_zero(file: &File, size: u64) -> Result<Option<u64>> {
         }
     }
     Ok(None)
-}
-
-/// Where a file system leaves traces, as (offset, length): both ends, ext4's backup superblocks, spread samples.
-fn regions(size: u64) -> Vec<(u64, u64)> {
-    let mut regions = vec![(0, END_BYTES), (size.saturating_sub(END_BYTES), END_BYTES)];
-    regions.extend(backup_superblocks(size).into_iter().map(|offset| (offset, 4096)));
-    let step = (size / SAMPLES / 4096 * 4096).max(4096);
-    regions.extend((0..SAMPLES).map(|sample| (sample * step, SAMPLE_BYTES)));
-    regions
-}
-
-/// Where ext4 keeps copies of its superblock, for every block size: groups 1 and the powers of 3, 5 and 7
-/// (`sparse_super`). A group has eight times as many blocks as a block has bytes.
-fn backup_superblocks(size: u64) -> Vec<u64> {
-    let mut offsets = Vec::new();
-    for block in (10..=16).map(|bits| 1_u64 << bits) {
-        let group = 8 * block * block;
-        let first = if block == 1024 { block } else { 0 };
-        for base in [3, 5, 7_u64] {
-            let groups = std::iter::successors(Some(1), |group: &u64| group.checked_mul(base));
-            let copies = groups.map_while(|index| index.checked_mul(group)?.checked_add(first));
-            offsets.extend(copies.take_while(|offset| *offset < size));
-        }
-    }
-    offsets.sort_unstable();
-    offsets.dedup();
-    offsets
 }
 
 /// Decodes the primary superblock (kernel documentation, "ext4 Data Structures and Algorithms", 4.1).

@@ -95,8 +95,8 @@ fn cases() -> impl IntoIterator<Item = Case> {
             Refused(FOREIGN, "");
         "iso9660", Free, |i| archive(i, "xorriso -as mkisofs -quiet -o {} /etc/apt"), Refused(FOREIGN, "iso9660");
         "squashfs", Free, |i| archive(i, "mksquashfs /etc/apt {} -quiet -no-progress -noappend"), Refused(FOREIGN, "squashfs");
-        "one block where a sample looks", Free,
-            |i| { images::sparse(i)?; write_at(i, SIZE / 64 / 4096 * 4096 * 33, &[1; 4096]) },
+        "one block of data anywhere", Free,
+            |i| { images::sparse(i)?; write_at(i, images::random_block(), &[1; 4096]) },
             Refused(FOREIGN, "no known signature");
         "of no length", Free, |i| Ok(File::create_new(i).map(drop)?), Refused(FOREIGN, "only 0 bytes");
         "unreadable", Free, images::unreadable, Refused(DAMAGED, "cannot be read");

@@ -26,6 +26,12 @@ pub(crate) fn random(image: &Path) -> Result<()> {
     made(image, &["dd if=/dev/urandom of={} bs=1M count=32 conv=notrunc status=none"])
 }
 
+/// The offset of any block of a disk, but at random.
+pub(crate) fn random_block() -> u64 {
+    let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
+    random % (SIZE / 4096) * 4096
+}
+
 pub(crate) fn write_at(image: &Path, offset: u64, bytes: &[u8]) -> Result<()> {
     Ok(File::options().write(true).open(image)?.write_all_at(bytes, offset)?)
 }

@@ -28,13 +28,16 @@ use crate::report::{self, Ready, Report, Try};
 use crate::stage::Stage;
 use crate::state::{DataDir, Record};
 use crate::update::{self, Request, Updater};
-use crate::{disk, image, shield, state};
+use crate::{disk, image, shield, state, systemd};
 
 /// How long the metadata server may keep us waiting.
 const METADATA_DEADLINE: Duration = Duration::from_secs(120);
 
 /// The whole run, unless the operator asked for work of any length; `TimeoutStartSec=` of the unit is above it.
 const RUN_DEADLINE: Duration = Duration::from_secs(55 * 60);
+
+/// How long a run that missed its deadline has for its report.
+const UNIT_MARGIN: Duration = Duration::from_secs(5 * 60);
 
 /// Grace for the gateway at shutdown. Compute Engine gives a Spot VM 30 s, any other 90 s
 /// (cloud.google.com/compute/docs/shutdownscript); Docker and the system need the rest.
@@ -89,6 +92,7 @@ async fn within_deadline<T>(host: &Host, run: impl Future<Output = T>) -> Option
         if let Ok(outcome) = tokio::time::timeout_at(deadline(), &mut run).await {
             return Some(outcome);
         }
+        systemd::extend_timeout(host, deadline().saturating_duration_since(Instant::now()) + UNIT_MARGIN);
     }
     None
 }

@@ -13,14 +13,16 @@ mod marker;
 pub(crate) mod mount;
 mod probe;
 mod proof;
+mod undo;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use tokio::sync::oneshot;
 
 use crate::config::{DiskConfig, ProofChoice};
-use crate::error::{Classify as _, Code, RUN_AGAIN};
+use crate::error::{Classify as _, Code, Diagnosis, RUN_AGAIN};
 use crate::host::{Access, Host};
 use crate::metadata::Instance;
 use crate::paths::{BOOT_DISK_DATA, BOOT_DISK_DIR, LAST_DISK, MOUNT_DIR};
@@ -44,6 +46,17 @@ impl Volume {
     /// The directory on the boot disk that stands in for a data disk.
     pub(crate) fn boot_disk() -> Self {
         Self { root: BOOT_DISK_DATA.into(), disk: None }
+    }
+
+    /// What `work` makes on the volume. When it cannot be made there, the error says why, and no disk is left mounted.
+    pub(crate) async fn furnish(&self, host: &Host, work: impl Future<Output = Result<()>>) -> Result<()> {
+        let Err(error) = work.await else { return Ok(()) };
+        if self.disk.is_some()
+            && let Err(error) = mount::unmount(host, &self.root).await
+        {
+            tracing::debug!("{error:#}");
+        }
+        classify_write(error, &self.root)
     }
 
     /// Marks the disk as ours and remembers it as the one in use. From now on this machine does not start afresh
@@ -116,16 +129,20 @@ async fn open(
                 // Who does not listen has nothing to do meanwhile.
                 let _ = blank.send(());
                 let proof = filesystem::prove(host, &node, proof).await?;
+                format_intent::declare(host, &node).await?;
                 filesystem::format(host, &node, &proof).await?;
             }
-            Preparation::FormatAgain => filesystem::format(host, &node, "the format was cut before").await?,
+            Preparation::FormatAgain => {
+                undo::take_back(host, &node).await;
+                filesystem::format(host, &node, "the format was cut before").await?;
+            }
             Preparation::Check => filesystem::check(host, &node).await?,
             Preparation::Adopt => {
                 filesystem::check_foreign(host, &node).await?;
                 adopt(host, device, &node, &root, instance).await?;
             }
         }
-        mount::ext4(host, &node, &root).await?;
+        mount::ext4(host, &node, &root, undo::is_kept(host).await?).await?;
         format_intent::forget(host).await?;
     }
     let (node, superblock) = mounted_file_system(host, device, &root).await?;
@@ -159,10 +176,31 @@ fn is_mounted(device: &Device, mounted: Option<&Mount>) -> Result<bool> {
 async fn adopt(host: &Host, device: &Device, node: &Path, root: &Path, instance: &Instance) -> Result<()> {
     let name = &device.name;
     host.warn(format!("the disk {name} came with an ext4 file system: used as it is, only our directories are added"));
-    mount::ext4(host, node, root).await?;
-    let uuid = String::new();
-    marker::write(host, root, &LastDisk { device_name: name.clone(), uuid, instance_id: instance.id }).await?;
+    mount::ext4(host, node, root, false).await?;
+    let disk = LastDisk { device_name: name.clone(), uuid: String::new(), instance_id: instance.id };
+    let volume = Volume { root: root.to_owned(), disk: Some(disk.clone()) };
+    volume.furnish(host, marker::write(host, root, &disk)).await?;
     mount::unmount(host, root).await
+}
+
+/// Classifies what kept us from making our directories and records below `root`.
+fn classify_write(error: anyhow::Error, root: &Path) -> Result<()> {
+    let root = root.display();
+    let kind = error.root_cause().downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    let (code, remedy) = match kind {
+        _ if error.is::<Diagnosis>() => return Err(error),
+        Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            (Code::NoSpace, format!("Make room on the disk of {root}, in bytes (`df`) and files (`df -i`)"))
+        }
+        Some(ErrorKind::ReadOnlyFilesystem) => {
+            (Code::DiskReadonly, "The file system is read-only by itself: see `tune2fs -l` and `dmesg`".into())
+        }
+        None | Some(ErrorKind::IsADirectory | ErrorKind::NotADirectory | ErrorKind::AlreadyExists) => {
+            (Code::DiskForeign, format!("Mount the disk elsewhere and rename what has our name in {root}"))
+        }
+        Some(_) => (Code::DiskDamaged, "Look at `dmesg` and take a snapshot of the disk".into()),
+    };
+    Err(error).classify(code, format!("{remedy}; then run `{RUN_AGAIN}`."))
 }
 
 /// A blank disk that held our file system before is no new disk.

@@ -45,7 +45,7 @@ pub(super) enum Content {
 pub(super) struct Superblock {
     pub(super) uuid: String,
     pub(super) label: String,
-    /// Unmounted properly, no journal to replay, no error on record.
+    /// Unmounted properly, no journal to replay, no error on record, no deleted file to clear away.
     pub(super) clean: bool,
     /// Mounted at least once.
     pub(super) used: bool,
@@ -172,6 +172,7 @@ fn read_superblock(file: &File, size: u64) -> Result<Option<Superblock>> {
     let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
     let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let (magic, state, incompatible) = (u16_at(0x38), u16_at(0x3a), u32_at(0x60));
+    let has_orphans = u32_at(0xe8) != 0 || u32_at(0x64) & 0x1_0000 != 0;
     let block_bits = u32_at(0x18).saturating_add(10);
     if magic != 0xef53 || block_bits > 16 {
         return Ok(None);
@@ -183,7 +184,7 @@ fn read_superblock(file: &File, size: u64) -> Result<Option<Superblock>> {
     Ok(Some(Superblock {
         uuid: uuid(&bytes[0x68..0x78]),
         label: String::from_utf8_lossy(&bytes[0x78..0x78 + end]).into_owned(),
-        clean: state & 0b11 == 0b01 && incompatible & 0x4 == 0,
+        clean: state & 0b11 == 0b01 && incompatible & 0x4 == 0 && !has_orphans,
         used: u32_at(0x2c) != 0 || u16_at(0x34) != 0,
         truncated: needed.is_none_or(|needed| needed > size),
         spare: needed.map_or(0, |needed| size.saturating_sub(needed)),

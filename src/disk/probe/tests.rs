@@ -65,6 +65,10 @@ async fn ext4_is_read_as_the_tools_wrote_it() {
     assert_eq!(look_at(&image).await.unwrap(), Content::Ext4(Superblock { clean: false, ..clean.clone() }));
     run("debugfs", &["-w", "-R", "feature -needs_recovery"], &image).await;
 
+    run("debugfs", &["-w", "-R", "ssv last_orphan 12"], &image).await;
+    assert_eq!(look_at(&image).await.unwrap(), Content::Ext4(Superblock { clean: false, ..clean.clone() }));
+    run("debugfs", &["-w", "-R", "ssv last_orphan 0"], &image).await;
+
     image.as_file().set_len(SIZE / 2 + MIB).unwrap();
     assert_eq!(look_at(&image).await.unwrap(), Content::Ext4(Superblock { truncated: true, ..clean }));
 }

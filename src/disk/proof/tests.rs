@@ -96,6 +96,7 @@ fn two_mib_are_found(disks: u32) {
 }
 
 #[test]
+#[ignore = "reads 100 GiB of holes: cargo lab test machine"]
 fn somebodys_data_is_found_wherever_it_is() {
     one_block_is_found(20);
     two_mib_are_found(5);

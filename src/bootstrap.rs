@@ -3,14 +3,17 @@
 //! ```text
 //! metadata - config
 //!    |- swap
-//!    |- disk ------ Volume --+
-//!    |- docker ---- Engine --+- state - shield -+- image ----+
-//!                                               +- secrets --+- gateway - ready - (update)
+//!    |- disk --------------- Volume --+
+//!    |- docker - shield --- Engine ---+- state -+- image ----+
+//!                 (image, beside a blank disk)  +- secrets --+- gateway - ready - (update)
 //! ```
 
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::config::{self, Config};
 use crate::docker::{self, Engine};
@@ -23,15 +26,18 @@ use crate::metadata::{Client, Instance};
 use crate::paths::{LOCK, STOP_GRACE};
 use crate::report::{self, Ready, Report, Try};
 use crate::stage::Stage;
-use crate::state::Record;
+use crate::state::{DataDir, Record};
 use crate::update::{self, Request, Updater};
-use crate::{disk, image, shield, state};
+use crate::{disk, image, shield, state, systemd};
 
 /// How long the metadata server may keep us waiting.
 const METADATA_DEADLINE: Duration = Duration::from_secs(120);
 
-/// The whole run; `TimeoutStartSec=` of the unit is above it.
+/// The whole run, unless the operator asked for work of any length; `TimeoutStartSec=` of the unit is above it.
 const RUN_DEADLINE: Duration = Duration::from_secs(55 * 60);
+
+/// How long a run that missed its deadline has for its report.
+const UNIT_MARGIN: Duration = Duration::from_secs(5 * 60);
 
 /// Grace for the gateway at shutdown. Compute Engine gives a Spot VM 30 s, any other 90 s
 /// (cloud.google.com/compute/docs/shutdownscript); Docker and the system need the rest.
@@ -68,14 +74,27 @@ pub async fn boot(host: &Host, metadata: Client, trigger: Trigger) -> Result<Out
     let run = stages(host, &metadata, &report, request.as_ref(), &lock);
     let late = || anyhow!("the run did not end within {} minutes", RUN_DEADLINE.as_secs() / 60);
     let result = match attempt.precondition() {
-        Ok(()) => tokio::time::timeout(RUN_DEADLINE, run)
+        Ok(()) => within_deadline(host, run)
             .await
-            .unwrap_or_else(|_| Err(StageError { stage: report.current_stage(), error: late() })),
+            .unwrap_or_else(|| Err(StageError { stage: report.current_stage(), error: late() })),
         Err(error) => Err(StageError { stage: report.current_stage(), error }),
     };
     let is_retried = attempt.end(host, &result).await;
     report.finish(&result, !is_retried).await;
     Ok(Outcome { result, is_retried })
+}
+
+/// What `run` ends with; `None` when it does not end in time.
+async fn within_deadline<T>(host: &Host, run: impl Future<Output = T>) -> Option<T> {
+    let (started, mut run) = (Instant::now(), pin!(run));
+    let deadline = || started + RUN_DEADLINE + host.ledger().borrow().extension;
+    while Instant::now() < deadline() {
+        if let Ok(outcome) = tokio::time::timeout_at(deadline(), &mut run).await {
+            return Some(outcome);
+        }
+        systemd::extend_timeout(host, deadline().saturating_duration_since(Instant::now()) + UNIT_MARGIN);
+    }
+    None
 }
 
 async fn stages(
@@ -91,21 +110,41 @@ async fn stages(
     report.run_id(config.run_id.clone());
 
     // Each reaches a clean point, whatever becomes of the others.
+    let (blank, is_blank) = oneshot::channel();
     let (swap, volume, engine) = tokio::join!(
         report.stage(Stage::Swap, swap::ensure(host, config.swap)),
-        report.stage(Stage::Disk, disk::ensure(host, &config.disk, &instance)),
-        report.stage(Stage::Docker, docker::ensure(host, &config.docker)),
+        report.stage(Stage::Disk, disk::ensure(host, &config.disk, &instance, blank)),
+        engine(host, metadata, report, &config, is_blank),
     );
     let ((), volume, engine) = (swap?, volume?, engine?);
     let stop = async || gateway::remove(host, &engine).await;
     let data = report.stage(Stage::State, state::open(host, &volume, &instance, lock, &stop)).await?;
-    report.stage(Stage::Shield, shield::ensure(host, config.gateway.metadata_access)).await?;
 
     let gateway = Gateway { host, engine: &engine, data: &data, config: &config.gateway };
     let updater = Updater { gateway, metadata, image: &config.image, lock };
     let record = updater.record().await?;
     let current = bring_up(report, updater, record).await;
     update::run(report, updater, request, current, async |record| bring_up(report, updater, record).await).await
+}
+
+/// The engine, behind its shield. While a blank disk is read, the image is fetched that its state will need: the stage
+/// proper finds it there, or tries again and says why it fails.
+async fn engine(
+    host: &Host,
+    metadata: &Client,
+    report: &Report,
+    config: &Config,
+    is_blank: oneshot::Receiver<()>,
+) -> Result<Engine, StageError> {
+    let engine = report.stage(Stage::Docker, docker::ensure(host, &config.docker)).await?;
+    report.stage(Stage::Shield, shield::ensure(host, config.gateway.metadata_access)).await?;
+    if is_blank.await.is_ok()
+        && let Ok(record) = Record::read(host, &DataDir::boot_disk()).await
+    {
+        let fetch = image::ensure(host, &engine, metadata, &config.image, &record);
+        drop(report.stage(Stage::Image, fetch).await);
+    }
+    Ok(engine)
 }
 
 /// The checked attributes of this machine; what they mean for the shutdown is noted for [`stop`].

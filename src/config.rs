@@ -40,7 +40,7 @@ pub const DEFAULT_DOCKER_APT_URL: &str = "https://download.docker.com/linux";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Where the state lives.
-    pub disk: DiskChoice,
+    pub disk: DiskConfig,
     /// Where the engine comes from.
     pub docker: DockerConfig,
     /// Which image, from where.
@@ -53,6 +53,15 @@ pub struct Config {
     pub run_id: Option<String>,
 }
 
+/// The disk stage's part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// `openclaw-data-disk`.
+    pub choice: DiskChoice,
+    /// `openclaw-data-disk-proof`.
+    pub proof: ProofChoice,
+}
+
 /// `openclaw-data-disk`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DiskChoice {
@@ -62,6 +71,17 @@ pub enum DiskChoice {
     Named(String),
     /// `none`: the boot disk, deliberately.
     BootDisk,
+}
+
+/// `openclaw-data-disk-proof`: what is read of a blank disk before it is formatted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProofChoice {
+    /// Every block where it can be read in time; else, on a large disk, samples.
+    Auto,
+    /// Samples, however long that takes.
+    Sampled,
+    /// Every block, however long that takes.
+    Full,
 }
 
 /// The Docker stage's part.
@@ -221,7 +241,7 @@ impl Config {
     pub fn from_attributes(given: &BTreeMap<String, String>) -> Result<(Self, Vec<String>)> {
         let mut attributes = Attributes::new(given);
         let config = Self {
-            disk: attributes.get(keys::DATA_DISK, disk_choice).unwrap_or(DiskChoice::Default),
+            disk: disk(&mut attributes),
             docker: docker(&mut attributes),
             image: image(&mut attributes),
             gateway: gateway(&mut attributes),
@@ -247,6 +267,13 @@ impl Config {
             )
         });
         token.into_iter().chain(bind)
+    }
+}
+
+fn disk(attributes: &mut Attributes<'_>) -> DiskConfig {
+    DiskConfig {
+        choice: attributes.get(keys::DATA_DISK, disk_choice).unwrap_or(DiskChoice::Default),
+        proof: attributes.get(keys::DATA_DISK_PROOF, proof_choice).unwrap_or(ProofChoice::Auto),
     }
 }
 
@@ -328,6 +355,10 @@ fn container_root(value: &str) -> Checked<ContainerRoot> {
     check::one_of(value, &[("read-only", ContainerRoot::ReadOnly), ("writable", ContainerRoot::Writable)])
 }
 
+fn proof_choice(value: &str) -> Checked<ProofChoice> {
+    check::one_of(value, &[("auto", ProofChoice::Auto), ("sampled", ProofChoice::Sampled), ("full", ProofChoice::Full)])
+}
+
 fn metadata_access(value: &str) -> Checked<MetadataAccess> {
     check::one_of(value, &[("block", MetadataAccess::Block), ("allow", MetadataAccess::Allow)])
 }
@@ -360,7 +391,7 @@ mod tests {
     #[test]
     fn nothing_set_gives_the_defaults() {
         let expected = Config {
-            disk: DiskChoice::Default,
+            disk: DiskConfig { choice: DiskChoice::Default, proof: ProofChoice::Auto },
             docker: DockerConfig { source: DockerSource::Auto, apt_url: DEFAULT_DOCKER_APT_URL.to_owned() },
             image: ImageConfig {
                 version: None,
@@ -389,6 +420,7 @@ mod tests {
             ("openclaw-npm-registry", "http://10.0.0.2:4873/"),
             ("openclaw-registry-mirror", "europe-docker.pkg.dev/p/hub"),
             ("openclaw-data-disk", "state"),
+            ("openclaw-data-disk-proof", "full"),
             ("openclaw-port", "8080"),
             ("openclaw-bind", "0.0.0.0"),
             ("openclaw-gateway-token", &token),
@@ -403,7 +435,8 @@ mod tests {
         assert_eq!(config.image.source, ImageSource::Npm);
         assert_eq!(config.image.npm_registry.as_deref(), Some("http://10.0.0.2:4873"));
         assert_eq!(config.image.mirror.as_deref(), Some("europe-docker.pkg.dev/p/hub"));
-        assert_eq!(config.disk, DiskChoice::Named("state".to_owned()));
+        let disk = DiskConfig { choice: DiskChoice::Named("state".to_owned()), proof: ProofChoice::Full };
+        assert_eq!(config.disk, disk);
         assert_eq!((config.gateway.port, config.gateway.bind.to_string().as_str()), (8080, "0.0.0.0"));
         assert_eq!(config.gateway.token, Some(Secret::new(token)));
         assert_eq!(config.gateway.env.get("TZ").map(String::as_str), Some("Europe/Madrid"));

@@ -12,13 +12,17 @@ mod last_disk;
 mod marker;
 pub(crate) mod mount;
 mod probe;
+mod proof;
+mod undo;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
+use tokio::sync::oneshot;
 
-use crate::config::DiskChoice;
-use crate::error::{Classify as _, Code, RUN_AGAIN};
+use crate::config::{DiskConfig, ProofChoice};
+use crate::error::{Classify as _, Code, Diagnosis, RUN_AGAIN};
 use crate::host::{Access, Host};
 use crate::metadata::Instance;
 use crate::paths::{BOOT_DISK_DATA, BOOT_DISK_DIR, LAST_DISK, MOUNT_DIR};
@@ -44,6 +48,17 @@ impl Volume {
         Self { root: BOOT_DISK_DATA.into(), disk: None }
     }
 
+    /// What `work` makes on the volume. When it cannot be made there, the error says why, and no disk is left mounted.
+    pub(crate) async fn furnish(&self, host: &Host, work: impl Future<Output = Result<()>>) -> Result<()> {
+        let Err(error) = work.await else { return Ok(()) };
+        if self.disk.is_some()
+            && let Err(error) = mount::unmount(host, &self.root).await
+        {
+            tracing::debug!("{error:#}");
+        }
+        classify_write(error, &self.root)
+    }
+
     /// Marks the disk as ours and remembers it as the one in use. From now on this machine does not start afresh
     /// elsewhere when the disk is missing.
     pub(crate) async fn claim(&self, host: &Host) -> Result<()> {
@@ -57,11 +72,17 @@ impl Volume {
 /// [`MOUNT_DIR`]`/<device name>`; else the boot disk's directory.
 ///
 /// Takes constant time, except for an e2fsck after an accident. On a machine where all is well it changes nothing and
-/// runs no program. A refusal leaves the disk untouched and is one of [`Code`]'s disk-missing, disk-foreign,
-/// disk-damaged, disk-readonly or config-invalid.
-pub async fn ensure(host: &Host, choice: &DiskChoice, instance: &Instance) -> Result<Volume> {
+/// runs no program. A disk without any content is read before it is formatted, which takes minutes; `blank` hears of it
+/// at the beginning. A refusal leaves the disk untouched and is one of [`Code`]'s disk-missing, disk-foreign,
+/// disk-damaged, disk-readonly, disk-unproven or config-invalid.
+pub async fn ensure(
+    host: &Host,
+    config: &DiskConfig,
+    instance: &Instance,
+    blank: oneshot::Sender<()>,
+) -> Result<Volume> {
     let last = LastDisk::read(host, instance.id).await?;
-    match find::select(choice, instance, last.as_ref())? {
+    match find::select(&config.choice, instance, last.as_ref())? {
         Place::BootDisk { warning } => {
             if let Some(warning) = warning {
                 host.warn(warning);
@@ -73,7 +94,7 @@ pub async fn ensure(host: &Host, choice: &DiskChoice, instance: &Instance) -> Re
         Place::Disk(name) => {
             warn_of_unused(host, last.as_ref(), Some(&name));
             let device = find::device(host, &name).await.with_context(|| format!("finding the data disk {name}"))?;
-            let volume = open(host, &device, instance, last.as_ref()).await;
+            let volume = open(host, &device, instance, last.as_ref(), config.proof, blank).await;
             volume.with_context(|| format!("preparing the data disk {name}"))
         }
     }
@@ -87,12 +108,42 @@ fn warn_of_unused(host: &Host, last: Option<&LastDisk>, used: Option<&str>) {
 }
 
 /// Mounts the disk, unless it is mounted already, and verifies what is mounted.
-async fn open(host: &Host, device: &Device, instance: &Instance, last: Option<&LastDisk>) -> Result<Volume> {
+async fn open(
+    host: &Host,
+    device: &Device,
+    instance: &Instance,
+    last: Option<&LastDisk>,
+    proof: ProofChoice,
+    blank: oneshot::Sender<()>,
+) -> Result<Volume> {
     let root = Path::new(MOUNT_DIR).join(&device.name);
     let mounted = mount::find(host, &root).await?;
     device.check(&Mounts::read(host).await?, mounted.as_ref())?;
     if !is_mounted(device, mounted.as_ref())? {
-        prepare_and_mount(host, device, &root, instance, last).await?;
+        let (node, preparation) = filesystem::inspect(host, device).await?;
+        if let Preparation::Format | Preparation::FormatAgain = preparation {
+            refuse_if_used_before(device, last)?;
+        }
+        match preparation {
+            Preparation::Format => {
+                // Who does not listen has nothing to do meanwhile.
+                let _ = blank.send(());
+                let proof = filesystem::prove(host, &node, proof).await?;
+                format_intent::declare(host, &node).await?;
+                filesystem::format(host, &node, &proof).await?;
+            }
+            Preparation::FormatAgain => {
+                undo::take_back(host, &node).await;
+                filesystem::format(host, &node, "the format was cut before").await?;
+            }
+            Preparation::Check => filesystem::check(host, &node).await?,
+            Preparation::Adopt => {
+                filesystem::check_foreign(host, &node).await?;
+                adopt(host, device, &node, &root, instance).await?;
+            }
+        }
+        mount::ext4(host, &node, &root, undo::is_kept(host).await?).await?;
+        format_intent::forget(host).await?;
     }
     let (node, superblock) = mounted_file_system(host, device, &root).await?;
     growth::ensure(host, device, &node, &superblock).await;
@@ -120,38 +171,36 @@ fn is_mounted(device: &Device, mounted: Option<&Mount>) -> Result<bool> {
     Ok(true)
 }
 
-async fn prepare_and_mount(
-    host: &Host,
-    device: &Device,
-    root: &Path,
-    instance: &Instance,
-    last: Option<&LastDisk>,
-) -> Result<()> {
-    let (node, preparation) = filesystem::inspect(host, device).await?;
-    match preparation {
-        Preparation::Format => {
-            refuse_if_used_before(device, last)?;
-            filesystem::format(host, &node).await?;
-        }
-        Preparation::Check => filesystem::check(host, &node).await?,
-        Preparation::Adopt => {
-            filesystem::check_foreign(host, &node).await?;
-            adopt(host, device, &node, root, instance).await?;
-        }
-    }
-    mount::ext4(host, &node, root).await?;
-    format_intent::forget(host).await
-}
-
 /// Takes a clean file system of somebody else into use. After a power cut the marker must be found without replaying
 /// the journal, so the file system is unmounted once: that writes the journal back in place.
 async fn adopt(host: &Host, device: &Device, node: &Path, root: &Path, instance: &Instance) -> Result<()> {
     let name = &device.name;
     host.warn(format!("the disk {name} came with an ext4 file system: used as it is, only our directories are added"));
-    mount::ext4(host, node, root).await?;
-    let uuid = String::new();
-    marker::write(host, root, &LastDisk { device_name: name.clone(), uuid, instance_id: instance.id }).await?;
+    mount::ext4(host, node, root, false).await?;
+    let disk = LastDisk { device_name: name.clone(), uuid: String::new(), instance_id: instance.id };
+    let volume = Volume { root: root.to_owned(), disk: Some(disk.clone()) };
+    volume.furnish(host, marker::write(host, root, &disk)).await?;
     mount::unmount(host, root).await
+}
+
+/// Classifies what kept us from making our directories and records below `root`.
+fn classify_write(error: anyhow::Error, root: &Path) -> Result<()> {
+    let root = root.display();
+    let kind = error.root_cause().downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    let (code, remedy) = match kind {
+        _ if error.is::<Diagnosis>() => return Err(error),
+        Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            (Code::NoSpace, format!("Make room on the disk of {root}, in bytes (`df`) and files (`df -i`)"))
+        }
+        Some(ErrorKind::ReadOnlyFilesystem) => {
+            (Code::DiskReadonly, "The file system is read-only by itself: see `tune2fs -l` and `dmesg`".into())
+        }
+        None | Some(ErrorKind::IsADirectory | ErrorKind::NotADirectory | ErrorKind::AlreadyExists) => {
+            (Code::DiskForeign, format!("Mount the disk elsewhere and rename what has our name in {root}"))
+        }
+        Some(_) => (Code::DiskDamaged, "Look at `dmesg` and take a snapshot of the disk".into()),
+    };
+    Err(error).classify(code, format!("{remedy}; then run `{RUN_AGAIN}`."))
 }
 
 /// A blank disk that held our file system before is no new disk.

@@ -94,6 +94,8 @@ codes! {
     DigestMismatch = 32, "digest-mismatch", permanent;
     /// An update, rollback or restore was refused or undone; the gateway is as it was before.
     UpdateFailed = 33, "update-failed", permanent;
+    /// A disk cannot be read in time to prove that it is blank; it was not formatted.
+    DiskUnproven = 34, "disk-unproven", permanent;
     /// An administrator has masked one of this program's units.
     UnitMasked = 36, "unit-masked", permanent;
 }

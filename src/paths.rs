@@ -35,6 +35,8 @@ pub const LAST_DISK: &str = "/var/lib/openclaw-init/data-disk.json";
 pub const FORMAT_INTENT: &str = "/var/lib/openclaw-init/formatting";
 /// What e2fsck overwrites, while it runs.
 pub const E2FSCK_UNDO: &str = "/var/lib/openclaw-init/e2fsck.undo";
+/// What mkfs overwrote, for a week.
+pub const MKFS_UNDO: &str = "/var/lib/openclaw-init/mkfs.undo";
 /// Build contexts of images.
 pub const BUILD_DIR: &str = "/var/lib/openclaw-init/build";
 /// The swap file, and its name until it is complete.
@@ -43,8 +45,11 @@ pub const SWAP: &str = "/var/lib/openclaw-init/swap";
 pub const UNFINISHED_SWAP: &str = "/var/lib/openclaw-init/swap.new";
 
 /// What the boot disk knows of one machine's data disks: nothing for an image.
-pub const MACHINE_RECORDS: [&str; 5] =
-    [LAST_DISK, FORMAT_INTENT, E2FSCK_UNDO, BOOT_DISK_OPERATION, BOOT_DISK_OPERATION_0_1];
+pub const MACHINE_RECORDS: [&str; 6] =
+    [LAST_DISK, FORMAT_INTENT, E2FSCK_UNDO, MKFS_UNDO, BOOT_DISK_OPERATION, BOOT_DISK_OPERATION_0_1];
+
+/// The directories on a volume: the gateway's state, its configuration, our own records, backups.
+pub const VOLUME_DIRS: [&str; 4] = ["openclaw", "config-openclaw", "openclaw-init", "backups"];
 
 /// Where data disks are mounted, by device name.
 pub const MOUNT_DIR: &str = "/mnt/disks";

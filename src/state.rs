@@ -46,9 +46,12 @@ pub async fn open(
 ) -> Result<DataDir> {
     let data = DataDir::on(volume);
     let is_due = relocate::prepare(host, &data, volume, lock).await?;
-    host.ensure_dir(&volume.root, Access::root(0o700)).await?;
-    layout::ensure(host, &data).await?;
-    volume.claim(host).await?;
+    let furnished = async {
+        host.ensure_dir(&volume.root, Access::root(0o700)).await?;
+        layout::ensure(host, &data).await?;
+        volume.claim(host).await
+    };
+    volume.furnish(host, furnished).await?;
     if is_due {
         relocate::relocate(host, &data, volume, instance, lock, stop).await?;
     }

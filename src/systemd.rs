@@ -1,5 +1,6 @@
 //! Units: written, enabled, started, asked about.
 
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -11,6 +12,18 @@ const UNIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Where an administrator's units live.
 pub const UNIT_DIR: &str = "/etc/systemd/system";
+
+/// Where systemd hears its services; only it names another place, to services in a root of their own.
+const NOTIFY_SOCKET: &str = "/run/systemd/notify";
+
+/// Lets the unit whose main process this is take so long from now on. Where there is no such unit nobody listens.
+pub fn extend_timeout(host: &Host, time: Duration) {
+    let message = format!("EXTEND_TIMEOUT_USEC={}", time.as_micros());
+    let sent = UnixDatagram::unbound().and_then(|socket| socket.send_to(message.as_bytes(), host.path(NOTIFY_SOCKET)));
+    if let Err(error) = sent {
+        tracing::debug!("asking systemd for more time: {error}");
+    }
+}
 
 /// Makes systemd read its units again.
 pub async fn daemon_reload(host: &Host) -> Result<()> {

@@ -80,7 +80,7 @@ async fn replace(
             None => Ok(()),
         }
     };
-    let volume = disk::ensure(host, &config.disk, &instance).await?;
+    let volume = disk::ensure(host, &config.disk, &instance, tokio::sync::oneshot::channel().0).await?;
     let data = state::open(host, &volume, &instance, lock, &stop).await?;
     let record = Record::read(host, &data).await?;
     if record.owner != Owner::Nobody && !options.replace_newer {

@@ -23,6 +23,7 @@ keys! {
     REGISTRY_MIRROR = "openclaw-registry-mirror";
     NPM_REGISTRY = "openclaw-npm-registry";
     DATA_DISK = "openclaw-data-disk";
+    DATA_DISK_PROOF = "openclaw-data-disk-proof";
     PORT = "openclaw-port";
     BIND = "openclaw-bind";
     GATEWAY_TOKEN = "openclaw-gateway-token";

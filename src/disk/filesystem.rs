@@ -1,6 +1,7 @@
 //! What a disk needs before it can be mounted; making and checking its ext4 file system.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,9 +11,12 @@ use super::find::{self, Device};
 use super::format_intent::{self, Intent};
 use super::marker::MARKER;
 use super::probe::{self, Content, Superblock};
+use super::proof::{self, Finding, Reading};
+use super::undo;
+use crate::config::ProofChoice;
 use crate::error::{Classify as _, Code, Diagnosis, RUN_AGAIN};
 use crate::host::{Access, Host, blocking, remove_if_exists};
-use crate::paths::{BOOT_DISK_DIR, E2FSCK_UNDO};
+use crate::paths::{BOOT_DISK_DIR, E2FSCK_UNDO, VOLUME_DIRS};
 use crate::text::tail;
 
 /// The label of the file systems that this program makes.
@@ -29,8 +33,10 @@ const OUTPUT_BYTES: usize = 400;
 /// What a disk needs before it can be mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Preparation {
-    /// Provably blank: make the file system.
+    /// Blank at both ends: prove that all of it is, then make the file system.
     Format,
+    /// What a cut format of ours left: make it again.
+    FormatAgain,
     /// Ours: let e2fsck make it safe.
     Check,
     /// Somebody else's, whole and clean: add our directories, change nothing else.
@@ -48,9 +54,9 @@ enum Usable {
 
 /// Decides from what was found. `is_marked`: our marker file is on that ext4 file system. The error says what is there.
 fn decide(content: &Content, is_marked: bool, partitions: usize, intent: Intent) -> Result<Usable> {
-    use Preparation::{Adopt, Check, Format};
+    use Preparation::{Adopt, Check, Format, FormatAgain};
     if intent == Intent::Ours && partitions == 0 && may_be_cut_format(content) {
-        return Ok(Usable::Here(Format));
+        return Ok(Usable::Here(FormatAgain));
     }
     let found = match content {
         Content::Blank if partitions == 0 => return Ok(Usable::Here(Format)),
@@ -68,10 +74,17 @@ fn decide(content: &Content, is_marked: bool, partitions: usize, intent: Intent)
         Content::Blank => format!("zeros, but {partitions} partitions in the kernel's table"),
         Content::Table(table) => format!("a partition table ({table}) with {partitions} partitions"),
         Content::Unknown(_) if intent == Intent::Foreign => FOREIGN_FORMAT.to_owned(),
-        Content::Unknown(at) => format!("no known signature, but a non-zero byte at offset {at}"),
+        Content::Unknown(at) => unknown(*at),
+        Content::Other(found) if ["ext2", "ext3"].contains(&found.as_str()) => {
+            format!("an {found} file system: only ext4 is used, and nothing is converted")
+        }
         Content::Other(found) => found.clone(),
     };
     bail!("{found}")
+}
+
+fn unknown(at: u64) -> String {
+    format!("no known signature, but a non-zero byte at offset {at}")
 }
 
 /// A cut format that this boot disk knows nothing of.
@@ -95,7 +108,9 @@ pub(super) async fn inspect(host: &Host, device: &Device) -> Result<(PathBuf, Pr
     let node = device.only_partition(host)?;
     match inspect_node(host, &node, 0).await? {
         Usable::Here(preparation @ (Preparation::Check | Preparation::Adopt)) => Ok((node, preparation)),
-        Usable::Here(Preparation::Format) | Usable::InPartition => refuse(anyhow!("an empty partition"), &node),
+        Usable::Here(Preparation::Format | Preparation::FormatAgain) | Usable::InPartition => {
+            refuse(anyhow!("an empty partition"), &node)
+        }
     }
 }
 
@@ -124,24 +139,78 @@ fn refuse<T>(found: anyhow::Error, node: &Path) -> Result<T> {
 
 /// Whether our marker file is on an unmounted ext4 file system, read without replaying its journal.
 async fn is_marked(host: &Host, node: &Path) -> Result<bool> {
-    let output = host.command("debugfs").args(["-R", &format!("cat /{MARKER}")]).arg(node).answers(&[1]).run().await?;
-    Ok(output.stdout.trim_start().starts_with('{'))
+    // Not its content, of which there may be any amount; an unreadable marker is still a marker.
+    Ok(debugfs(host, node, &format!("stat /{MARKER}")).await?.contains("Type: regular"))
+}
+
+/// What debugfs answers; nothing when it finds nothing.
+async fn debugfs(host: &Host, node: &Path, request: &str) -> Result<String> {
+    Ok(host.command("debugfs").args(["-R", request]).arg(node).answers(&[1]).run().await?.stdout)
+}
+
+/// Refuses a file system of somebody else in which names of ours are taken: what is there is not ours to use.
+async fn check_names(host: &Host, node: &Path) -> Result<()> {
+    let listing = debugfs(host, node, "ls -p /").await?;
+    let taken = taken_names(&listing);
+    if taken.is_empty() {
+        return Ok(());
+    }
+    Err(anyhow!("the ext4 file system of somebody else on {} has these names already: {taken}", node.display()))
+        .classify(
+            Code::DiskForeign,
+            format!("Mount it elsewhere and rename them, or attach another disk; then run `{RUN_AGAIN}`."),
+        )
+}
+
+/// Which of our names are in the listing of a root directory: `/INODE/MODE/UID/GID/NAME/SIZE/` each.
+fn taken_names(listing: &str) -> String {
+    let found: Vec<&str> = listing.lines().filter_map(|line| line.split('/').nth(5)).collect();
+    VOLUME_DIRS.into_iter().filter(|name| found.contains(name)).collect::<Vec<_>>().join(", ")
+}
+
+/// Proves that the disk is blank, as far as `choice` asks for it; its answer is a clause for the report.
+pub(super) async fn prove(host: &Host, node: &Path, choice: ProofChoice) -> Result<String> {
+    match proof::read(host, node, choice).await? {
+        Finding::NonZero(at) => refuse(anyhow!("{}", unknown(at)), node),
+        Finding::Zeros(proof) => {
+            if proof.reading == Reading::Sampled {
+                host.warn(format!("before {} was formatted, only samples of it were read: {proof}", node.display()));
+            }
+            Ok(proof.to_string())
+        }
+        Finding::Unproven(estimates) => Err(anyhow!("{} is not proven to be blank: {estimates}", node.display()))
+            .classify(
+                Code::DiskUnproven,
+                format!(
+                    "Set openclaw-data-disk-proof to full, to have every block read however long that takes, or to sampled; \
+                     or attach a faster disk. Then run `{RUN_AGAIN}`."
+                ),
+            ),
+    }
 }
 
 /// Makes the file system on a disk that is proven to be blank, or to hold only an interrupted format of ours.
-pub(super) async fn format(host: &Host, node: &Path) -> Result<()> {
+/// `grounds` says which, for the report.
+pub(super) async fn format(host: &Host, node: &Path, grounds: &str) -> Result<()> {
     let display_node = node.display();
     host.progress(format!("formatting {display_node}"));
-    format_intent::declare(host, node).await?;
+    let opened = node.to_owned();
+    let size = blocking(move || probe::size(&File::open(opened)?)).await?;
+    let undo = undo::begin(host, size).await?;
+    let undo_args = undo.iter().flat_map(|undo| [OsStr::new("-z"), undo.as_os_str()]);
     // No -F: mkfs may refuse for its own reasons. A blank disk has nothing to discard and nothing to overwrite.
     host.command("mkfs.ext4")
         .args(["-q", "-m", "0", "-L", LABEL, "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"])
+        .args(undo_args)
         .arg(node)
         .timeout(MKFS_TIMEOUT)
         .run()
         .await
         .with_context(|| format!("formatting {display_node}"))?;
-    host.changed(format!("formatted {display_node} as ext4"));
+    host.changed(format!("formatted {display_node} as ext4: {grounds}"));
+    if let Some(undo) = undo {
+        undo::complete(host, undo).await?;
+    }
     find::udevadm(host, &["settle", "--timeout=5"]).await;
     match probe::content(host, node).await? {
         Content::Ext4(Superblock { label, .. }) if label == LABEL => format_intent::withdraw(node).await,
@@ -224,6 +293,7 @@ async fn forget(undo: &Path) -> Result<()> {
 /// Checks an unmounted file system of somebody else without writing to it. It is read in full even if it calls itself
 /// clean: this happens once in its life.
 pub(super) async fn check_foreign(host: &Host, node: &Path) -> Result<()> {
+    check_names(host, node).await?;
     match e2fsck(host, &["-f", "-n"].map(OsStr::new), node).await? {
         (FsckOutcome::Clean, _) => Ok(()),
         (_, output) => refuse(anyhow!("an ext4 file system with errors ({output})"), node),
@@ -244,7 +314,10 @@ async fn e2fsck(host: &Host, mode: &[&OsStr], node: &Path) -> Result<(FsckOutcom
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use super::*;
+    use crate::paths::MKFS_UNDO;
 
     fn ext4(label: &str, clean: bool, truncated: bool) -> Content {
         let (uuid, label) = ("u".into(), label.into());
@@ -272,6 +345,12 @@ mod tests {
             (table, false, 2, Err("a partition table (gpt) with 2 partitions")),
             (Content::Unknown(5), false, 0, Err("no known signature, but a non-zero byte at offset 5")),
             (other, false, 0, Err("xfs")),
+            (
+                Content::Other("ext3".into()),
+                false,
+                0,
+                Err("an ext3 file system: only ext4 is used, and nothing is converted"),
+            ),
         ];
         for (content, marked, partitions, expected) in cases {
             let found = decide(&content, marked, partitions, Intent::None).map_err(|error| error.to_string());
@@ -286,11 +365,11 @@ mod tests {
             other => other,
         };
         let cases = [
-            (Content::Unknown(5), 0, Intent::Ours, Some(Preparation::Format)),
+            (Content::Unknown(5), 0, Intent::Ours, Some(Preparation::FormatAgain)),
             (Content::Unknown(5), 0, Intent::Foreign, None),
             (Content::Unknown(5), 0, Intent::None, None),
             (Content::Unknown(5), 1, Intent::Ours, None),
-            (unused.clone(), 0, Intent::Ours, Some(Preparation::Format)),
+            (unused.clone(), 0, Intent::Ours, Some(Preparation::FormatAgain)),
             (unused.clone(), 0, Intent::Foreign, None),
             (unused, 0, Intent::None, Some(Preparation::Check)),
             (ext4(LABEL, true, false), 0, Intent::Foreign, Some(Preparation::Check)),
@@ -303,6 +382,31 @@ mod tests {
             let found = decide(&content, false, partitions, intent).ok();
             assert_eq!(found, expected.map(Usable::Here), "{content:?} {intent:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_format_can_be_taken_back_before_the_first_mount() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let (host, image) = (Host::new(root.path()), root.path().join("image"));
+        File::create_new(&image)?.set_len(1 << 29)?;
+        // What samples did not see.
+        let write = |offset, bytes: &[u8]| File::options().write(true).open(&image)?.write_all_at(bytes, offset);
+        write(3 << 20, b"somebody's")?;
+        let before = std::fs::read(&image)?;
+        format_intent::declare(&host, &image).await?;
+        format(&host, &image, "").await?;
+        assert!(std::fs::read(&image)? != before);
+        host.command("e2undo").arg(host.path(MKFS_UNDO)).arg(&image).run().await?;
+        assert!(std::fs::read(&image)? == before);
+        Ok(())
+    }
+
+    #[test]
+    fn taken_names_are_found_in_a_listing() {
+        let listing = "/2/040755/0/0/./4096/\n/2/040755/0/0/../4096/\n/12/040755/33/33/openclaw/4096/\n\
+                       /13/100644/0/0/backups/7/\n/14/120777/0/0/openclaw-init/7/\n/15/040755/0/0/openclaw-else/4096/\n";
+        assert_eq!(taken_names(listing), "openclaw, openclaw-init, backups");
+        assert_eq!(taken_names("/2/040755/0/0/./4096/\n"), "");
     }
 
     #[test]

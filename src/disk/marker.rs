@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::LastDisk;
-use crate::host::{Access, Host, json_file};
+use crate::host::{Access, Host, json_file, untrusted};
 
 /// Relative to the root of the file system.
 pub(crate) const MARKER: &str = "openclaw-init/disk.json";
@@ -28,7 +28,8 @@ pub(super) async fn write(host: &Host, root: &Path, disk: &LastDisk) -> Result<(
         host.ensure_dir(records, Access::root(0o700)).await?;
     }
     // An unreadable marker is still a marker; it is written anew.
-    let found = host.read(&path).await?.and_then(|bytes| serde_json::from_slice::<Marker>(&bytes).ok());
+    let found = untrusted::read(host.path(&path)).await.ok().flatten();
+    let found = found.and_then(|text| serde_json::from_str::<Marker>(&text).ok());
     if let Some(before) = found.as_ref().filter(|marker| marker.instance_id != disk.instance_id) {
         host.changed(format!("took over the disk {} from the instance {}", disk.device_name, before.instance_id));
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 
 use crate::error::{Classify as _, Code, RUN_AGAIN};
@@ -130,13 +131,24 @@ async fn resolve(host: &Host, path: &Path) -> Result<Option<PathBuf>> {
     if_exists(tokio::fs::canonicalize(&path).await).with_context(|| format!("resolving {}", path.display()))
 }
 
-/// Mounts the ext4 file system on `node` at `point`, a directory that is made if need be.
-pub(crate) async fn ext4(host: &Host, node: &Path, point: &Path) -> Result<()> {
+/// Mounts the ext4 file system on `node` at `point`, a directory that is made if need be. `as_made`: the kernel does not
+/// write the inode tables that mkfs left to it.
+pub(crate) async fn ext4(host: &Host, node: &Path, point: &Path, as_made: bool) -> Result<()> {
     ensure_point(host, point).await?;
-    mount(host, node, point, Some("ext4"), FLAGS).await.classify(
-        Code::DiskDamaged,
-        format!("Look at `dmesg`; take a snapshot of the disk, then repair it with `e2fsck {}`.", node.display()),
-    )
+    let options = if as_made { format!("{OPTIONS},noinit_itable") } else { OPTIONS.to_owned() };
+    let mounted = mount(host, node, point, Some(("ext4", options)), FLAGS).await;
+    match mounted.as_ref().err().and_then(|error| error.root_cause().downcast_ref::<Errno>()) {
+        // e2fsck had nothing against it.
+        Some(Errno::EINVAL | Errno::EROFS | Errno::EOPNOTSUPP) => mounted.classify(
+            Code::DiskForeign,
+            "The file system has a feature that this kernel does not know, see `dmesg`: use the image with which the disk \
+             was made, or a newer one. The disk itself is in order.",
+        ),
+        _ => mounted.classify(
+            Code::DiskDamaged,
+            format!("Look at `dmesg`; take a snapshot of the disk, then repair it with `e2fsck {}`.", node.display()),
+        ),
+    }
 }
 
 /// Makes the directory `source` visible at `point`, too; does nothing when it already is.
@@ -199,12 +211,18 @@ async fn ensure_point(host: &Host, point: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn mount(host: &Host, source: &Path, point: &Path, kind: Option<&'static str>, flags: MsFlags) -> Result<()> {
+async fn mount(
+    host: &Host,
+    source: &Path,
+    point: &Path,
+    kind: Option<(&'static str, String)>,
+    flags: MsFlags,
+) -> Result<()> {
     let (from, to) = (source.to_owned(), host.path(point));
     let what = format!("{} on {}", source.display(), point.display());
-    let options = kind.map(|_| OPTIONS);
+    let (kind, options) = kind.unzip();
     // No time limit: a journal may be long.
-    let mounted = blocking(move || Ok(nix::mount::mount(Some(&from), &to, kind, flags, options)?)).await;
+    let mounted = blocking(move || Ok(nix::mount::mount(Some(&from), &to, kind, flags, options.as_deref())?)).await;
     mounted.with_context(|| format!("mounting {what}"))?;
     host.changed(format!("mounted {what}"));
     Ok(())

@@ -1,8 +1,8 @@
 //! What is on a disk: a read-only look that never guesses.
 //!
 //! "No signature found" is not "blank": random bytes, an ext4 file system whose first superblock is destroyed and an
-//! unreadable device all look like that (kubernetes issue 142243). A disk is blank only if it has zeros wherever a file
-//! system would have left a trace.
+//! unreadable device all look like that (kubernetes issue 142243). Zeros at both ends make a disk that may be blank;
+//! [`super::proof`] reads the rest before it is formatted.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -18,16 +18,17 @@ use crate::text::{MIB, hex};
 /// A data disk is at least this large; less is a mistake or a device without a medium.
 const MIN_BYTES: u64 = 512 * MIB;
 
-/// How much must be zero at both ends, where partition tables, superblocks of all known kinds and their backups are.
-const END_BYTES: u64 = 8 * MIB;
-/// Evenly spread samples, for data without any structure. 64 of them take seconds on the slowest disk.
-const SAMPLES: u64 = 64;
-const SAMPLE_BYTES: u64 = 64 * 1024;
+/// How much is looked at on both ends, where partition tables, superblocks of all known kinds and most copies are.
+pub(super) const END_BYTES: u64 = 8 * MIB;
+
+/// What to do about a disk that cannot be read.
+pub(super) const UNREADABLE: &str =
+    "The disk cannot be read: see `dmesg`; restore it from a snapshot or attach another one.";
 
 /// What a device holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Content {
-    /// Provably nothing.
+    /// Nothing known, and zeros at both ends.
     Blank,
     /// An ext4 file system and nothing else.
     Ext4(Superblock),
@@ -44,7 +45,7 @@ pub(super) enum Content {
 pub(super) struct Superblock {
     pub(super) uuid: String,
     pub(super) label: String,
-    /// Unmounted properly, no journal to replay, no error on record.
+    /// Unmounted properly, no journal to replay, no error on record, no deleted file to clear away.
     pub(super) clean: bool,
     /// Mounted at least once.
     pub(super) used: bool,
@@ -75,10 +76,7 @@ pub(super) async fn content(host: &Host, path: &Path) -> Result<Content> {
     blocking(move || interpret(&held, size, signature))
         .await
         .with_context(|| format!("reading {display_path}"))
-        .classify(
-            Code::DiskDamaged,
-            "The disk cannot be read: see `dmesg`; restore it from a snapshot or attach another one.",
-        )
+        .classify(Code::DiskDamaged, UNREADABLE)
 }
 
 /// The superblock of the ext4 file system on `path`, which may be mounted.
@@ -150,10 +148,10 @@ fn interpret(file: &File, size: u64, signature: Signature) -> Result<Content> {
     })
 }
 
-/// The offset of the first non-zero byte in [`regions`].
+/// The offset of the first non-zero byte at both ends.
 fn first_non_zero(file: &File, size: u64) -> Result<Option<u64>> {
     let mut buffer = vec![0; usize::try_from(MIB)?];
-    for (start, length) in regions(size) {
+    for (start, length) in [(0, END_BYTES), (size.saturating_sub(END_BYTES), END_BYTES)] {
         let (mut at, end) = (start, size.min(start.saturating_add(length)));
         while at < end {
             let chunk = &mut buffer[..usize::try_from(MIB.min(end - at))?];
@@ -167,33 +165,6 @@ fn first_non_zero(file: &File, size: u64) -> Result<Option<u64>> {
     Ok(None)
 }
 
-/// Where a file system leaves traces, as (offset, length): both ends, ext4's backup superblocks, spread samples.
-fn regions(size: u64) -> Vec<(u64, u64)> {
-    let mut regions = vec![(0, END_BYTES), (size.saturating_sub(END_BYTES), END_BYTES)];
-    regions.extend(backup_superblocks(size).into_iter().map(|offset| (offset, 4096)));
-    let step = (size / SAMPLES / 4096 * 4096).max(4096);
-    regions.extend((0..SAMPLES).map(|sample| (sample * step, SAMPLE_BYTES)));
-    regions
-}
-
-/// Where ext4 keeps copies of its superblock, for every block size: groups 1 and the powers of 3, 5 and 7
-/// (`sparse_super`). A group has eight times as many blocks as a block has bytes.
-fn backup_superblocks(size: u64) -> Vec<u64> {
-    let mut offsets = Vec::new();
-    for block in (10..=16).map(|bits| 1_u64 << bits) {
-        let group = 8 * block * block;
-        let first = if block == 1024 { block } else { 0 };
-        for base in [3, 5, 7_u64] {
-            let groups = std::iter::successors(Some(1), |group: &u64| group.checked_mul(base));
-            let copies = groups.map_while(|index| index.checked_mul(group)?.checked_add(first));
-            offsets.extend(copies.take_while(|offset| *offset < size));
-        }
-    }
-    offsets.sort_unstable();
-    offsets.dedup();
-    offsets
-}
-
 /// Decodes the primary superblock (kernel documentation, "ext4 Data Structures and Algorithms", 4.1).
 fn read_superblock(file: &File, size: u64) -> Result<Option<Superblock>> {
     let mut bytes = [0; 1024];
@@ -201,6 +172,7 @@ fn read_superblock(file: &File, size: u64) -> Result<Option<Superblock>> {
     let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
     let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let (magic, state, incompatible) = (u16_at(0x38), u16_at(0x3a), u32_at(0x60));
+    let has_orphans = u32_at(0xe8) != 0 || u32_at(0x64) & 0x1_0000 != 0;
     let block_bits = u32_at(0x18).saturating_add(10);
     if magic != 0xef53 || block_bits > 16 {
         return Ok(None);
@@ -212,7 +184,7 @@ fn read_superblock(file: &File, size: u64) -> Result<Option<Superblock>> {
     Ok(Some(Superblock {
         uuid: uuid(&bytes[0x68..0x78]),
         label: String::from_utf8_lossy(&bytes[0x78..0x78 + end]).into_owned(),
-        clean: state & 0b11 == 0b01 && incompatible & 0x4 == 0,
+        clean: state & 0b11 == 0b01 && incompatible & 0x4 == 0 && !has_orphans,
         used: u32_at(0x2c) != 0 || u16_at(0x34) != 0,
         truncated: needed.is_none_or(|needed| needed > size),
         spare: needed.map_or(0, |needed| size.saturating_sub(needed)),

@@ -1,5 +1,7 @@
 //! What a run did to the machine, what an operator should know of it, and how far long work is.
 
+use std::time::Duration;
+
 use tokio::sync::watch;
 
 use super::Host;
@@ -15,6 +17,8 @@ pub struct Ledger {
     pub warnings: Vec<String>,
     /// The latest progress of the long work of each stage; overwritten, never a history.
     pub progress: Option<(Stage, String)>,
+    /// How much longer than its deadline the run may take: for work that the operator asked for at any length.
+    pub extension: Duration,
 }
 
 impl Host {
@@ -49,6 +53,11 @@ impl Host {
         if let Some(stage) = stage::current() {
             self.ledger.send_modify(|ledger| ledger.progress = Some((stage, what.into())));
         }
+    }
+
+    /// Lets the run take this much longer, in all, than its deadline.
+    pub fn extend_deadline(&self, extension: Duration) {
+        self.ledger.send_modify(|ledger| ledger.extension = extension);
     }
 
     /// A view of the ledger that wakes its reader at every new entry.

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use super::copy::tree::Dir;
 use crate::disk::Volume;
 use crate::host::{Host, blocking};
+use crate::paths::VOLUME_DIRS;
 
 /// The directories on the data disk (or on the boot disk).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,14 +34,8 @@ impl DataDir {
 
     /// The directories below `root`.
     pub(crate) fn at(root: impl AsRef<Path>, on_boot_disk: bool) -> Self {
-        let root = root.as_ref();
-        Self {
-            state: root.join("openclaw"),
-            config: root.join("config-openclaw"),
-            records: root.join("openclaw-init"),
-            backups: root.join("backups"),
-            on_boot_disk,
-        }
+        let [state, config, records, backups] = VOLUME_DIRS.map(|name| root.as_ref().join(name));
+        Self { state, config, records, backups, on_boot_disk }
     }
 
     /// The directories of the boot disk.

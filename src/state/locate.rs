@@ -83,7 +83,7 @@ pub async fn unmount(host: &Host) -> Result<()> {
 async fn our_disks(host: &Host) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for point in list(host, MOUNT_DIR).await? {
-        if mount::find(host, &point).await?.is_some() && host.read(point.join(MARKER)).await?.is_some() {
+        if mount::find(host, &point).await?.is_some() && host.path(point.join(MARKER)).is_file() {
             found.push(point);
         }
     }

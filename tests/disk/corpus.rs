@@ -9,7 +9,7 @@ use openclaw_init::error::{Code, code_of, one_line};
 use openclaw_lab::program;
 
 use crate::fixture::{Attached, Fixture, NAME, alone, command, is_mounted, sha256, tool};
-use crate::images::{self, KEPT, OURS, SIZE, THEIRS, cut, made, partitioned, write_at};
+use crate::images::{self, KEPT, OURS, RECORDS, THEIRS, cut, made, partitioned, write_at};
 
 /// How the disk is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,9 +29,11 @@ enum Expected {
     Mounted(&'static str),
     /// Left untouched; the sentence holds this text.
     Refused(Code, &'static str),
+    /// The same, but our disk was mounted for a moment.
+    Ended(Code, &'static str),
 }
 
-use Expected::{Formatted, Mounted, Refused};
+use Expected::{Ended, Formatted, Mounted, Refused};
 use State::{BootDisk, Free, HeldOpen, MountedElsewhere, ReadOnly};
 
 struct Case {
@@ -95,8 +97,32 @@ fn cases() -> impl IntoIterator<Item = Case> {
             Refused(FOREIGN, "");
         "iso9660", Free, |i| archive(i, "xorriso -as mkisofs -quiet -o {} /etc/apt"), Refused(FOREIGN, "iso9660");
         "squashfs", Free, |i| archive(i, "mksquashfs /etc/apt {} -quiet -no-progress -noappend"), Refused(FOREIGN, "squashfs");
-        "one block where a sample looks", Free,
-            |i| { images::sparse(i)?; write_at(i, SIZE / 64 / 4096 * 4096 * 33, &[1; 4096]) },
+        "ext2", Free, |i| made(i, &["mkfs.ext2 -q {}"]), Refused(FOREIGN, "only ext4 is used");
+        "ext3", Free, |i| made(i, &["mkfs.ext3 -q {}"]), Refused(FOREIGN, "only ext4 is used");
+        "somebody's ext4 with our names", Free,
+            |i| made(i, &[THEIRS, "debugfs -w -R mkdir\u{a0}openclaw {}", "debugfs -w -R mkdir\u{a0}backups {}"]),
+            Refused(FOREIGN, "names already: openclaw, backups");
+        "somebody's ext4 with deleted files in use", Free,
+            |i| made(i, &[THEIRS, "debugfs -w -R ssv\u{a0}last_orphan\u{a0}12 {}"]),
+            Refused(FOREIGN, "not unmounted cleanly");
+        "ours, read-only by a feature", Free,
+            |i| made(i, &[OURS, "tune2fs -O read-only {}"]), Ended(Code::DiskReadonly, "read-only");
+        "ours, without a free block", Free, |i| images::full(i, "dd if=/dev/zero of=fill bs=1M"), Ended(Code::NoSpace, "df -i");
+        "ours, without a free inode", Free,
+            |i| images::full(i, "while mkdir -p a/$((n += 1)); do :; done"), Ended(Code::NoSpace, "df -i");
+        "ours, a file has our name", Free,
+            |i| made(i, &[OURS, "debugfs -w -R write\u{a0}/etc/hostname\u{a0}openclaw {}"]), Ended(FOREIGN, "not a directory");
+        "ours, a link has our name", Free,
+            |i| made(i, &[OURS, "debugfs -w -R symlink\u{a0}openclaw\u{a0}/etc {}"]), Ended(FOREIGN, "not a directory");
+        "ours, the marker is a directory", Free,
+            |i| made(i, &[OURS, RECORDS, "debugfs -w -R mkdir\u{a0}openclaw-init/disk.json {}"]), Ended(FOREIGN, "disk.json");
+        "ours, the marker is a pipe", Free,
+            |i| made(i, &[OURS, KEPT, RECORDS, "sh -c cd\u{a0}/;printf\u{a0}'cd\u{a0}openclaw-init\\nmknod\u{a0}disk.json\u{a0}p\\n'|debugfs\u{a0}-w\u{a0}{}"]), Mounted("");
+        "ours, the marker has 900 MB", Free,
+            |i| made(i, &[OURS, KEPT, RECORDS, "debugfs -w -R write\u{a0}/etc/hostname\u{a0}openclaw-init/disk.json {}",
+                "debugfs -w -R sif\u{a0}openclaw-init/disk.json\u{a0}size\u{a0}900000000 {}"]), Mounted("");
+        "one block of data anywhere", Free,
+            |i| { images::sparse(i)?; write_at(i, images::random_block(), &[1; 4096]) },
             Refused(FOREIGN, "no known signature");
         "of no length", Free, |i| Ok(File::create_new(i).map(drop)?), Refused(FOREIGN, "only 0 bytes");
         "unreadable", Free, images::unreadable, Refused(DAMAGED, "cannot be read");
@@ -150,13 +176,13 @@ fn check(case: &Case) -> Result<()> {
     match case.expected {
         Formatted => is_used(&fixture, &attached.node, "formatted", false),
         Mounted(text) => is_used(&fixture, &attached.node, text, true),
-        Refused(code, text) => {
+        Refused(code, text) | Ended(code, text) => {
             let error = fixture.run().0.err().context("it was accepted")?;
             let said = one_line(&error);
             ensure!(code_of(&error) == code && said.contains(text), "{}: {said}", code_of(&error).name());
             ensure!(!is_mounted(&fixture.data())?, "it was mounted");
             drop(attached);
-            if let Ok(before) = before {
+            if let (Ok(before), Refused(..)) = (before, case.expected) {
                 ensure!(sha256(&image)? == before, "the disk was changed");
             }
             Ok(())

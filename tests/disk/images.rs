@@ -26,6 +26,12 @@ pub(crate) fn random(image: &Path) -> Result<()> {
     made(image, &["dd if=/dev/urandom of={} bs=1M count=32 conv=notrunc status=none"])
 }
 
+/// The offset of any block of a disk, but at random.
+pub(crate) fn random_block() -> u64 {
+    let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
+    random % (SIZE / 4096) * 4096
+}
+
 pub(crate) fn write_at(image: &Path, offset: u64, bytes: &[u8]) -> Result<()> {
     Ok(File::options().write(true).open(image)?.write_all_at(bytes, offset)?)
 }
@@ -40,6 +46,18 @@ pub(crate) const OURS: &str = "mkfs.ext4 -q -m 0 -L openclaw-data {}";
 pub(crate) const THEIRS: &str = "mkfs.ext4 -q -L theirs {}";
 /// Something in it that must survive.
 pub(crate) const KEPT: &str = "debugfs -w -R write\u{a0}/etc/hostname\u{a0}kept {}";
+
+/// The directory of our records.
+pub(crate) const RECORDS: &str = "debugfs -w -R mkdir\u{a0}openclaw-init {}";
+
+/// Ours, filled by a shell's `script` until that fails.
+pub(crate) fn full(image: &Path, script: &str) -> Result<()> {
+    made(image, &["mkfs.ext4 -q -m 0 -N 4096 -L openclaw-data {}"])?;
+    let point = tempfile::tempdir()?;
+    program::run(command("mount").args(["-o", "loop"]).arg(image).arg(point.path()))?;
+    program::run(command("sh").args(["-c", &format!("{script} 2> /dev/null || true")]).current_dir(point.path()))?;
+    tool("umount {}", point.path()).map(drop)
+}
 
 /// An ext4 as a power cut leaves it: made by `lines`, a file synced, the journal not yet written back.
 pub(crate) fn cut(image: &Path, lines: &[&str]) -> Result<()> {

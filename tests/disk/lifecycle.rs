@@ -102,3 +102,36 @@ fn a_snapshot_beside_its_original_is_a_warning_and_not_used() -> Result<()> {
         Ok(())
     })
 }
+
+/// Before the first mount nothing is lost (see the unit tests); from then on what was written since.
+#[test]
+#[ignore = "needs root: cargo lab test machine"]
+fn a_format_is_taken_back_for_a_week_but_for_what_was_written_since() -> Result<()> {
+    alone("lifecycle::a_format_is_taken_back_for_a_week_but_for_what_was_written_since", || {
+        let mut fixture = Fixture::new()?;
+        let image = fixture.image(NAME);
+        images::sparse(&image)?;
+        let disk = fixture.attach(NAME, false)?;
+        fixture.changes()?;
+        let options = tool("findmnt -no OPTIONS {}", &fixture.data())?;
+        ensure!(options.contains("noinit_itable"), "mounted with {options}");
+        fs::write(fixture.data().join("openclaw/kept"), vec![1; 1 << 20])?;
+        fixture.unmount()?;
+        let undo = fixture.path("var/lib/openclaw-init/mkfs.undo");
+        ensure!(fs::metadata(&undo)?.len() <= 64 * MIB, "its undo file is {:?}", fs::metadata(&undo)?);
+        let copy = fixture.image("copy");
+        program::run(command("cp").arg("--sparse=always").arg(&image).arg(&copy))?;
+        program::run(command("e2undo").arg("-f").arg(&undo).arg(&copy))?;
+        let left = fs::read(&copy)?.chunks(4096).filter(|block| block.iter().any(|byte| *byte != 0)).count();
+        println!("{left} blocks of the first mount are left");
+        ensure!((256..2000).contains(&left), "{left} blocks are left");
+
+        let old = std::time::SystemTime::now() - std::time::Duration::from_secs(8 * 24 * 3600);
+        File::options().write(true).open(&undo)?.set_modified(old)?;
+        ensure!(fixture.changes()?.contains("mkfs.undo") && !undo.exists(), "the undo file outlives its week");
+        let options = tool("findmnt -no OPTIONS {}", &fixture.data())?;
+        ensure!(!options.contains("noinit_itable"), "mounted with {options}");
+        drop(disk);
+        Ok(())
+    })
+}

@@ -9,6 +9,8 @@
 mod copy;
 mod corpus;
 mod fixture;
+mod formats;
 mod formatting;
 mod images;
 mod lifecycle;
+mod slow;

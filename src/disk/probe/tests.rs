@@ -23,10 +23,9 @@ async fn run(program: &str, args: &[&str], image: &tempfile::NamedTempFile) {
 }
 
 #[tokio::test]
-async fn only_zeros_are_blank() {
+async fn zeros_at_both_ends_may_be_blank() {
     assert_eq!(look_at(&image(SIZE, 0, b"")).await.unwrap(), Content::Blank);
-    let places =
-        [3 * MIB, SIZE - 5, 8193 * 1024, 32768 * 4096, SIZE / SAMPLES * 33, SIZE / SAMPLES * 33 + SAMPLE_BYTES - 1];
+    let places = [3 * MIB, SIZE - 5, SIZE - END_BYTES];
     for offset in places {
         let found = look_at(&image(SIZE, offset, b"x")).await.unwrap();
         assert_eq!(found, Content::Unknown(offset));
@@ -66,18 +65,16 @@ async fn ext4_is_read_as_the_tools_wrote_it() {
     assert_eq!(look_at(&image).await.unwrap(), Content::Ext4(Superblock { clean: false, ..clean.clone() }));
     run("debugfs", &["-w", "-R", "feature -needs_recovery"], &image).await;
 
+    run("debugfs", &["-w", "-R", "ssv last_orphan 12"], &image).await;
+    assert_eq!(look_at(&image).await.unwrap(), Content::Ext4(Superblock { clean: false, ..clean.clone() }));
+    run("debugfs", &["-w", "-R", "ssv last_orphan 0"], &image).await;
+
     image.as_file().set_len(SIZE / 2 + MIB).unwrap();
     assert_eq!(look_at(&image).await.unwrap(), Content::Ext4(Superblock { truncated: true, ..clean }));
 }
 
 #[tokio::test]
 async fn what_is_not_ext4_is_named() {
-    let destroyed = image(SIZE, 0, b"");
-    run("mkfs.ext4", &["-q"], &destroyed).await;
-    destroyed.as_file().write_all_at(&vec![0; 8 * 1024 * 1024], 0).unwrap();
-    let found = look_at(&destroyed).await.unwrap();
-    assert!(matches!(found, Content::Unknown(_)), "{found:?}");
-
     let swap = image(SIZE, 0, b"");
     run("mkswap", &["-q"], &swap).await;
     assert_eq!(look_at(&swap).await.unwrap(), Content::Other("swap".into()));
@@ -93,15 +90,4 @@ async fn what_is_not_ext4_is_named() {
     run("mkfs.ext4", &["-q"], &both).await;
     both.write_all(&table).unwrap();
     assert!(matches!(look_at(&both).await.unwrap(), Content::Other(_)));
-}
-
-#[test]
-fn backup_superblocks_are_where_mkfs_puts_them() {
-    let offsets = backup_superblocks(1 << 30);
-    // From `mke2fs -n` with 1 KiB, 2 KiB and 4 KiB blocks.
-    for (block, size) in [(8193, 1024), (24577, 1024), (16384, 2048), (32768, 4096), (98304, 4096), (229_376, 4096)] {
-        assert!(offsets.contains(&(block * size)), "block {block} of {size} bytes");
-    }
-    assert!(backup_superblocks(64 << 40).len() < 400, "a look must stay short on the largest disk");
-    assert!(regions(MIN_BYTES).iter().all(|(start, _)| *start < MIN_BYTES));
 }

@@ -25,7 +25,21 @@ const TOOLS: [(&str, &str); 13] = [
     ("shellcheck", "shellcheck"),
 ];
 /// What the disk stage is tested with.
-pub const DISK_TOOLS: [(&str, &str); 9] = [
+pub const DISK_TOOLS: [(&str, &str); 23] = [
+    ("mkfs.exfat", "exfatprogs"),
+    ("mkntfs", "ntfs-3g"),
+    ("mkfs.f2fs", "f2fs-tools"),
+    ("mkfs.nilfs2", "nilfs-tools"),
+    ("mkfs.jfs", "jfsutils"),
+    ("mkfs.reiserfs", "reiserfsprogs"),
+    ("mkudffs", "udftools"),
+    ("mkfs.gfs2", "gfs2-utils"),
+    ("make-bcache", "bcache-tools"),
+    ("pvcreate", "lvm2"),
+    ("veritysetup", "cryptsetup-bin"),
+    ("nbdkit", "nbdkit"),
+    ("nbdfuse", "libnbd-bin"),
+    ("fusermount3", "fuse3"),
     ("mkfs.xfs", "xfsprogs"),
     ("mkfs.btrfs", "btrfs-progs"),
     ("mkfs.vfat", "dosfstools"),

@@ -81,6 +81,7 @@ pub(crate) const LONG: &[Scenario] = &[
     ("sweep-restore", cuts::all_of_a_restore),
     ("power-cuts", power::state_survives_cuts_at_any_moment),
     ("packer-build", packer::built_image_boots_without_internet),
+    ("disk-thousand", disks::data_on_a_thousand_disks),
     ("disk-growth", growth::data_disk_grows_while_it_is_used),
     ("engines", engines::builds_on_old_and_new_engines),
     ("one-gigabyte", engines::one_gigabyte_is_enough_or_named),

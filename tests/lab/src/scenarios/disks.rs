@@ -19,11 +19,23 @@ pub(super) const IDENTITY: &str = include_str!("../../scripts/disks/show-identit
 /// The disk stage against every kind of disk, in a mount namespace on this machine.
 pub(super) fn every_kind_of_disk(rig: &Rig) -> Result<()> {
     host::install(&host::DISK_TOOLS)?;
+    ignored_tests(rig, &["--test", "disk", "--", "--test-threads", "1"])?;
+    ignored_tests(rig, &["--lib", "--", "--exact", &format!("{PROOF}wherever_it_is")])
+}
+
+/// The tests of the proof that read holes for minutes, and for longer.
+const PROOF: &str = "disk::proof::tests::somebodys_data_is_found_";
+
+/// The proof on a thousand disks of 10 GiB, and on 200 of 100 GiB.
+pub(super) fn data_on_a_thousand_disks(rig: &Rig) -> Result<()> {
+    ignored_tests(rig, &["--lib", "--", "--exact", &format!("{PROOF}on_a_thousand_disks")])
+}
+
+fn ignored_tests(rig: &Rig, which: &[&str]) -> Result<()> {
     let mut tests = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    tests.args(["test", "--quiet", "--package", "openclaw-init", "--test", "disk", "--"]);
-    tests.args(["--ignored", "--test-threads", "1"]).current_dir(host::workspace()?);
-    let status = rig.watch().status(&mut tests)?;
-    ensure!(status.success(), "the tests of the disk stage ended with {status}");
+    tests.args(["test", "--quiet", "--package", "openclaw-init"]).args(which).arg("--ignored");
+    let status = rig.watch().status(tests.current_dir(host::workspace()?))?;
+    ensure!(status.success(), "the tests {which:?} ended with {status}");
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! The one container: desired spec, observed spec, decide, replace or start, wait until ready.
 
+mod document;
 mod dotenv;
 mod env;
 mod logs;

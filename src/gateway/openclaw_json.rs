@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::document;
 use super::dotenv::TOKEN_VARIABLE;
 use crate::config::GatewayConfig;
 use crate::error::{Classify as _, Code, RUN_AGAIN};
@@ -38,7 +39,7 @@ pub(super) async fn read(host: &Host, data: &DataDir) -> Result<Option<Value>> {
     let path = data.state.join(FILE);
     let Some(text) = untrusted::read(host.path(&path)).await? else { return Ok(None) };
     let path = path.display();
-    json5::from_str(&text)
+    document::parse(&text)
         .with_context(|| format!("parsing {path}"))
         .classify(
             Code::GatewayRefused,
@@ -200,10 +201,12 @@ mod tests {
         let file = directory.join(FILE);
         assert_eq!(read(&host, &data()).await.unwrap(), None);
 
-        std::fs::write(&file, "{gateway: ").unwrap();
-        let error = read(&host, &data()).await.unwrap_err();
-        assert_eq!(crate::error::code_of(&error), Code::GatewayRefused, "{error:#}");
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), "{gateway: ");
+        for text in ["{gateway: ".to_owned(), "[".repeat(200_000)] {
+            std::fs::write(&file, &text).unwrap();
+            let error = read(&host, &data()).await.unwrap_err();
+            assert_eq!(crate::error::code_of(&error), Code::GatewayRefused, "{error:#}");
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+        }
 
         std::fs::remove_file(&file).unwrap();
         std::os::unix::fs::symlink("/etc/hostname", &file).unwrap();

@@ -166,7 +166,7 @@ fn target(host: &Host, to: Option<&Path>, data: &DataDir, name: &str) -> Result<
             if host.path(&to).is_dir() { to.join(name) } else { to }
         }
     };
-    let is_inside = [&data.state, &data.config].into_iter().any(|directory| file.starts_with(directory));
+    let is_inside = is_inside(host, &file, data)?;
     let why = if host.path(&file).exists() {
         "is there already: a backup is never overwritten"
     } else if is_inside {
@@ -175,6 +175,16 @@ fn target(host: &Host, to: Option<&Path>, data: &DataDir, name: &str) -> Result<
         return Ok(file);
     };
     Err(anyhow!("{} {why}", file.display())).classify(Code::ConfigInvalid, "Name another file with --to.")
+}
+
+/// Whether the file would be below a directory of the gateway's, by whatever path: people know the state by another.
+fn is_inside(host: &Host, file: &Path, data: &DataDir) -> Result<bool> {
+    let identity = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    let own: Vec<_> = [&data.state, &data.config].into_iter().flat_map(|path| identity(&host.path(path))).collect();
+    let file = host.path(file);
+    let directory = file.parent().context("the file has no directory")?;
+    let directory = directory.canonicalize().with_context(|| format!("looking at {}", directory.display()))?;
+    Ok(directory.ancestors().any(|path| identity(path).is_ok_and(|found| own.contains(&found))))
 }
 
 /// Refuses when the files might not fit. They are compressed, but how much less they take nobody knows.
@@ -270,7 +280,9 @@ fn pack(mut packer: Packer<'_, &File>, state: &Path, config: &Path, native: Opti
     let mut left_out = LeftOut::default();
     let mut included = native::Included::default();
     if let Some(native) = native {
-        let archive = untrusted::open(native)?.context("the gateway's archive is missing")?;
+        let (directory, name) = native.parent().zip(native.file_name()).context("the archive has no name")?;
+        let archive =
+            untrusted::open(directory, &name.to_string_lossy())?.context("the gateway's archive is missing")?;
         included =
             native::copy(archive, &mut packer.writer, packer.progress).context("reading the gateway's archive")?;
     }
@@ -317,8 +329,7 @@ impl Read for ProgressReader<'_> {
 
 /// Opens a backup to read it as a whole.
 fn open<'a>(file: &Path, progress: &'a Progress) -> Result<ProgressReader<'a>> {
-    let found = File::open(file)?;
-    ensure!(found.metadata()?.is_file(), "it is no regular file");
+    let found = untrusted::open_named(file)?;
     progress.expect(found.metadata()?.len());
     Ok(ProgressReader { file: found, progress })
 }

@@ -305,13 +305,16 @@ fn a_backup_is_put_where_the_agent_cannot_reach_and_nothing_is_overwritten() -> 
     let host = Host::new(root.path());
     let below = |name: &str| Path::new("/data").join(name);
     let data = DataDir::at("/data", false);
-    fs::create_dir_all(host.path("/data/backups"))?;
+    for directory in ["/data/backups", "/data/openclaw/deep", "/data/config-openclaw", "/elsewhere"] {
+        fs::create_dir_all(host.path(directory))?;
+    }
+    symlink(host.path("/data/openclaw/deep"), host.path("/alias"))?;
     fs::write(host.path("/data/backups/old"), "")?;
     let at = |to: Option<&str>| target(&host, to.map(Path::new), &data, "name");
     assert_eq!(at(None)?, below("backups/name"));
     assert_eq!(at(Some("/data/backups"))?, below("backups/name"));
     assert_eq!(at(Some("/elsewhere/file"))?, Path::new("/elsewhere/file"));
-    for refused in ["/data/backups/old", "/data/openclaw/x", "/data/config-openclaw/x"] {
+    for refused in ["/data/backups/old", "/data/openclaw/x", "/data/config-openclaw/x", "/alias", "/alias/x"] {
         let code = at(Some(refused)).err().as_ref().map(crate::error::code_of);
         assert_eq!(code, Some(Code::ConfigInvalid), "{refused}");
     }

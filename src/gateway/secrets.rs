@@ -32,7 +32,7 @@ pub struct Secrets {
 /// `openclaw.json` has another literal.
 pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig) -> Result<Secrets> {
     let path = data.state.join(FILE);
-    let text = untrusted::read(host.path(&path)).await?.unwrap_or_default();
+    let text = untrusted::read(&host.path(&data.state), FILE).await?.unwrap_or_default();
     let mut env = EnvFile::parse(&text);
     let stored = env.get(TOKEN_VARIABLE);
     let in_config = match openclaw_json::read(host, data).await {

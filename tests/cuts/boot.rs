@@ -156,7 +156,7 @@ fn boot(machine: &Path, beside: &Beside, program: &str, flag: &str) -> Command {
 
 /// Leaves what `openclaw-init update` and `rollback` leave for the next run.
 fn ask(machine: &Path, request: &str) -> Result<()> {
-    let directory = machine.join("run/openclaw-init");
+    let directory = machine.join("run/openclaw-init/private");
     fs::create_dir_all(&directory)?;
     if request.is_empty() { Ok(()) } else { Ok(fs::write(directory.join("request.json"), request)?) }
 }

@@ -182,12 +182,16 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_without_end_is_none() -> Result<()> {
-        let token = Secret::new("t");
+        let secret = Secret::new("t");
         for (what, head, part) in http::endless::answers() {
             let (address, taken) = http::endless::serve(head, &part)?;
-            let config =
-                GatewayConfig { port: address.port(), bind: address.ip(), token: None, env: Default::default() };
-            let health = Probe::new(&config, &token)?.ask().await;
+            let config = GatewayConfig {
+                port: address.port(),
+                bind: address.ip(),
+                token: None,
+                env: std::collections::BTreeMap::new(),
+            };
+            let health = Probe::new(&config, &secret)?.ask().await;
             assert_eq!(health, Health::Silent, "{what}");
             let taken = taken.load(Ordering::Relaxed);
             assert!(taken < 16 << 20, "{what}: {taken} bytes");

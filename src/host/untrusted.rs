@@ -122,7 +122,8 @@ mod tests {
         let (directory, file) = (root.path(), root.path().join(FILE));
         assert_eq!(read(directory, FILE).await?, None);
         assert_eq!(read(&directory.join("missing"), FILE).await?, None);
-        let cases: [(&str, fn(&Path) -> io::Result<()>); 7] = [
+        type Make = fn(&Path) -> io::Result<()>;
+        let cases: [(&str, Make); 7] = [
             ("symbolic link", |file| std::os::unix::fs::symlink("/etc/hostname", file)),
             ("symbolic link", |file| std::os::unix::fs::symlink("/proc/self/fd/0", file)),
             ("not a regular file", |file| Ok(mkfifo(file, Mode::S_IRWXU)?)),

@@ -116,13 +116,15 @@ mod tests {
 
     const FILE: &str = ".env";
 
+    /// Makes something of that name.
+    type Make = fn(&Path) -> io::Result<()>;
+
     #[tokio::test]
     async fn only_a_small_regular_text_is_read() -> Result<()> {
         let root = tempfile::tempdir()?;
         let (directory, file) = (root.path(), root.path().join(FILE));
         assert_eq!(read(directory, FILE).await?, None);
         assert_eq!(read(&directory.join("missing"), FILE).await?, None);
-        type Make = fn(&Path) -> io::Result<()>;
         let cases: [(&str, Make); 7] = [
             ("symbolic link", |file| std::os::unix::fs::symlink("/etc/hostname", file)),
             ("symbolic link", |file| std::os::unix::fs::symlink("/proc/self/fd/0", file)),

@@ -5,8 +5,10 @@
 //! [`restore`] need not know how it was made.
 
 mod archive;
+mod members;
 mod native;
 mod pack;
+mod plan;
 pub mod restore;
 #[cfg(test)]
 mod tests;
@@ -34,7 +36,7 @@ use crate::paths::LOCK;
 use crate::stage::{Stage, within};
 use crate::state::copy::{self, Progress};
 use crate::state::{self, DataDir, Record, room};
-use crate::text::{file_time, size as bytes};
+use crate::text::{MIB, file_time, size as bytes};
 use crate::version::GatewayVersion;
 
 use archive::Writer;
@@ -134,7 +136,7 @@ pub async fn run(host: &Host, options: &Options) -> Result<Backup> {
     require_room(host, &data, directory, how).await?;
     if let (How::Gateway, Some(engine)) = (how, &engine) {
         host.progress("waiting for the gateway's own backup");
-        let backed_up = within(Stage::Gateway, gateway::native_backup(engine)).await;
+        let backed_up = within(Stage::Gateway, gateway::native_backup(host, engine, &data)).await;
         backed_up.context("making the gateway back itself up").classify(Code::GatewayNotReady, stop_first())?;
     }
     let header = Header::new(created, machine(host).await?, how, record);
@@ -166,7 +168,7 @@ fn target(host: &Host, to: Option<&Path>, data: &DataDir, name: &str) -> Result<
             if host.path(&to).is_dir() { to.join(name) } else { to }
         }
     };
-    let is_inside = [&data.state, &data.config].into_iter().any(|directory| file.starts_with(directory));
+    let is_inside = is_inside(host, &file, data)?;
     let why = if host.path(&file).exists() {
         "is there already: a backup is never overwritten"
     } else if is_inside {
@@ -175,6 +177,16 @@ fn target(host: &Host, to: Option<&Path>, data: &DataDir, name: &str) -> Result<
         return Ok(file);
     };
     Err(anyhow!("{} {why}", file.display())).classify(Code::ConfigInvalid, "Name another file with --to.")
+}
+
+/// Whether the file would be below a directory of the gateway's, by whatever path: people know the state by another.
+fn is_inside(host: &Host, file: &Path, data: &DataDir) -> Result<bool> {
+    let identity = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    let own: Vec<_> = [&data.state, &data.config].into_iter().flat_map(|path| identity(&host.path(path))).collect();
+    let file = host.path(file);
+    let directory = file.parent().context("the file has no directory")?;
+    let directory = directory.canonicalize().with_context(|| format!("looking at {}", directory.display()))?;
+    Ok(directory.ancestors().any(|path| identity(path).is_ok_and(|found| own.contains(&found))))
 }
 
 /// Refuses when the files might not fit. They are compressed, but how much less they take nobody knows.
@@ -209,16 +221,22 @@ async fn write(host: &Host, data: &DataDir, file: &Path, header: &Header) -> Res
     let target = host.path(file);
     let (state, config) = (host.path(&data.state), host.path(&data.config));
     let native = (header.how == How::Gateway).then(|| host.path(gateway::native_backup_file(data)));
-    let content = room::of(host, &data.state).await?.content;
+    let room = room::of(host, &data.state).await?;
+    let native = match native {
+        Some(file) => {
+            Some(Native { file, limit: native_limit(room.bytes + room::of(host, &data.config).await?.bytes) })
+        }
+        None => None,
+    };
     let first_member = header.clone();
     let (part, size, left_out) = copy::in_background(host, "packed", move |progress| {
-        progress.expect(content);
+        progress.expect(room.content);
         let directory = target.parent().context("it has no directory")?;
         // Without a random part in its name, the next run finds what a cut one left.
         let part = tempfile::Builder::new().prefix(PART_FILE).rand_bytes(0).tempfile_in(directory)?;
         let add = |bytes| progress.add(bytes);
         let packer = Packer::new(Writer::new(part.as_file(), &first_member)?, &add);
-        let (size, left_out) = pack(packer, &state, &config, native.as_deref())?;
+        let (size, left_out) = pack(packer, &state, &config, native.as_ref())?;
         part.as_file().sync_all().context("syncing it")?;
         Ok((part, size, left_out))
     })
@@ -226,7 +244,8 @@ async fn write(host: &Host, data: &DataDir, file: &Path, header: &Header) -> Res
     for warning in left_out.warnings() {
         host.warn(warning);
     }
-    let (found, found_size) = verify(host, part.path()).await.context("reading it back")?;
+    let verified = verify(host, part.path()).await.context("reading it back");
+    let (found, found_size) = verified.classify(Code::GatewayNotReady, stop_first())?;
     ensure!(found == *header && found_size == size, "what was written is not what can be read back");
     let target = host.path(file);
     blocking(move || {
@@ -265,17 +284,36 @@ impl LeftOut {
     }
 }
 
+/// The gateway's own archive, and how many bytes it may unpack to.
+struct Native {
+    file: PathBuf,
+    limit: u64,
+}
+
+/// For a state that takes `bytes` on the disk: copies of its files take no more, tails of blocks and a gateway that
+/// goes on writing aside.
+fn native_limit(bytes: u64) -> u64 {
+    bytes.saturating_add(bytes / 4).saturating_add(256 * MIB)
+}
+
 /// Packs everything; with `native`, the gateway's own archive first, then what is not in that.
-fn pack(mut packer: Packer<'_, &File>, state: &Path, config: &Path, native: Option<&Path>) -> Result<(Size, LeftOut)> {
+fn pack(
+    mut packer: Packer<'_, &File>,
+    state: &Path,
+    config: &Path,
+    native: Option<&Native>,
+) -> Result<(Size, LeftOut)> {
     let mut left_out = LeftOut::default();
     let mut included = native::Included::default();
-    if let Some(native) = native {
-        let archive = untrusted::open(native)?.context("the gateway's archive is missing")?;
-        included =
-            native::copy(archive, &mut packer.writer, packer.progress).context("reading the gateway's archive")?;
+    if let Some(Native { file, limit }) = native {
+        let (directory, name) = file.parent().zip(file.file_name()).context("the archive has no name")?;
+        let archive =
+            untrusted::open(directory, &name.to_string_lossy())?.context("the gateway's archive is missing")?;
+        let copied = native::copy(archive, *limit, &mut packer.writer, packer.progress);
+        included = copied.context("reading the gateway's archive").classify(Code::GatewayNotReady, stop_first())?;
     }
     let databases = RefCell::new(Vec::new());
-    let native_name = native.and_then(|native| Some(Path::new("config").join(native.file_name()?)));
+    let native_name = native.and_then(|native| Some(Path::new("config").join(native.file.file_name()?)));
     let wanted = |path: &Path, is_dir: bool| {
         if native_name.is_none() {
             return true;
@@ -317,8 +355,7 @@ impl Read for ProgressReader<'_> {
 
 /// Opens a backup to read it as a whole.
 fn open<'a>(file: &Path, progress: &'a Progress) -> Result<ProgressReader<'a>> {
-    let found = File::open(file)?;
-    ensure!(found.metadata()?.is_file(), "it is no regular file");
+    let found = untrusted::open_named(file)?;
     progress.expect(found.metadata()?.len());
     Ok(ProgressReader { file: found, progress })
 }

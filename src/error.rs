@@ -13,6 +13,7 @@ use anyhow::{Error, anyhow};
 use nix::errno::Errno;
 
 use crate::stage::Stage;
+use crate::text::printable;
 
 /// The one command that every remedy names: has the unit run again and follows it. Never refused.
 pub const RUN_AGAIN: &str = "sudo openclaw-init boot";
@@ -186,6 +187,9 @@ pub fn code_of(error: &Error) -> Code {
     diagnosis(error).map_or(Code::Internal, |diagnosis| diagnosis.code)
 }
 
+/// The longest level of a chain: the output of a program has been cut before.
+const LEVEL_BYTES: usize = 4096;
+
 /// The whole error on one line: what was being done, level by level, then what to do about it.
 pub fn one_line(error: &Error) -> String {
     let what = what(error);
@@ -202,6 +206,7 @@ pub fn what(error: &Error) -> String {
     let mut levels: Vec<String> = Vec::new();
     for cause in error.chain() {
         let text = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        let text = printable(&text, LEVEL_BYTES);
         let repeats = levels.last().is_some_and(|last| last.ends_with(&text));
         if !text.is_empty() && !repeats && remedy.as_ref() != Some(&text) {
             levels.push(text);

@@ -1,5 +1,6 @@
 //! The one container: desired spec, observed spec, decide, replace or start, wait until ready.
 
+mod document;
 mod dotenv;
 mod env;
 mod logs;
@@ -94,7 +95,7 @@ impl Gateway<'_> {
                 stop_for_maintenance(host, engine).await?;
             }
             if !edits.is_empty() {
-                one_off::set(self, &inputs, &secrets.token, &edits).await?;
+                one_off::set(self, &inputs, secrets, &edits).await?;
                 self.verify(&edits).await?;
             }
             self.apply(action).await
@@ -126,7 +127,7 @@ impl Gateway<'_> {
     pub async fn doctor(&self, image: &Image, secrets: &Secrets) -> Result<()> {
         self.host.progress("repairing the state with the gateway's own doctor");
         let container = Inputs::observe(*self, image).await?.doctor();
-        if let Err(error) = one_off::run(self.engine, container, &secrets.token, DOCTOR_TIMEOUT).await {
+        if let Err(error) = one_off::run(self.engine, container, secrets, DOCTOR_TIMEOUT).await {
             tracing::info!("openclaw doctor --fix: {error:#}");
         }
         self.host.changed("ran openclaw doctor --fix");

@@ -1,14 +1,17 @@
 //! The two HTTP clients, one for the metadata server and one for the internet, and which requests are worth a retry.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use reqwest::header::HeaderMap;
 use reqwest::{Client, RequestBuilder, Response, StatusCode, redirect};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::failpoint;
 use crate::host::blocking;
+use crate::text;
 
 /// The metadata server is one hop away: a connection that takes longer is a link that is not up yet.
 const METADATA_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -16,7 +19,7 @@ const METADATA_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Long enough for a lost SYN or two on the way to a registry.
 const INTERNET_CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long a download may stand still. The whole of it has no limit: neither its size nor the line is known.
+/// How long a download may stand still.
 const INTERNET_READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Whether the same request may succeed later.
@@ -76,16 +79,119 @@ pub async fn internet_client() -> Result<Client> {
         .context("building the internet's HTTP client")
 }
 
+/// What one exchange may cost, whatever the other side sends: with its end the request has failed.
+#[derive(Debug, Clone, Copy)]
+pub struct Limit {
+    /// From the connection to the last byte of the answer.
+    pub time: Duration,
+    /// Of the answer's body.
+    pub bytes: u64,
+}
+
 /// Sends one request; returns with the head of the answer.
-#[expect(clippy::disallowed_methods, reason = "the one place that sends requests")]
-pub async fn send(request: RequestBuilder) -> reqwest::Result<Response> {
-    let (client, request) = request.build_split();
+#[expect(clippy::disallowed_methods, reason = "the one place that sends requests, with their limits")]
+pub async fn send(request: RequestBuilder, limit: Limit) -> Result<Answer, Failure> {
+    let (client, request) = request.timeout(limit.time).build_split();
     let request = request?;
     let failpoint = failpoint::counted(&format!("http-{}", request.method().as_str().to_ascii_lowercase()));
     failpoint.hit_at("before");
     let answer = client.execute(request).await;
     failpoint.hit_at("after");
-    answer
+    Ok(Answer { response: answer?, bytes: limit.bytes, read: 0 })
+}
+
+/// An answer whose body is not read yet, and cannot be read beyond its limit.
+#[derive(Debug)]
+pub struct Answer {
+    response: Response,
+    bytes: u64,
+    read: u64,
+}
+
+impl Answer {
+    /// Its status.
+    pub fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    /// Its headers.
+    pub fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    /// How long the body will be, if the server says so.
+    pub fn length(&self) -> Option<u64> {
+        self.response.content_length()
+    }
+
+    /// An error for a status that says that there is none.
+    pub fn success(self) -> Result<Self, Failure> {
+        self.response.error_for_status_ref()?;
+        Ok(self)
+    }
+
+    /// The next part of the body, `None` at its end.
+    pub async fn chunk(&mut self) -> Result<Option<impl AsRef<[u8]> + use<>>, Failure> {
+        let chunk = self.response.chunk().await?;
+        self.read += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        if self.read.max(self.length().unwrap_or_default()) > self.bytes {
+            return Err(Failure::TooLarge(self.bytes));
+        }
+        Ok(chunk)
+    }
+
+    /// The whole body.
+    pub async fn body(mut self) -> Result<Vec<u8>, Failure> {
+        let mut body = Vec::new();
+        while let Some(chunk) = self.chunk().await? {
+            body.extend_from_slice(chunk.as_ref());
+        }
+        Ok(body)
+    }
+}
+
+/// Why an exchange failed.
+#[derive(Debug)]
+pub enum Failure {
+    /// On the way, or by its status.
+    Transport(reqwest::Error),
+    /// The body is larger than so many bytes.
+    TooLarge(u64),
+}
+
+impl Failure {
+    /// Whether the same request may succeed later.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Transport(error) => Retry::of_error(error),
+            Self::TooLarge(_) => Retry::No,
+        }
+    }
+}
+
+impl From<reqwest::Error> for Failure {
+    /// Without the URL: who asks knows it, and it may hold a signature.
+    fn from(error: reqwest::Error) -> Self {
+        Self::Transport(error.without_url())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Transport(error) => error.fmt(out),
+            Self::TooLarge(limit) => write!(out, "the answer is larger than {}", text::size(*limit)),
+        }
+    }
+}
+
+impl std::error::Error for Failure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Transport(error) => error.source(),
+            Self::TooLarge(_) => None,
+        }
+    }
 }
 
 /// Without a provider every client panics when it is built, the one for plain HTTP too. A second call finds the
@@ -104,8 +210,62 @@ fn trusted_roots() -> Arc<RootCertStore> {
     Arc::new(roots)
 }
 
+/// A server whose answers have no end.
+#[cfg(test)]
+pub(crate) mod endless {
+    use std::io::{Read as _, Write as _};
+    use std::net::{SocketAddr, TcpListener};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// After the head come the parts, for as long as somebody takes them. Returns the address, and the counter of the
+    /// bytes that were taken.
+    pub(crate) fn serve(head: &str, part: &str) -> std::io::Result<(SocketAddr, Arc<AtomicU64>)> {
+        let (listener, taken) = (TcpListener::bind("127.0.0.1:0")?, Arc::new(AtomicU64::new(0)));
+        let (head, part, count) = (head.to_owned(), part.to_owned(), taken.clone());
+        let address = listener.local_addr()?;
+        std::thread::spawn(move || {
+            for mut peer in listener.incoming().flatten() {
+                let (head, part, count) = (head.clone(), part.clone(), count.clone());
+                std::thread::spawn(move || {
+                    let mut is_taken = peer.read(&mut [0; 4096]).and_then(|_| peer.write_all(head.as_bytes()));
+                    while is_taken.is_ok() {
+                        // As fast as it can, or as slowly as it must not matter.
+                        if part.len() < 1 << 10 {
+                            std::thread::sleep(std::time::Duration::from_millis(1));
+                        }
+                        is_taken = peer.write_all(part.as_bytes());
+                        count.fetch_add(part.len() as u64, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        Ok((address, taken))
+    }
+
+    /// Every way in which an answer may have no end: a name, its head, and what follows again and again.
+    pub(crate) fn answers() -> [(&'static str, &'static str, String); 5] {
+        const FLAVOR: &str = "HTTP/1.1 200 OK\r\nMetadata-Flavor: Google\r\n\r\n{\"a\": \"";
+        const LENGTH: &str = "HTTP/1.1 200 OK\r\nMetadata-Flavor: Google\r\nContent-Length: 99999999999\r\n\r\n[";
+        const CHUNKED: &str =
+            "HTTP/1.1 200 OK\r\nMetadata-Flavor: Google\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n[\r\n";
+        let text = "[".repeat(1 << 16);
+        [
+            ("plain", FLAVOR, text.clone()),
+            ("with a length", LENGTH, text.clone()),
+            ("chunked", CHUNKED, format!("10000\r\n{text}\r\n")),
+            ("headers", "HTTP/1.1 200 OK\r\n", format!("X-A: {text}\r\n")),
+            ("100 Continue", "", "HTTP/1.1 100 Continue\r\n\r\n".repeat(10)),
+        ]
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
+    use tokio::time::Instant;
+
     use super::*;
 
     #[test]
@@ -125,6 +285,25 @@ mod tests {
         for (status, retry) in table {
             assert_eq!(StatusCode::from_u16(status).map(Retry::of_status).ok(), Some(retry), "{status}");
         }
+    }
+
+    /// What the kernel's buffers hold of a connection is taken, too.
+    #[tokio::test]
+    async fn an_answer_without_end_costs_no_more_than_its_limit() -> Result<()> {
+        let limit = Limit { time: Duration::from_secs(3), bytes: 1 << 20 };
+        for (what, head, part) in endless::answers() {
+            for method in [reqwest::Method::GET, reqwest::Method::PUT] {
+                let (address, taken) = endless::serve(head, &part)?;
+                let (request, begun) =
+                    (metadata_client()?.request(method, format!("http://{address}/")), Instant::now());
+                let read = async { send(request, limit).await?.body().await };
+                assert!(read.await.is_err(), "{what}");
+                assert!(begun.elapsed() < 3 * limit.time, "{what}: {:?}", begun.elapsed());
+                let taken = taken.load(Ordering::Relaxed);
+                assert!(taken < 16 << 20, "{what}: {taken} bytes");
+            }
+        }
+        Ok(())
     }
 
     #[tokio::test]

@@ -1,6 +1,8 @@
 //! One run at a time, whoever starts it, and only as root.
 
-use std::fs::File;
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
@@ -11,7 +13,7 @@ use crate::error::{Classify as _, Code};
 /// Proof that this process is the one run at work. Every function that writes a record takes it as an argument.
 #[derive(Debug)]
 pub struct RunLock {
-    _file: Option<Flock<File>>,
+    _held: Vec<Flock<File>>,
 }
 
 impl RunLock {
@@ -24,20 +26,81 @@ impl RunLock {
                 .classify(Code::UnsupportedSystem, "Run the same command as root, with sudo.");
         }
         let directory = path.parent().context("the lock has no directory")?;
-        std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
-        let file = File::create(path).with_context(|| format!("opening {}", path.display()))?;
-        let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(held) => return Ok(Self { _file: Some(held) }),
-            Err((file, _)) => file,
-        };
-        tracing::info!("another run is in progress (openclaw-init status --wait follows it), waiting for its end");
-        let held = tokio::task::spawn_blocking(|| Flock::lock(file, FlockArg::LockExclusive)).await?;
-        held.map(|held| Self { _file: Some(held) }).map_err(|(_, errno)| errno).context("waiting for the other run")
+        make_private(directory).with_context(|| format!("making {}", directory.display()))?;
+        let mut held = vec![take(path).await?];
+        // Version 0.1.0 may be at work in this boot, with a lock of its own.
+        let old = directory.with_file_name("lock");
+        if old.exists() {
+            held.push(take(&old).await?);
+        }
+        Ok(Self { _held: held })
     }
 
     /// For tests, whose machine is a directory of their own.
     #[cfg(test)]
     pub(crate) fn of_a_test() -> Self {
-        Self { _file: None }
+        Self { _held: Vec::new() }
+    }
+}
+
+/// Makes a directory that only root can enter, in one that everybody can. Modes are set, not inherited.
+pub(crate) fn make_private(directory: &Path) -> io::Result<()> {
+    if let Some(parent) = directory.parent() {
+        fs::create_dir_all(parent)?;
+        fs::set_permissions(parent, Permissions::from_mode(0o755))?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::set_permissions(directory, Permissions::from_mode(0o700))
+        }
+        made => made,
+    }
+}
+
+/// Takes one lock, waiting for its holder. Only root can open it from now on.
+async fn take(path: &Path) -> Result<Flock<File>> {
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path);
+    let file = file.with_context(|| format!("opening {}", path.display()))?;
+    file.set_permissions(Permissions::from_mode(0o600)).with_context(|| format!("closing {}", path.display()))?;
+    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(held) => return Ok(held),
+        Err((file, _)) => file,
+    };
+    tracing::info!("another run is in progress (openclaw-init status --wait follows it), waiting for its end");
+    let held = tokio::task::spawn_blocking(|| Flock::lock(file, FlockArg::LockExclusive)).await?;
+    held.map_err(|(_, errno)| errno).context("waiting for the other run")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    /// Root alone can open a lock, hence hold it, whatever the umask was and an earlier version left.
+    #[tokio::test]
+    async fn only_root_can_open_a_lock() -> Result<()> {
+        if !nix::unistd::geteuid().is_root() {
+            return Ok(());
+        }
+        let root = tempfile::tempdir()?;
+        let (run, old) = (root.path().join("run"), root.path().join("run/lock"));
+        let private = run.join("private");
+        fs::create_dir_all(&private)?;
+        fs::write(&old, "")?;
+        for path in [&run, &private, &old] {
+            fs::set_permissions(path, Permissions::from_mode(0o777))?;
+        }
+        let held = RunLock::acquire(&private.join("lock")).await?;
+        let mode = |path: &Path| fs::metadata(path).map(|found| found.mode() & 0o777);
+        assert_eq!((mode(&run)?, mode(&private)?, mode(&old)?), (0o755, 0o700, 0o600));
+        let again =
+            |path: &Path| Flock::lock(File::open(path)?, FlockArg::LockExclusiveNonblock).map_err(|(_, no)| no.into());
+        assert!(
+            again(&old).map_err(|error: io::Error| error.kind()).is_err_and(|kind| kind == io::ErrorKind::WouldBlock)
+        );
+        drop(held);
+        assert!(again(&old).is_ok() && again(&private.join("lock")).is_ok());
+        Ok(())
     }
 }

@@ -90,7 +90,7 @@ impl Write for Console {
 /// Puts `line` in the place of the live line before it.
 pub(crate) fn print_live(line: &str) {
     let mut out = io::stderr().lock();
-    let bytes = [ERASE_LINE, &ascii(head(line, LIVE_COLUMNS))].concat();
+    let bytes = [ERASE_LINE, head(&plain(line), LIVE_COLUMNS).as_bytes()].concat();
     // A terminal that went away is no reason to end the run.
     drop(out.write_all(&bytes).and_then(|()| out.flush()));
     LIVE.store(true, Ordering::Relaxed);

@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::error::{Classify, Code, RUN_AGAIN, one_line};
-use crate::http::{self, Retry};
+use crate::http::{self, Limit, Retry};
 use crate::secret::Secret;
 
 pub use request_error::RequestError;
@@ -31,6 +31,9 @@ const FLAVOR: (&str, &str) = ("Metadata-Flavor", "Google");
 
 /// Far above any answer on a healthy VM, and shorter than the deadlines, so that a lost packet costs one try.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Far above all attributes of an instance and its project, of which each has at most 256 KB.
+const ANSWER_BYTES: u64 = 8 << 20;
 
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 
@@ -149,7 +152,7 @@ impl Client {
         value: &str,
     ) -> Result<WriteOutcome, RequestError> {
         let request = self.guest_attribute(Method::PUT, namespace, key).body(value.to_owned());
-        let (status, _) = send(request).await?;
+        let (status, _) = send(request, REQUEST_TIMEOUT).await?;
         match status {
             StatusCode::OK => Ok(WriteOutcome::Done),
             StatusCode::FORBIDDEN => Ok(WriteOutcome::Disabled),
@@ -161,7 +164,8 @@ impl Client {
 
     /// Deletes a guest attribute; fine when there is none. One request, no retry.
     pub async fn delete_guest_attribute(&self, namespace: &str, key: &str) -> Result<WriteOutcome, RequestError> {
-        let (status, _) = send(self.guest_attribute(Method::DELETE, namespace, key)).await?;
+        let request = self.guest_attribute(Method::DELETE, namespace, key);
+        let (status, _) = send(request, REQUEST_TIMEOUT).await?;
         match status {
             StatusCode::OK | StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => Ok(WriteOutcome::Done),
             StatusCode::FORBIDDEN => Ok(WriteOutcome::Disabled),
@@ -173,11 +177,11 @@ impl Client {
     }
 
     fn guest_attribute(&self, method: Method, namespace: &str, key: &str) -> RequestBuilder {
-        self.request(method, &format!("instance/guest-attributes/{namespace}/{key}"), REQUEST_TIMEOUT)
+        self.request(method, &format!("instance/guest-attributes/{namespace}/{key}"))
     }
 
-    fn request(&self, method: Method, path: &str, timeout: Duration) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.base)).header(FLAVOR.0, FLAVOR.1).timeout(timeout)
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.base)).header(FLAVOR.0, FLAVOR.1)
     }
 
     /// Reads what the server has at `path` as JSON, `None` when it has nothing there.
@@ -194,7 +198,7 @@ impl Client {
     }
 
     async fn json_once<T: DeserializeOwned>(&self, path: &str, timeout: Duration) -> Result<Option<T>, RequestError> {
-        let (status, body) = send(self.request(Method::GET, path, timeout)).await?;
+        let (status, body) = send(self.request(Method::GET, path), timeout).await?;
         match status {
             StatusCode::OK => serde_json::from_slice(&body).map(Some).map_err(|error| RequestError::of_json(&error)),
             StatusCode::NOT_FOUND => Ok(None),
@@ -204,10 +208,11 @@ impl Client {
 }
 
 /// One request: its status and whole body, if the answer really is a metadata server's.
-async fn send(request: RequestBuilder) -> Result<(StatusCode, Vec<u8>), RequestError> {
-    let response = http::send(request).await.map_err(RequestError::of_transport)?;
-    let status = response.status();
-    let flavored = response.headers().get(FLAVOR.0).is_some_and(|flavor| flavor == FLAVOR.1);
+async fn send(request: RequestBuilder, time: Duration) -> Result<(StatusCode, Vec<u8>), RequestError> {
+    let limit = Limit { time, bytes: ANSWER_BYTES };
+    let answer = http::send(request, limit).await.map_err(RequestError::of_failure)?;
+    let status = answer.status();
+    let flavored = answer.headers().get(FLAVOR.0).is_some_and(|flavor| flavor == FLAVOR.1);
     // An error page may lack the header; an answer may not.
     if !flavored && Retry::of_status(status) == Retry::No {
         return Err(RequestError::new(
@@ -215,8 +220,7 @@ async fn send(request: RequestBuilder) -> Result<(StatusCode, Vec<u8>), RequestE
             anyhow!("an answer ({status}) without the metadata server's flavor header: something else answers there"),
         ));
     }
-    let body = response.bytes().await.map_err(RequestError::of_transport)?;
-    Ok((status, body.to_vec()))
+    Ok((status, answer.body().await.map_err(RequestError::of_failure)?))
 }
 
 /// The tries of one reading of the metadata, against one deadline.

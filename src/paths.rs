@@ -1,21 +1,21 @@
 //! Every path that this program owns on a machine. `seal` and `uninstall` walk these lists.
 
-/// Everything about the current boot; gone after it.
-pub const RUN_DIR: &str = "/run/openclaw-init";
-/// All of it, as a pattern.
+/// Everything about the current boot, as a pattern; gone after it.
 pub const RUN_DIR_CONTENT: &str = "/run/openclaw-init/*";
+/// The part of it that is nobody's but root's: who can open a lock can hold it.
+pub const PRIVATE_RUN_DIR: &str = "/run/openclaw-init/private";
 /// Held by the one run that is at work.
-pub const LOCK: &str = "/run/openclaw-init/lock";
+pub const LOCK: &str = "/run/openclaw-init/private/lock";
 /// The report of the latest run.
 pub const STATUS: &str = "/run/openclaw-init/status.json";
 /// What an operator asks the next run of the unit to do.
-pub const REQUEST: &str = "/run/openclaw-init/request.json";
+pub const REQUEST: &str = "/run/openclaw-init/private/request.json";
 /// How many runs of this boot systemd has started.
-pub const TRIES: &str = "/run/openclaw-init/tries";
+pub const TRIES: &str = "/run/openclaw-init/private/tries";
 /// The times of the latest requests to the metadata server.
-pub const REQUEST_TIMES: &str = "/run/openclaw-init/requests";
+pub const REQUEST_TIMES: &str = "/run/openclaw-init/private/requests";
 /// How long the gateway may take to stop at shutdown, in seconds.
-pub const STOP_GRACE: &str = "/run/openclaw-init/stop-grace-seconds";
+pub const STOP_GRACE: &str = "/run/openclaw-init/private/stop-grace-seconds";
 
 /// This program's own directory on the boot disk.
 pub const BOOT_DISK_DIR: &str = "/var/lib/openclaw-init";

@@ -13,7 +13,6 @@ mod status;
 mod tries;
 mod writer;
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,8 +23,9 @@ use tokio::time::Instant;
 
 use crate::error::{StageError, code_of};
 use crate::host::Host;
+use crate::lock::make_private;
 use crate::metadata::{Client, Instance};
-use crate::paths::RUN_DIR;
+use crate::paths::PRIVATE_RUN_DIR;
 use crate::stage::{Stage, within};
 
 use run::{Conclusion, Run, StageState, View};
@@ -78,7 +78,7 @@ impl Report {
     /// something or ends otherwise.
     pub async fn start(host: &Host, metadata: Client) -> Result<Self> {
         let boot_id = host.boot_id().await?;
-        make_run_dir(&host.path(RUN_DIR)).await?;
+        make_private(&host.path(PRIVATE_RUN_DIR)).with_context(|| format!("making {PRIVATE_RUN_DIR}"))?;
         let previous = Status::read(host).await.unwrap_or_else(|error| {
             tracing::debug!("{error:#}");
             None
@@ -235,15 +235,6 @@ async fn peak_memory(host: &Host) -> u64 {
     let text = String::from_utf8_lossy(&status);
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or_default()
-}
-
-async fn make_run_dir(path: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let make = async {
-        tokio::fs::create_dir_all(path).await?;
-        tokio::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).await
-    };
-    make.await.with_context(|| format!("making the directory {}", path.display()))
 }
 
 /// Keeps the status file equal to the status until the run is over; the end is written by `finish`.

@@ -18,11 +18,6 @@ impl Secret {
     pub fn expose(&self) -> &str {
         &self.0
     }
-
-    /// `text` with every occurrence of the secret replaced.
-    pub fn redact(&self, text: &str) -> String {
-        if self.0.is_empty() { text.to_owned() } else { text.replace(&self.0, "[redacted]") }
-    }
 }
 
 impl fmt::Debug for Secret {
@@ -31,8 +26,57 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// What the name of a variable has in it whose value is a secret.
+const SECRET_NAMES: [&str; 6] = ["KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL"];
+
+/// A shorter value is a number or a word that would be missed everywhere.
+const SHORTEST_BYTES: usize = 6;
+
+/// The secrets that must not be in any text that leaves the machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Redaction(Vec<Secret>);
+
+impl Redaction {
+    /// Of the variables whose name says that they are secret. A value of several lines is one secret per line.
+    pub fn of<'a>(variables: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let is_secret = |name: &str| SECRET_NAMES.iter().any(|word| name.to_ascii_uppercase().contains(word));
+        let variables = variables.into_iter().filter(|(name, _)| is_secret(name));
+        let lines = variables.flat_map(|(_, value)| value.lines().map(str::trim));
+        let mut secrets: Vec<_> = lines.filter(|line| line.len() >= SHORTEST_BYTES).map(Secret::new).collect();
+        // One may be the beginning of another.
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.0.len()));
+        Self(secrets)
+    }
+
+    /// `text` with every occurrence of a secret replaced.
+    pub fn redact(&self, text: &str) -> String {
+        self.0.iter().fold(text.to_owned(), |text, secret| text.replace(&secret.0, "[redacted]"))
+    }
+}
+
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer).map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_named_a_secret_is_redacted_wherever_it_stands() {
+        let variables = [
+            ("OPENCLAW_GATEWAY_TOKEN", "canary-1"),
+            ("openai_api_key", "canary-1-longer"),
+            ("GOG_KEYRING_PASSWORD", "canary 2"),
+            ("PEM_SECRET", "-----BEGIN\ncanary-3\n"),
+            ("TZ", "Europe/Berlin"),
+            ("MAX_TOKENS", "4096"),
+        ];
+        let text = "a=canary-1-longer b=canary-1 'canary 2' canary-3 Europe/Berlin 4096";
+        let expected = "a=[redacted] b=[redacted] '[redacted]' [redacted] Europe/Berlin 4096";
+        assert_eq!(Redaction::of(variables).redact(text), expected);
+        assert_eq!(Redaction::default().redact(text), text);
     }
 }

@@ -69,6 +69,29 @@ pub fn tail(text: &str, bytes: usize) -> &str {
     &text[text.ceil_char_boundary(text.len().saturating_sub(bytes))..]
 }
 
+/// `text` from outside, fit for a terminal and a report: what would move a cursor, begin a line or turn its direction
+/// is escaped (`\u{1b}`), and of more than `bytes` only the beginning is left. Plain text stays as it is.
+pub fn printable(text: &str, bytes: usize) -> String {
+    let head = head(text, bytes);
+    let mut printable = String::with_capacity(head.len());
+    for character in head.chars() {
+        if character.is_control() || is_invisible(character) {
+            printable.extend(character.escape_default());
+        } else {
+            printable.push(character);
+        }
+    }
+    if head.len() < text.len() {
+        printable.push_str("...");
+    }
+    printable
+}
+
+/// Marks that have no width of their own and change how their neighbours are displayed.
+fn is_invisible(character: char) -> bool {
+    matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,6 +111,21 @@ mod tests {
             assert_eq!(age(Timestamp::UNIX_EPOCH, Timestamp::from_second(seconds)?), expected);
         }
         Ok(())
+    }
+
+    #[test]
+    fn nothing_in_a_printable_text_reaches_the_terminal_as_a_command() {
+        let cases = [
+            ("telegram: no answer \u{fc}", "telegram: no answer \u{fc}"),
+            ("a\nresult=ready\r", "a\\nresult=ready\\r"),
+            ("\u{1b}[2J\u{9b}1m\u{7f}\0", "\\u{1b}[2J\\u{9b}1m\\u{7f}\\u{0}"),
+            ("\u{202e}txt\u{2066}\u{feff}\u{2028}", "\\u{202e}txt\\u{2066}\\u{feff}\\u{2028}"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(printable(text, 80), expected);
+            assert_eq!(printable(expected, 80), expected, "again");
+        }
+        assert_eq!(printable(&"x".repeat(3 << 20), 4), "xxxx...");
     }
 
     #[test]

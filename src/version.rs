@@ -5,12 +5,18 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::printable;
+
 /// How an operator writes [`VersionChoice::Latest`], and its tag in upstream's repositories.
 const LATEST: &str = "latest";
 
-/// A version as an image, a record or a backup names it. It may be no real version (`main`): then it has no order.
+/// The longest version, of the operator's and of anybody's.
+const LENGTH_LIMIT: usize = 64;
+
+/// A version as an image, a record or a backup names it. It may be no real version (`main`): then it has no order. What
+/// a hostile one has in it is printable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(from = "String")]
 pub struct GatewayVersion(String);
 
 impl GatewayVersion {
@@ -20,7 +26,7 @@ impl GatewayVersion {
         let number = |part: &str| (1..=4).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
         let suffix_is_good = !suffix.is_empty()
             && suffix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(&byte))
-            && text.len() <= 64;
+            && text.len() <= LENGTH_LIMIT;
         let good = numbers.split('.').count() == 3 && numbers.split('.').all(number) && suffix_is_good;
         good.then(|| Self(text.to_owned()))
     }
@@ -48,13 +54,13 @@ impl GatewayVersion {
 
 impl From<&str> for GatewayVersion {
     fn from(text: &str) -> Self {
-        Self(text.to_owned())
+        Self(printable(text, LENGTH_LIMIT))
     }
 }
 
 impl From<String> for GatewayVersion {
     fn from(text: String) -> Self {
-        Self(text)
+        text.as_str().into()
     }
 }
 
@@ -130,6 +136,16 @@ mod tests {
         for (this, that, older) in cases {
             assert_eq!(GatewayVersion::from(this).is_older_than(&that.into()), older, "{this} {that}");
         }
+    }
+
+    #[test]
+    fn a_hostile_version_is_short_and_printable() -> Result<(), serde_json::Error> {
+        for text in ["9\u{1b}[2J\nresult=ready", &"9".repeat(3 << 20)] {
+            let read: GatewayVersion = serde_json::from_value(text.into())?;
+            assert_eq!(read, GatewayVersion::from(text));
+            assert!(read.as_str().len() <= 80 && !read.as_str().contains(char::is_control), "{read}");
+        }
+        Ok(())
     }
 
     #[test]

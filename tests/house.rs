@@ -207,6 +207,32 @@ fn comments_end_at_column_120() {
     assert!(wide.is_empty(), "{}", wide.join("\n"));
 }
 
+/// What the container writes is opened by `host/untrusted.rs`, or through `state/copy/tree.rs`: by nothing else.
+#[test]
+fn only_one_module_opens_what_the_container_writes() {
+    const OPENS: [&str; 7] = [
+        "File::open(",
+        "File::options(",
+        "OpenOptions",
+        "fs::read(",
+        "fs::read_to_string(",
+        ".read(data",
+        ".read(path",
+    ];
+    // It fills directories that only root can enter.
+    const TRUSTED: [&str; 1] = ["backup/unpack.rs"];
+    let mut wrong = Vec::new();
+    for (path, text) in sources("src") {
+        let is_near = ["gateway", "backup", "update"].contains(&room(&path).as_str());
+        if !is_near || path.ends_with("tests.rs") || TRUSTED.iter().any(|file| path == Path::new(file)) {
+            continue;
+        }
+        let found = OPENS.iter().filter(|open| production(&text).contains(**open));
+        wrong.extend(found.map(|open| format!("{}: {open}", path.display())));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 /// A code that nothing constructs promises an operator what never happens.
 #[test]
 fn every_failure_code_is_constructed() {

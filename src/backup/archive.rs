@@ -4,7 +4,6 @@
 //! the SHA-256 of all that they are and hold: a file that was cut short, changed or forged is recognised before any of
 //! it is used. Between them are the members below `state/` and `config/`, as they are to be restored.
 
-use std::ffi::OsStr;
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
@@ -18,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header as TarHeader};
 
+use super::members::{Members, RawMember};
+use super::plan::Plan;
 use crate::state::Record;
 use crate::text::hex;
 
@@ -234,31 +235,32 @@ impl<W: Write> Writer<W> {
 }
 
 /// Reads an archive from beginning to end, hands every member with its content to `visit`, and returns the header and
-/// the size of all. Only then is what `visit` got proven.
+/// the size of all. Only then is what `visit` got proven: it is what was written, and can be unpacked.
 pub(super) fn read(
     file: impl Read,
     mut visit: impl FnMut(&Member, &mut dyn Read) -> Result<()>,
 ) -> Result<(Header, Size)> {
     let mut tar = tar::Archive::new(GzDecoder::new(BufReader::new(file)));
-    let mut entries = tar.entries().context("reading the first member")?;
-    let first = entries.next().ok_or_else(|| anyhow!("it is empty"))?;
-    let first = first.map_err(|_| anyhow!("it is no tar archive compressed with gzip"))?;
-    let mut checksum = Checksum::default();
-    let header = header(first, &mut checksum)?;
+    let mut members = Members::new(&mut tar).context("reading the first member")?;
+    let first = members.next().map_err(|_| anyhow!("it is no tar archive compressed with gzip"))?;
+    let (mut checksum, mut plan) = (Checksum::default(), Plan::new());
+    let header = header(first.ok_or_else(|| anyhow!("it is empty"))?, &mut checksum)?;
     let trailer = loop {
-        let entry = entries.next().ok_or_else(|| anyhow!("its end is missing"))?;
-        let mut entry = entry.with_context(|| format!("after {} members", checksum.members))?;
-        if *entry.path_bytes() == *TRAILER.as_bytes() {
-            break serde_json::from_slice::<Trailer>(&text(entry)?).with_context(|| format!("reading {TRAILER}"))?;
+        let found = members.next().with_context(|| format!("after {} members", checksum.members))?;
+        let mut found = found.ok_or_else(|| anyhow!("its end is missing"))?;
+        if found.path == Path::new(TRAILER) {
+            break serde_json::from_slice::<Trailer>(&text(found.entry)?)
+                .with_context(|| format!("reading {TRAILER}"))?;
         }
-        let member = member(&entry)?;
+        let member = member(&found)?;
         let doing = || format!("at the member {}", member.path.display());
-        let mut content = ChecksumReader { content: &mut entry, checksum: &mut checksum };
+        plan.admit(&member).with_context(doing)?;
+        let mut content = ChecksumReader { content: &mut found.entry, checksum: &mut checksum };
         visit(&member, &mut content).with_context(doing)?;
         io::copy(&mut content, &mut io::sink()).with_context(doing)?;
         checksum.member(&member);
     };
-    ensure!(entries.next().is_none(), "there is more after its end");
+    ensure!(members.next()?.is_none(), "there is more after its end");
     ensure!(checksum.trailer() == trailer, "its content is not what was written");
     // Nothing is left, but gzip checks its own sum only at the very end.
     let mut rest = tar.into_inner();
@@ -268,16 +270,13 @@ pub(super) fn read(
     Ok((header, trailer.size))
 }
 
-fn header(entry: tar::Entry<'_, impl Read>, checksum: &mut Checksum) -> Result<Header> {
+fn header(first: RawMember<'_, impl Read>, checksum: &mut Checksum) -> Result<Header> {
     #[derive(Deserialize)]
     struct Version {
         format: u32,
     }
-    ensure!(
-        *entry.path_bytes() == *HEADER.as_bytes(),
-        "it is no backup of openclaw-init: {HEADER} does not come first"
-    );
-    let text = text(entry)?;
+    ensure!(first.path == Path::new(HEADER), "it is no backup of openclaw-init: {HEADER} does not come first");
+    let text = text(first.entry)?;
     checksum.digest.update(&text);
     let reading = || format!("reading {HEADER}");
     let Version { format } = serde_json::from_slice(&text).with_context(reading)?;
@@ -291,21 +290,17 @@ fn text(entry: tar::Entry<'_, impl Read>) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-/// The entry as a member, if a backup may hold it: below `state/` or `config/`.
-fn member(entry: &tar::Entry<'_, impl Read>) -> Result<Member> {
-    let doing = || format!("at the member {}", String::from_utf8_lossy(&entry.path_bytes()));
-    let header = entry.header();
-    let link = || {
-        let bytes = entry.link_name_bytes().filter(|bytes| !bytes.is_empty());
-        Ok::<_, anyhow::Error>(PathBuf::from(OsStr::from_bytes(&bytes.context("it has no target")?)))
-    };
+/// The member, if a backup may hold it: below `state/` or `config/`.
+fn member(found: &RawMember<'_, impl Read>) -> Result<Member> {
+    let doing = || format!("at the member {}", found.path.display());
+    let header = found.entry.header();
     let read = || -> Result<Member> {
-        let path = inside(Path::new(OsStr::from_bytes(&entry.path_bytes())))?;
+        let path = inside(&found.path)?;
         let kind = match header.entry_type() {
             EntryType::Directory => Kind::Directory,
-            EntryType::Regular | EntryType::Continuous => Kind::File(entry.size()),
-            EntryType::Symlink => Kind::Symlink(link()?),
-            EntryType::Link => Kind::HardLink(inside(&link()?)?),
+            EntryType::Regular | EntryType::Continuous => Kind::File(found.entry.size()),
+            EntryType::Symlink => Kind::Symlink(found.link()?),
+            EntryType::Link => Kind::HardLink(inside(&found.link()?)?),
             other => bail!("it is of a kind that no backup holds ({other:?})"),
         };
         let owner = (u32::try_from(header.uid()?)?, u32::try_from(header.gid()?)?);

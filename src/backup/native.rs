@@ -5,9 +5,7 @@
 //! `/home/node/.config/openclaw`, owners, and times of directories. They are added from the files.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
 use std::io::{Read, Write};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,7 +14,13 @@ use serde::Deserialize;
 use tar::EntryType;
 
 use super::archive::{Kind, Member, Writer};
+use super::members::{Members, RawMember};
 use crate::host::Access;
+
+/// What a member takes besides its content.
+const NAME_COST: u64 = 512;
+
+const MORE_THAN_THE_STATE: &str = "the gateway's archive unpacks to far more than its state takes on the disk";
 
 /// Where the archive has what was below `/`, in a directory that is named for its time.
 const PAYLOAD: &str = "payload/posix";
@@ -47,36 +51,39 @@ struct Manifest {
     schema_version: u32,
 }
 
-/// Copies the files and links of the gateway's archive into ours; its directories are included from the files.
+/// Copies the files and links of the gateway's archive into ours; its directories are included from the files. One that
+/// unpacks to more than `limit` bytes is refused: with holes filled, or forged, it could never be restored.
 pub(super) fn copy<W: Write>(
     file: impl Read,
+    limit: u64,
     writer: &mut Writer<W>,
     progress: &dyn Fn(u64) -> Result<()>,
 ) -> Result<Included> {
     let mut archive = tar::Archive::new(GzDecoder::new(file));
-    let (mut included, mut described) = (Included::default(), false);
-    for entry in archive.entries()? {
-        let mut entry = entry?;
-        let path = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
-        match place(&path).with_context(|| format!("at {}", path.display()))? {
+    let (mut included, mut described, mut left) = (Included::default(), false, limit);
+    let mut members = Members::new(&mut archive)?;
+    while let Some(mut found) = members.next()? {
+        let path = &found.path;
+        left = left.checked_sub(found.entry.size().max(NAME_COST)).context(MORE_THAN_THE_STATE)?;
+        match place(path).with_context(|| format!("at {}", path.display()))? {
             Place::Manifest => {
-                let manifest: Manifest = serde_json::from_reader((&mut entry).take(MANIFEST_LIMIT))
+                let manifest: Manifest = serde_json::from_reader((&mut found.entry).take(MANIFEST_LIMIT))
                     .context("reading the manifest of the gateway's archive")?;
                 let found = manifest.schema_version;
                 ensure!(found == SCHEMA, "the gateway's archive has schema {found}, known is {SCHEMA}");
                 described = true;
             }
-            Place::Elsewhere(_) if entry.header().entry_type().is_dir() => {}
+            Place::Elsewhere(_) if found.entry.header().entry_type().is_dir() => {}
             Place::Elsewhere(path) => included.elsewhere.push(path),
             Place::Ours(path) => {
-                let kind = kind(&entry).with_context(|| format!("at {}", path.display()))?;
+                let kind = kind(&found).with_context(|| format!("at {}", path.display()))?;
                 if let Some(kind) = kind.filter(|_| included.paths.insert(path.clone())) {
-                    let header = entry.header();
+                    let header = found.entry.header();
                     let (mode, modified) = (header.mode()? & 0o7777, header.mtime()?);
                     let owner = Access::gateway(0);
                     let member = Member { path, kind, mode, owner: (owner.uid, owner.gid), modified };
-                    progress(entry.size())?;
-                    writer.add(&member, &mut entry).with_context(|| format!("at {}", member.path.display()))?;
+                    progress(found.entry.size())?;
+                    writer.add(&member, &mut found.entry).with_context(|| format!("at {}", member.path.display()))?;
                 }
             }
         }
@@ -107,16 +114,12 @@ fn place(path: &Path) -> Result<Place> {
 }
 
 /// `None` for a directory.
-fn kind(entry: &tar::Entry<'_, impl Read>) -> Result<Option<Kind>> {
-    let target = || {
-        let bytes = entry.link_name_bytes().context("the link has no target")?;
-        Ok::<_, anyhow::Error>(PathBuf::from(OsStr::from_bytes(&bytes)))
-    };
-    Ok(Some(match entry.header().entry_type() {
+fn kind(found: &RawMember<'_, impl Read>) -> Result<Option<Kind>> {
+    Ok(Some(match found.entry.header().entry_type() {
         EntryType::Directory => return Ok(None),
-        EntryType::Regular | EntryType::Continuous => Kind::File(entry.size()),
-        EntryType::Symlink => Kind::Symlink(target()?),
-        EntryType::Link => match place(&target()?)? {
+        EntryType::Regular | EntryType::Continuous => Kind::File(found.entry.size()),
+        EntryType::Symlink => Kind::Symlink(found.link()?),
+        EntryType::Link => match place(&found.link()?)? {
             Place::Ours(first) => Kind::HardLink(first),
             other => bail!("it is a hard link to {other:?}"),
         },

@@ -216,9 +216,12 @@ mod tests {
         let (host, metadata) = (Host::new(root.path()), Client::new(Some("127.0.0.1:1"))?);
         let text = root.path().join("text");
         std::fs::write(&text, "x")?;
+        let fifo = root.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
         for (file, why) in [
             (root.path().join("missing"), "No such file"),
-            (root.path().to_owned(), "no regular file"),
+            (root.path().to_owned(), "not a regular file"),
+            (fifo, "not a regular file"),
             (text, "no tar archive"),
         ] {
             let options = Options { file, replace_newer: false };

@@ -179,7 +179,7 @@ fn what_the_gateways_own_backup_leaves_out_is_added() -> Result<()> {
     native_archive(&native)?;
     let mut file = tempfile::tempfile()?;
     let packer = Packer::new(Writer::new(&file, &header())?, &|_| Ok(()));
-    let (_, left_out) = pack(packer, &state, &config, Some(&native))?;
+    let (_, left_out) = pack(packer, &state, &config, Some(&Native { file: native, limit: 1 << 20 }))?;
     io::Seek::rewind(&mut file)?;
     let mut found = BTreeMap::new();
     archive::read(&file, |member, content| {
@@ -269,6 +269,105 @@ fn nothing_gets_out_of_the_directories_it_is_unpacked_to() -> Result<()> {
     Ok(())
 }
 
+/// What verification accepts can be unpacked: it refuses what unpacking could not make.
+#[test]
+fn what_cannot_be_restored_is_not_verified() -> Result<()> {
+    use EntryType::{Directory, Link, Regular, Symlink};
+    let cases: &[(&str, &[Forged<'_>])] = &[
+        ("is no file before it", &[("state/a", Link, "state/missing")]),
+        ("is no file before it", &[("state/d", Directory, ""), ("state/a", Link, "state/d")]),
+        ("came before", &[("state/a", Regular, ""), ("state/a", Regular, "")]),
+        ("came before", &[("state/a", Directory, ""), ("state/a", Regular, "")]),
+        ("came before", &[("state/a/b", Regular, ""), ("state/a", Symlink, "b")]),
+        ("came before", &[("state", Regular, "")]),
+        ("is no directory", &[("state/a", Regular, ""), ("state/a/b", Regular, "")]),
+        ("is no directory", &[("state/a", Symlink, "/etc"), ("state/a/b/c", Regular, "")]),
+    ];
+    let header = serde_json::to_string(&header())?;
+    for (reason, members) in cases {
+        let bytes = forged(members, &header);
+        let error = archive::read(&bytes[..], |_, _| Ok(())).err().context("it was verified")?;
+        assert!(crate::error::one_line(&error).contains(reason), "{members:?}: {error:#}");
+    }
+    let nested = format!("state{}/file", "/d".repeat(1500));
+    for path in
+        [nested.as_str(), &format!("state/{}", "n".repeat(256)), &format!("state{}", "/nnnnnnnnnnnnnnnn".repeat(250))]
+    {
+        let mut plan = plan::Plan::new();
+        let member = archive::Member {
+            path: path.into(),
+            kind: archive::Kind::Directory,
+            mode: 0o700,
+            owner: (0, 0),
+            modified: 0,
+        };
+        assert!(plan.admit(&member).is_err(), "{} bytes", path.len());
+    }
+    Ok(())
+}
+
+/// How much was read of what would go on for ever.
+struct Endless<'a> {
+    begin: &'a [u8],
+    read: u64,
+}
+
+impl Read for Endless<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.begin.is_empty() {
+            buffer.fill(b'a');
+            self.read += buffer.len() as u64;
+            return Ok(buffer.len());
+        }
+        self.begin.read(buffer)
+    }
+}
+
+#[test]
+fn a_name_of_three_gigabytes_is_not_read() -> Result<()> {
+    for kind in [EntryType::GNULongName, EntryType::GNULongLink, EntryType::XHeader, EntryType::XGlobalHeader] {
+        let mut header = TarHeader::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(3 << 30);
+        header.set_cksum();
+        let mut endless = Endless { begin: header.as_bytes(), read: 0 };
+        let mut archive = tar::Archive::new(&mut endless);
+        let refused = members::Members::new(&mut archive)?.next().err().context("it was accepted")?;
+        assert!(refused.to_string().contains("longer than any path"), "{kind:?}: {refused:#}");
+        assert_eq!(endless.read, 0, "{kind:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_of_holes_is_named_when_it_is_packed() -> Result<()> {
+    let from = tempfile::tempdir()?;
+    let (state, config) = (from.path().join("state"), from.path().join("config"));
+    fs::create_dir_all(&state)?;
+    fs::create_dir_all(&config)?;
+    File::create(state.join("small"))?.set_len(1 << 20)?;
+    assert!(packed(&state, &config).is_ok());
+    File::create(state.join("vast"))?.set_len(15 << 30)?;
+    let error = packed(&state, &config).err().context("it was packed")?;
+    assert_eq!(crate::error::code_of(&error), Code::NoSpace);
+    let sentence = crate::error::one_line(&error);
+    assert!(sentence.contains("state/vast") && sentence.contains("15.0 GiB"), "{sentence}");
+    Ok(())
+}
+
+#[test]
+fn the_gateways_archive_unpacks_to_no_more_than_its_state_could() -> Result<()> {
+    let from = tempfile::tempdir()?;
+    let native = from.path().join("native.tar.gz");
+    native_archive(&native)?;
+    for (limit, is_refused) in [(1 << 20, false), (1000, true)] {
+        let mut writer = Writer::new(io::sink(), &header())?;
+        let copied = native::copy(File::open(&native)?, limit, &mut writer, &|_| Ok(()));
+        assert_eq!(copied.is_err(), is_refused, "{limit}");
+    }
+    Ok(())
+}
+
 #[test]
 fn what_is_no_backup_is_named() -> Result<()> {
     let named = |bytes: &[u8]| {
@@ -305,13 +404,16 @@ fn a_backup_is_put_where_the_agent_cannot_reach_and_nothing_is_overwritten() -> 
     let host = Host::new(root.path());
     let below = |name: &str| Path::new("/data").join(name);
     let data = DataDir::at("/data", false);
-    fs::create_dir_all(host.path("/data/backups"))?;
+    for directory in ["/data/backups", "/data/openclaw/deep", "/data/config-openclaw", "/elsewhere"] {
+        fs::create_dir_all(host.path(directory))?;
+    }
+    symlink(host.path("/data/openclaw/deep"), host.path("/alias"))?;
     fs::write(host.path("/data/backups/old"), "")?;
     let at = |to: Option<&str>| target(&host, to.map(Path::new), &data, "name");
     assert_eq!(at(None)?, below("backups/name"));
     assert_eq!(at(Some("/data/backups"))?, below("backups/name"));
     assert_eq!(at(Some("/elsewhere/file"))?, Path::new("/elsewhere/file"));
-    for refused in ["/data/backups/old", "/data/openclaw/x", "/data/config-openclaw/x"] {
+    for refused in ["/data/backups/old", "/data/openclaw/x", "/data/config-openclaw/x", "/alias", "/alias/x"] {
         let code = at(Some(refused)).err().as_ref().map(crate::error::code_of);
         assert_eq!(code, Some(Code::ConfigInvalid), "{refused}");
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Error, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow};
 use backon::{ExponentialBuilder, Retryable as _};
 
 use crate::apt::Apt;
@@ -12,7 +12,7 @@ use crate::apt::os_release::Distribution;
 use crate::config::Arch;
 use crate::error::{Classify, Code, Diagnosis, RUN_AGAIN, code_of};
 use crate::host::{Access, Host};
-use crate::http::{self, Retry};
+use crate::http::{self, Limit, Retry};
 use crate::paths::DOCKER_KEY_FINGERPRINT;
 
 const KEY_DIR: &str = "/etc/apt/keyrings";
@@ -25,7 +25,7 @@ const KEY_TIMEOUT: Duration = Duration::from_secs(8);
 const KEY_ATTEMPTS: usize = 3;
 
 /// No key file comes near this; Docker's has 4 KB.
-const MAX_KEY_BYTES: usize = 1 << 20;
+const MAX_KEY_BYTES: u64 = 1 << 20;
 
 /// The key that Docker's repository must be signed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,19 +157,12 @@ impl Repository<'_> {
     async fn fetch_key(&self) -> Result<Vec<u8>> {
         let (client, url) = (http::internet_client().await?, format!("{}/gpg", self.uri()));
         let fetch = || async {
-            let mut reply = http::send(client.get(&url).timeout(KEY_TIMEOUT)).await?.error_for_status()?;
-            let mut key = Vec::new();
-            while let Some(chunk) = reply.chunk().await? {
-                key.extend_from_slice(&chunk);
-                if key.len() > MAX_KEY_BYTES {
-                    bail!("the reply is larger than any key");
-                }
-            }
-            Ok(key)
+            let limit = Limit { time: KEY_TIMEOUT, bytes: MAX_KEY_BYTES };
+            http::send(client.get(&url), limit).await?.success()?.body().await
         };
         fetch
             .retry(ExponentialBuilder::default().with_jitter().with_max_times(KEY_ATTEMPTS - 1))
-            .when(|error| error.downcast_ref().is_none_or(|error| Retry::of_error(error) != Retry::No))
+            .when(|failure| failure.retry() != Retry::No)
             .await
             .with_context(|| format!("fetching {url}"))
     }

@@ -42,6 +42,14 @@ impl EnvFile {
         Ok(())
     }
 
+    /// Every name with its value, each line by itself.
+    pub(super) fn variables(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.lines.iter().filter_map(|line| {
+            let name = line.split('=').next()?.trim().trim_start_matches("export ").trim();
+            Some((name, value_of(line, name)?))
+        })
+    }
+
     /// The whole file.
     pub(super) fn text(&self) -> String {
         self.lines.iter().map(|line| format!("{line}\n")).collect()

@@ -1,19 +1,26 @@
 //! The last lines of a container's log, fit for an error message.
 
+use std::time::Duration;
+
 use bollard::query_parameters::LogsOptionsBuilder;
 use futures_util::StreamExt as _;
 
 use crate::docker::Engine;
-use crate::secret::Secret;
+use crate::secret::Redaction;
+use crate::text::tail;
+
+/// How much of a log is read, and for how long: its end is what counts.
+const LOG_BYTES: usize = 256 << 10;
+const LOG_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How many lines of the log go into a message, and how many characters of each.
 const LINES_LIMIT: usize = 5;
 const LINE_CHARS: usize = 240;
 
-/// The last lines of `container`, on one line, without colours and without the token. Says so when there are none.
-pub(super) async fn last_lines(engine: &Engine, container: &str, token: &Secret) -> String {
+/// The last lines of `container`, on one line, without colours and without secrets. Says so when there are none.
+pub(super) async fn last_lines(engine: &Engine, container: &str, secrets: &Redaction) -> String {
     let text = read(engine, container, "30").await;
-    let lines = excerpt(&text, token);
+    let lines = excerpt(&text, secrets);
     if lines.is_empty() { "it said nothing".to_owned() } else { lines }
 }
 
@@ -24,15 +31,28 @@ pub(super) async fn contain(engine: &Engine, container: &str, words: &str) -> bo
 
 async fn read(engine: &Engine, container: &str, tail: &str) -> String {
     let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail(tail).build();
-    let output = engine.client.logs(container, Some(options));
-    output
-        .filter_map(|part| async move { part.ok().map(|part| String::from_utf8_lossy(part.as_ref()).into_owned()) })
-        .collect::<String>()
-        .await
+    let (mut output, mut text) = (engine.client.logs(container, Some(options)), String::new());
+    let reading = async {
+        while let Some(Ok(part)) = output.next().await {
+            push_end(&mut text, &String::from_utf8_lossy(part.as_ref()));
+        }
+    };
+    // What came until then is what there is.
+    drop(tokio::time::timeout(LOG_TIMEOUT, reading).await);
+    text
 }
 
-fn excerpt(text: &str, token: &Secret) -> String {
-    let text = token.redact(&plain(text));
+/// Adds to a text of which only the end is kept. The word at the cut goes, too: it may be the rest of a secret.
+fn push_end(text: &mut String, part: &str) {
+    text.push_str(part);
+    if text.len() > 2 * LOG_BYTES {
+        let end = tail(text, LOG_BYTES);
+        *text = end.find(char::is_whitespace).map_or("", |at| &end[at..]).to_owned();
+    }
+}
+
+fn excerpt(text: &str, secrets: &Redaction) -> String {
+    let text = secrets.redact(&plain(text));
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let cut = |line: &&str| line.chars().take(LINE_CHARS).collect::<String>();
     lines[lines.len().saturating_sub(LINES_LIMIT)..].iter().map(cut).collect::<Vec<_>>().join(" | ")
@@ -53,8 +73,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_lines_are_plain_short_and_without_the_token() {
-        let token = Secret::new("s3cret");
+    fn a_log_without_end_is_read_to_a_limit() {
+        let mut text = String::new();
+        for number in 0..1_000_000 {
+            push_end(&mut text, &format!("line {number}\n"));
+            assert!(text.len() <= 2 * LOG_BYTES);
+        }
+        assert_eq!(excerpt(&text, &Redaction::default()).rsplit(" | ").next(), Some("line 999999"));
+        push_end(&mut text, &"x".repeat(3 * LOG_BYTES));
+        assert_eq!(text, "");
+    }
+
+    #[test]
+    fn the_last_lines_are_plain_short_and_without_secrets() {
+        let token = Redaction::of([("TOKEN", "s3cret")]);
         let text = "1\n2\n\u{1b}[31m3 bad\u{1b}[0m\r\n4 --token s3cret\n\n5\n6\n7\n";
         assert_eq!(excerpt(text, &token), "3 bad | 4 --token [redacted] | 5 | 6 | 7");
         assert_eq!(excerpt(&"x".repeat(999), &token).len(), LINE_CHARS);

@@ -4,21 +4,28 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use bollard::container::LogOutput;
 use bollard::exec::StartExecResults;
 use bollard::models::ExecConfig;
 use futures_util::StreamExt as _;
 use serde_json::Value;
 
 use super::spec::CONFIG;
-use super::{NAME, logs};
+use super::{NAME, inspect, logs, secrets};
 use crate::docker::Engine;
+use crate::host::Host;
+use crate::secret::Redaction;
 use crate::state::DataDir;
+use crate::text;
 
 /// The archive, in the one place on the data disk that the gateway can write to and does not back up.
 const FILE: &str = ".openclaw-init-backup.tar.gz";
 
 /// A large workspace takes its time.
 const TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// How much it may print: its answer is some hundred bytes of JSON.
+const OUTPUT_BYTES: usize = 1 << 20;
 
 /// How much of its error goes into a message.
 const REASON_CHARS: usize = 600;
@@ -29,7 +36,9 @@ pub fn native_backup_file(data: &DataDir) -> PathBuf {
 }
 
 /// Has the running gateway write a verified archive to [`native_backup_file`], where no file may be.
-pub async fn native_backup(engine: &Engine) -> Result<()> {
+pub async fn native_backup(host: &Host, engine: &Engine, data: &DataDir) -> Result<()> {
+    let variables = inspect(engine, NAME).await?.and_then(|container| container.config?.env).unwrap_or_default();
+    let secrets = secrets::redaction(host, data, &variables).await?;
     let file = format!("{CONFIG}/{FILE}");
     let command = ["node", "openclaw.mjs", "backup", "create", "--output", &file, "--verify", "--json"];
     let work = exec(engine, &command);
@@ -38,7 +47,7 @@ pub async fn native_backup(engine: &Engine) -> Result<()> {
         .map_err(|_| anyhow!("it did not end within {} minutes", TIMEOUT.as_secs() / 60))??;
     let verified = serde_json::from_str::<Value>(&output.stdout).is_ok_and(|result| result["verified"] == true);
     if code != 0 || !verified {
-        bail!("`backup create --verify` ended with exit code {code}: {}", output.reason());
+        bail!("`backup create --verify` ended with exit code {code}: {}", output.reason(&secrets));
     }
     Ok(())
 }
@@ -51,12 +60,25 @@ struct Output {
 }
 
 impl Output {
+    /// An error when it printed more than it may; what was printed until then is kept.
+    fn push(&mut self, part: &LogOutput) -> Result<()> {
+        let bytes = part.as_ref();
+        if self.stdout.len() + self.stderr.len() + bytes.len() > OUTPUT_BYTES {
+            bail!("it printed more than {}", text::size(OUTPUT_BYTES as u64));
+        }
+        let is_error = matches!(part, LogOutput::StdErr { .. });
+        let to = if is_error { &mut self.stderr } else { &mut self.stdout };
+        to.push_str(&String::from_utf8_lossy(bytes));
+        Ok(())
+    }
+
     /// Its own message, else the end of what it printed.
-    fn reason(&self) -> String {
+    fn reason(&self, secrets: &Redaction) -> String {
         let message = serde_json::from_str::<Value>(&self.stdout).ok();
         let message = message.and_then(|answer| answer["error"]["message"].as_str().map(str::to_owned));
         let text = message.unwrap_or_else(|| format!("{} {}", self.stdout, self.stderr));
-        logs::plain(&text).split_whitespace().collect::<Vec<_>>().join(" ").chars().take(REASON_CHARS).collect()
+        let text = secrets.redact(&logs::plain(&text));
+        text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(REASON_CHARS).collect()
     }
 }
 
@@ -74,12 +96,7 @@ async fn exec(engine: &Engine, command: &[&str]) -> Result<(i64, Output)> {
     let mut printed = Output::default();
     if let StartExecResults::Attached { mut output, .. } = client.start_exec(&exec, None).await.with_context(doing)? {
         while let Some(part) = output.next().await {
-            match part.with_context(doing)? {
-                bollard::container::LogOutput::StdErr { message } => {
-                    printed.stderr += &String::from_utf8_lossy(&message);
-                }
-                other => printed.stdout += &String::from_utf8_lossy(other.as_ref()),
-            }
+            printed.push(&part.with_context(doing)?).with_context(doing)?;
         }
     }
     let ended = client.inspect_exec(&exec).await.with_context(doing)?;
@@ -92,15 +109,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_command_that_prints_without_end_is_given_up() {
+        let mut output = Output::default();
+        let part = LogOutput::StdOut { message: vec![b'x'; 1 << 16].into() };
+        let count = (0..99).take_while(|_| output.push(&part).is_ok()).count();
+        assert_eq!((count, output.stdout.len()), (16, OUTPUT_BYTES));
+    }
+
+    #[test]
     fn the_reason_is_its_own_message() {
         let output = |stdout: &str, stderr: &str| Output { stdout: stdout.to_owned(), stderr: stderr.to_owned() };
         let cases = [
             (output(r#"{"ok":false,"error":{"message":"no\nroom"}}"#, "x"), "no room"),
             (output("", "\u{1b}[31mEACCES\u{1b}[0m: open"), "EACCES: open"),
             (output("{}", "Killed"), "{} Killed"),
+            (output("", "TOKEN=s3cret"), "TOKEN=[redacted]"),
         ];
+        let secrets = Redaction::of([("TOKEN", "s3cret")]);
         for (output, expected) in cases {
-            assert_eq!(output.reason(), expected);
+            assert_eq!(output.reason(&secrets), expected);
         }
     }
 }

@@ -9,13 +9,13 @@ use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOp
 use futures_util::StreamExt as _;
 use serde_json::Value;
 
+use super::secrets::Secrets;
 use super::spec::Inputs;
 use super::{Gateway, logs};
 use crate::docker::{Engine, is_missing};
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::Host;
 use crate::paths::STATE_ALIAS;
-use crate::secret::Secret;
 
 /// The name of the container; one at a time.
 const NAME: &str = "openclaw-one-off";
@@ -25,12 +25,12 @@ const TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Sets values in `openclaw.json` with the image's own `config set`, which keeps the rest of the file and creates it
 /// where there is none. The gateway must not run.
-pub(super) async fn set(gateway: &Gateway<'_>, inputs: &Inputs<'_>, token: &Secret, edits: &[Value]) -> Result<()> {
+pub(super) async fn set(gateway: &Gateway<'_>, inputs: &Inputs<'_>, secrets: &Secrets, edits: &[Value]) -> Result<()> {
     let setting = format!("setting {} in openclaw.json", paths(edits));
     gateway.host.progress(&setting);
     let batch = Value::from(edits.to_vec()).to_string();
     let body = inputs.one_off(&["config", "set", "--batch-json", &batch]);
-    run(gateway.engine, body, token, TIMEOUT).await.context(setting)
+    run(gateway.engine, body, secrets, TIMEOUT).await.context(setting)
 }
 
 /// The names of the values that `edits` set.
@@ -39,16 +39,21 @@ pub(super) fn paths(edits: &[Value]) -> String {
 }
 
 /// Runs it to its end. [`Code::GatewayRefused`]: it failed. [`Code::GatewayNotReady`]: it did not end within
-/// `timeout`, for which a busy machine may be at fault. The error has its last lines, without the token.
-pub(super) async fn run(engine: &Engine, body: ContainerCreateBody, token: &Secret, timeout: Duration) -> Result<()> {
+/// `timeout`, for which a busy machine may be at fault. The error has its last lines, without secrets.
+pub(super) async fn run(
+    engine: &Engine,
+    body: ContainerCreateBody,
+    secrets: &Secrets,
+    timeout: Duration,
+) -> Result<()> {
     let options = CreateContainerOptionsBuilder::default().name(NAME).build();
     engine.client.create_container(Some(options), body).await.with_context(|| format!("creating container {NAME}"))?;
-    let outcome = finish(engine, token, timeout).await;
+    let outcome = finish(engine, secrets, timeout).await;
     remove(engine).await?;
     outcome
 }
 
-async fn finish(engine: &Engine, token: &Secret, timeout: Duration) -> Result<()> {
+async fn finish(engine: &Engine, secrets: &Secrets, timeout: Duration) -> Result<()> {
     engine.client.start_container(NAME, None).await.with_context(|| format!("starting container {NAME}"))?;
     let client = engine.client.clone().with_timeout(timeout);
     let mut end = client.wait_container(NAME, None);
@@ -65,7 +70,7 @@ async fn finish(engine: &Engine, token: &Secret, timeout: Duration) -> Result<()
         }
     };
     if code != 0 {
-        let lines = logs::last_lines(engine, NAME, token).await;
+        let lines = logs::last_lines(engine, NAME, &secrets.redaction).await;
         return Err(anyhow!("it ended with exit code {code}: {lines}")).classify(
             Code::GatewayRefused,
             format!(

@@ -1,8 +1,11 @@
 //! `openclaw.json`: JSON5, the user's own. This program reads it; only the gateway's own tools write it.
 
-use anyhow::{Context, Result};
+use std::os::unix::fs::MetadataExt as _;
+
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+use super::document;
 use super::dotenv::TOKEN_VARIABLE;
 use crate::config::GatewayConfig;
 use crate::error::{Classify as _, Code, RUN_AGAIN};
@@ -36,9 +39,9 @@ pub(super) enum ConfiguredToken {
 /// a symbolic link. Anything but a regular file is an error. It is left as it is.
 pub(super) async fn read(host: &Host, data: &DataDir) -> Result<Option<Value>> {
     let path = data.state.join(FILE);
-    let Some(text) = untrusted::read(host.path(&path)).await? else { return Ok(None) };
+    let Some(text) = untrusted::read(&host.path(&data.state), FILE).await? else { return Ok(None) };
     let path = path.display();
-    json5::from_str(&text)
+    document::parse(&text)
         .with_context(|| format!("parsing {path}"))
         .classify(
             Code::GatewayRefused,
@@ -49,10 +52,12 @@ pub(super) async fn read(host: &Host, data: &DataDir) -> Result<Option<Value>> {
 
 /// Gives the file back to the gateway's user if somebody edited it as root; true when that was needed.
 pub(super) async fn ensure_access(host: &Host, data: &DataDir) -> Result<bool> {
-    let path = host.path(data.state.join(FILE));
-    let name = path.display().to_string();
+    let directory = host.path(&data.state);
+    let name = directory.join(FILE).display().to_string();
     let changed = blocking(move || {
-        let Some(file) = untrusted::open(&path)? else { return Ok(false) };
+        let Some(file) = untrusted::open(&directory, FILE)? else { return Ok(false) };
+        // Another name of it may lie where the gateway's user has no business.
+        ensure!(file.metadata()?.nlink() == 1, "the file has several names");
         set_access(&file, ACCESS)
     });
     let changed = changed.await.with_context(|| format!("giving {name} to the gateway's user"))?;
@@ -200,10 +205,12 @@ mod tests {
         let file = directory.join(FILE);
         assert_eq!(read(&host, &data()).await.unwrap(), None);
 
-        std::fs::write(&file, "{gateway: ").unwrap();
-        let error = read(&host, &data()).await.unwrap_err();
-        assert_eq!(crate::error::code_of(&error), Code::GatewayRefused, "{error:#}");
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), "{gateway: ");
+        for text in ["{gateway: ".to_owned(), "[".repeat(200_000)] {
+            std::fs::write(&file, &text).unwrap();
+            let error = read(&host, &data()).await.unwrap_err();
+            assert_eq!(crate::error::code_of(&error), Code::GatewayRefused, "{error:#}");
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+        }
 
         std::fs::remove_file(&file).unwrap();
         std::os::unix::fs::symlink("/etc/hostname", &file).unwrap();

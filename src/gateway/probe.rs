@@ -11,11 +11,16 @@ use reqwest::Client;
 use serde_json::Value;
 
 use crate::config::GatewayConfig;
-use crate::http;
+use crate::http::{self, Limit};
 use crate::secret::Secret;
+use crate::text::printable;
 
-/// A starting gateway's event loop is busy for seconds at a time.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// A starting gateway's event loop is busy for seconds at a time. An answer has some hundred bytes.
+const LIMIT: Limit = Limit { time: Duration::from_secs(5), bytes: 64 << 10 };
+
+/// How many failing checks are named, and how many bytes of each name: they go into the report.
+const CHECKS_LIMIT: usize = 16;
+const NAME_BYTES: usize = 64;
 
 /// The check that fails until the gateway has started, in `/readyz` of every version.
 const STARTING: &str = "startup-sidecars";
@@ -64,7 +69,7 @@ impl<'a> Probe<'a> {
         match &startup {
             Answer::None => return Health::Silent,
             Answer::Json(body) if body["status"] != "started" => {
-                return Health::Starting(body["pendingReason"].as_str().unwrap_or("starting").to_owned());
+                return Health::Starting(name(&body["pendingReason"]).unwrap_or_else(|| "starting".to_owned()));
             }
             Answer::Json(_) | Answer::Other => {}
         }
@@ -74,14 +79,14 @@ impl<'a> Probe<'a> {
     async fn get(&self, path: &str) -> Answer {
         // Without the token the gateway tells a peer behind the published port no details.
         let request = self.client.get(format!("http://{}/{path}", self.address)).bearer_auth(self.token.expose());
-        let body = async { http::send(request.timeout(TIMEOUT)).await?.bytes().await };
+        let body = async { http::send(request, LIMIT).await?.body().await };
         match body.await {
             Ok(body) => match serde_json::from_slice(&body) {
                 Ok(body @ Value::Object(_)) => Answer::Json(body),
                 _ => Answer::Other,
             },
             Err(error) => {
-                tracing::trace!("asking the gateway's /{path}: {}", error.without_url());
+                tracing::trace!("asking the gateway's /{path}: {error}");
                 Answer::None
             }
         }
@@ -108,14 +113,14 @@ enum Answer {
 fn judge(startup: &Answer, ready: &Answer) -> Health {
     let Answer::Json(body) = ready else { return Health::Silent };
     let version = match startup {
-        Answer::Json(startup) => startup["version"].as_str().map(str::to_owned),
+        Answer::Json(startup) => name(&startup["version"]),
         Answer::None | Answer::Other => None,
     };
     if body["ready"] == true {
         return Health::Ready { version };
     }
     let failing: Vec<String> =
-        body["failing"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+        body["failing"].as_array().into_iter().flatten().filter_map(name).take(CHECKS_LIMIT).collect();
     if failing.iter().any(|check| check == STARTING) {
         return Health::Starting(STARTING.to_owned());
     }
@@ -123,8 +128,15 @@ fn judge(startup: &Answer, ready: &Answer) -> Health {
     Health::Unhealthy { failing, uptime: body["uptimeMs"].as_u64().map(Duration::from_millis), version }
 }
 
+/// A name in the gateway's words.
+fn name(value: &Value) -> Option<String> {
+    value.as_str().map(|name| printable(name, NAME_BYTES))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use serde_json::json;
 
     use super::*;
@@ -154,6 +166,32 @@ mod tests {
         for (startup, ready, health) in cases {
             assert_eq!(judge(startup, &ready), health, "{startup:?} {ready:?}");
         }
+    }
+
+    #[test]
+    fn hostile_names_are_few_short_and_printable() {
+        let evil = format!("\u{1b}[2K\nresult=ready {}", "x".repeat(3 << 20));
+        let startup = Answer::Json(json!({"status": "started", "version": evil}));
+        let ready = Answer::Json(json!({"ready": false, "failing": vec![evil.as_str(); 1000]}));
+        let Health::Unhealthy { failing, version, .. } = judge(&startup, &ready) else { panic!("it is not unhealthy") };
+        assert_eq!(failing.len(), CHECKS_LIMIT);
+        for name in failing.into_iter().chain(version) {
+            assert!(name.len() < 100 && !name.contains(char::is_control), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_none() -> Result<()> {
+        let secret = Secret::new("t");
+        for (what, head, part) in http::endless::answers() {
+            let (address, taken) = http::endless::serve(head, &part)?;
+            let config = GatewayConfig { port: address.port(), bind: address.ip(), ..GatewayConfig::default() };
+            let health = Probe::new(&config, &secret)?.ask().await;
+            assert_eq!(health, Health::Silent, "{what}");
+            let taken = taken.load(Ordering::Relaxed);
+            assert!(taken < 16 << 20, "{what}: {taken} bytes");
+        }
+        Ok(())
     }
 
     #[test]

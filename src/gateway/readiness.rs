@@ -49,7 +49,7 @@ impl Gateway<'_> {
     ///
     /// A gateway that runs but whose checks keep failing is returned as degraded. [`Code::GatewayRefused`] and
     /// [`Code::OutOfMemory`]: the container was stopped. [`Code::GatewayNotReady`]: anything else. The error has the
-    /// last lines of its log, without the token.
+    /// last lines of its log, without secrets.
     pub async fn wait_ready(&self, image: &Image, secrets: &Secrets) -> Result<Ready> {
         let probe = Probe::new(self.config, &secrets.token)?;
         let mut wait = Wait::begin(self).await;
@@ -73,7 +73,7 @@ impl Gateway<'_> {
 
     /// The error for the operator. What will not heal is stopped, or the engine would start it for ever.
     async fn give_up(&self, secrets: &Secrets, failure: Failure) -> Error {
-        let lines = logs::last_lines(self.engine, NAME, &secrets.token).await;
+        let lines = logs::last_lines(self.engine, NAME, &secrets.redaction).await;
         if matches!(failure, Failure::Refused | Failure::OutOfMemory) {
             match stop_container(self.engine, STOP_SECONDS).await {
                 Ok(()) => self.host.changed(format!("stopped container {NAME}")),

@@ -8,7 +8,7 @@ use super::openclaw_json::{self, ConfiguredToken};
 use crate::config::GatewayConfig;
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Access, Host, untrusted};
-use crate::secret::Secret;
+use crate::secret::{Redaction, Secret};
 use crate::state::DataDir;
 use crate::text::hex;
 
@@ -23,6 +23,8 @@ const RANDOM_BYTES: usize = 32;
 pub struct Secrets {
     /// The gateway token.
     pub token: Secret,
+    /// All of them, and those among the operator's variables.
+    pub redaction: Redaction,
 }
 
 /// Makes sure that `.env` holds the token and the keyring's password, mode 0600, owned by the gateway's user.
@@ -32,7 +34,7 @@ pub struct Secrets {
 /// `openclaw.json` has another literal.
 pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig) -> Result<Secrets> {
     let path = data.state.join(FILE);
-    let text = untrusted::read(host.path(&path)).await?.unwrap_or_default();
+    let text = untrusted::read(&host.path(&data.state), FILE).await?.unwrap_or_default();
     let mut env = EnvFile::parse(&text);
     let stored = env.get(TOKEN_VARIABLE);
     let in_config = match openclaw_json::read(host, data).await {
@@ -67,7 +69,16 @@ pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig) 
     env.set(TOKEN_VARIABLE, &token)?;
     env.set(KEYRING_VARIABLE, &password)?;
     host.ensure_file(&path, env.text(), Access::gateway(0o600)).await?;
-    Ok(Secrets { token })
+    let variables = config.env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    Ok(Secrets { token, redaction: Redaction::of(env.variables().chain(variables)) })
+}
+
+/// The secrets that the gateway's container knows: those of `.env` and those among its own `variables`.
+pub(super) async fn redaction(host: &Host, data: &DataDir, variables: &[String]) -> Result<Redaction> {
+    let text = untrusted::read(&host.path(&data.state), FILE).await?.unwrap_or_default();
+    let env = EnvFile::parse(&text);
+    let variables = variables.iter().filter_map(|variable| variable.split_once('='));
+    Ok(Redaction::of(env.variables().chain(variables)))
 }
 
 /// When `.env` last changed; `None` when there is none.

@@ -1,7 +1,7 @@
 //! Files of root's own: read, written durably, given exactly one owner and mode.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
@@ -115,11 +115,17 @@ pub(crate) fn remove_tree_if_exists(path: &Path) -> Result<bool> {
     Ok(removed.is_some())
 }
 
+/// What cannot be opened, or would make its reader wait, does not hold it: the container may have put it there.
 fn holds(path: &Path, content: &[u8], access: Access) -> Result<bool> {
-    let Some(found) = if_exists(std::fs::metadata(path))? else { return Ok(false) };
-    Ok(has_access(&found, access)
-        && found.len() == content.len() as u64
-        && std::fs::read(path).context("comparing with the current file")? == content)
+    let nonblocking = OFlag::O_NONBLOCK.bits();
+    let Ok(file) = File::options().read(true).custom_flags(nonblocking).open(path) else { return Ok(false) };
+    let found = file.metadata()?;
+    if !found.is_file() || !has_access(&found, access) || found.len() != content.len() as u64 {
+        return Ok(false);
+    }
+    let mut current = Vec::with_capacity(content.len());
+    file.take(found.len()).read_to_end(&mut current).context("comparing with the current file")?;
+    Ok(current == content)
 }
 
 fn has_access(found: &std::fs::Metadata, access: Access) -> bool {

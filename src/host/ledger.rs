@@ -7,6 +7,10 @@ use tokio::sync::watch;
 use super::Host;
 use crate::failpoint;
 use crate::stage::{self, Stage};
+use crate::text::printable;
+
+/// The longest entry. Names and messages in it may be the gateway's: every one is printable, wherever it goes.
+const ENTRY_BYTES: usize = 2000;
 
 /// What the stages record beside their results.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,7 +28,7 @@ pub struct Ledger {
 impl Host {
     /// Notes a change that was made to the machine (past tense: `formatted /dev/sdb`).
     pub fn changed(&self, what: impl Into<String>) {
-        let what = what.into();
+        let what = printable(&what.into(), ENTRY_BYTES);
         tracing::debug!("changed: {what}");
         self.ledger.send_modify(|ledger| ledger.changes.push((stage::current(), what)));
         failpoint::counted("changed").hit();
@@ -37,7 +41,7 @@ impl Host {
 
     /// Warns the operator: printed once, kept in the report.
     pub fn warn(&self, what: impl Into<String>) {
-        let what = what.into();
+        let what = printable(&what.into(), ENTRY_BYTES);
         self.ledger.send_if_modified(|ledger| {
             let new = !ledger.warnings.contains(&what);
             if new {
@@ -51,7 +55,8 @@ impl Host {
     /// Notes how far long work is. Call it as often as you like: it is printed at a reader's pace.
     pub fn progress(&self, what: impl Into<String>) {
         if let Some(stage) = stage::current() {
-            self.ledger.send_modify(|ledger| ledger.progress = Some((stage, what.into())));
+            let what = printable(&what.into(), ENTRY_BYTES);
+            self.ledger.send_modify(|ledger| ledger.progress = Some((stage, what)));
         }
     }
 

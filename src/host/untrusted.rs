@@ -1,50 +1,204 @@
-//! Files in directories that the container writes to: never through a symbolic link, never from a pipe or device.
+//! Files in directories that the container writes to: opened by one name below a directory that it cannot replace,
+//! regular ones only, never through a link, limited in size and in time.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
-use nix::fcntl::OFlag;
+use anyhow::{Context as _, Result, anyhow};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
 use super::{blocking, if_exists};
-use crate::error::{Classify as _, Code};
+use crate::error::{Classify as _, Code, RUN_AGAIN};
+use crate::text;
 
 /// No file of settings is larger; a larger one is not read into memory.
 const MAX_BYTES: u64 = 4 << 20;
 
-/// The text of a file in a directory that the container writes to: never through a symbolic link, never
-/// from a pipe or device. `None` when there is no such file.
-pub(crate) async fn read(path: PathBuf) -> Result<Option<String>> {
-    let display_path = path.display().to_string();
-    blocking(move || {
-        let Some(file) = open(&path)? else { return Ok(None) };
+/// How long a file is asked for that another process keeps from being opened, and how often.
+const BUSY_DEADLINE: Duration = Duration::from_secs(1);
+const BUSY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How long the disk may take for one such file.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The text of the file `name` in `directory`, `None` when there is no such file. [`Code::GatewayRefused`]: it is none
+/// that the gateway could use either.
+pub(crate) async fn read(directory: &Path, name: &'static str) -> Result<Option<String>> {
+    let (path, directory) = (directory.join(name), directory.to_owned());
+    let work = blocking(move || {
+        let Some(file) = open(&directory, name)? else { return Ok(None) };
         let mut text = String::new();
-        file.take(MAX_BYTES + 1).read_to_string(&mut text)?;
-        if text.len() as u64 > MAX_BYTES {
-            bail!("it is larger than {MAX_BYTES} bytes");
-        }
-        Ok(Some(text))
-    })
-    .await
-    .with_context(|| format!("reading {display_path}"))
+        let read = file.take(MAX_BYTES + 1).read_to_string(&mut text);
+        refuse(read.map_err(Into::into).and_then(|_| {
+            let is_small = text.len() as u64 <= MAX_BYTES;
+            if is_small { Ok(Some(text)) } else { Err(anyhow!("it is larger than {}", text::size(MAX_BYTES))) }
+        }))
+    });
+    let read = tokio::time::timeout(READ_TIMEOUT, work).await.map_err(|_| anyhow!("the disk does not answer"));
+    read.and_then(|text| text).with_context(|| format!("reading {}", path.display()))
 }
 
-/// Opens a regular file where the container can put anything; `None` when there is nothing of that name.
-pub(crate) fn open(path: &Path) -> Result<Option<File>> {
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let file = match if_exists(File::options().read(true).custom_flags(flags.bits()).open(path)) {
-        Ok(Some(file)) => file,
-        Ok(None) => return Ok(None),
-        Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => {
-            return Err(anyhow!("it is a symbolic link"))
-                .classify(Code::GatewayRefused, format!("Replace the link {} by a regular file.", path.display()));
-        }
-        Err(error) => return Err(error.into()),
+/// Opens the regular file `name` in `directory`; `None` when there is nothing of that name.
+pub(crate) fn open(directory: &Path, name: &str) -> Result<Option<File>> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+    let Some(directory) = if_exists(File::options().read(true).custom_flags(flags.bits()).open(directory))? else {
+        return Ok(None);
     };
-    if !file.metadata()?.is_file() {
-        bail!("it is not a regular file");
+    let how = OpenHow::new()
+        .flags(OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    match if_exists(when_free(|| Ok(openat2(&directory, name, how)?))) {
+        Ok(Some(file)) => refuse(regular(file.into())).map(Some),
+        Ok(None) => Ok(None),
+        Err(error) => refuse(Err(match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ELOOP) => anyhow!("it is a symbolic link"),
+            Some(Errno::ENXIO) => anyhow!("it is not a regular file"),
+            _ => error.into(),
+        })),
     }
-    Ok(Some(file))
+}
+
+/// Opens a regular file that root has named, through links if need be; anything else is an error, and nothing waits
+/// for a fifo's writer.
+pub(crate) fn open_named(path: &Path) -> Result<File> {
+    let open = || File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path);
+    regular(when_free(open)?)
+}
+
+fn regular(file: File) -> Result<File> {
+    if file.metadata()?.is_file() { Ok(file) } else { Err(anyhow!("it is not a regular file")) }
+}
+
+/// Tries again, for a moment, what cannot be done because another process holds a lease on the file. Where an open
+/// does not fail for that, it waits for up to 45 s, for each file.
+pub(crate) fn when_free<T>(attempt: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let begun = Instant::now();
+    loop {
+        match attempt() {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
+            Err(error) if begun.elapsed() > BUSY_DEADLINE => {
+                return Err(io::Error::new(error.kind(), "another process holds a lease on it"));
+            }
+            Err(_) => std::thread::sleep(BUSY_INTERVAL),
+            done => return done,
+        }
+    }
+}
+
+fn refuse<T>(outcome: Result<T>) -> Result<T> {
+    outcome.classify(
+        Code::GatewayRefused,
+        format!(
+            "The file was left as it is: stop the gateway with `sudo openclaw-init stop`, correct the file (or move it \
+             aside), then run `{RUN_AGAIN}`."
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::process::Stdio;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+    use tokio::io::AsyncBufReadExt as _;
+
+    use super::*;
+    use crate::error::{code_of, one_line};
+    use crate::host::{Access, Host};
+
+    const FILE: &str = ".env";
+
+    /// Makes something of that name.
+    type Make = fn(&Path) -> io::Result<()>;
+
+    #[tokio::test]
+    async fn only_a_small_regular_text_is_read() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let (directory, file) = (root.path(), root.path().join(FILE));
+        assert_eq!(read(directory, FILE).await?, None);
+        assert_eq!(read(&directory.join("missing"), FILE).await?, None);
+        let cases: [(&str, Make); 7] = [
+            ("symbolic link", |file| std::os::unix::fs::symlink("/etc/hostname", file)),
+            ("symbolic link", |file| std::os::unix::fs::symlink("/proc/self/fd/0", file)),
+            ("not a regular file", |file| Ok(mkfifo(file, Mode::S_IRWXU)?)),
+            ("not a regular file", |file| std::os::unix::net::UnixListener::bind(file).map(drop)),
+            ("not a regular file", |file| std::fs::create_dir(file)),
+            ("larger than 4.0 MiB", |file| File::create(file)?.set_len(1 << 40)),
+            ("UTF-8", |file| std::fs::write(file, [0xff])),
+        ];
+        for (reason, make) in cases {
+            make(&file)?;
+            let error = read(directory, FILE).await.unwrap_err();
+            assert_eq!(code_of(&error), Code::GatewayRefused, "{error:#}");
+            let sentence = one_line(&error);
+            assert!(sentence.contains(reason) && sentence.contains(&*file.to_string_lossy()), "{sentence}");
+            std::fs::remove_file(&file).or_else(|_| std::fs::remove_dir(&file))?;
+        }
+        std::fs::write(&file, "A=b\n")?;
+        assert_eq!(read(directory, FILE).await?.as_deref(), Some("A=b\n"));
+        Ok(())
+    }
+
+    /// The agent puts a fifo in the place of the file, again and again, while it is read and written.
+    #[test]
+    fn a_file_that_turns_into_a_fifo_never_holds_up_its_reader() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let (file, fifo) = (root.path().join(FILE), root.path().join("fifo"));
+        std::fs::write(&file, "A=b\n")?;
+        mkfifo(&fifo, Mode::S_IRWXU)?;
+        let (host, runtime, is_over) = (
+            Host::new(root.path()),
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?,
+            AtomicBool::new(false),
+        );
+        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let _ = renameat2(AT_FDCWD, &file, AT_FDCWD, &fifo, RenameFlags::RENAME_EXCHANGE);
+                }
+            });
+            runtime.block_on(async {
+                for _ in 0..300 {
+                    let outcome = read(root.path(), FILE).await;
+                    assert!(!outcome.is_err_and(|error| code_of(&error) != Code::GatewayRefused));
+                    drop(host.ensure_file(Path::new("/").join(FILE), "A=b\n", Access { mode: 0o600, uid, gid }).await);
+                }
+            });
+            is_over.store(true, Ordering::Relaxed);
+        });
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_lease_is_named_at_once_and_does_not_keep_a_file_from_being_written() -> Result<()> {
+        const HOLD: &str = r#"$SIG{IO} = "IGNORE"; open(F, "+<", $ARGV[0]) or die; fcntl(F, 1024, 1) or die; $| = 1;
+            print "held\n"; sleep 60"#;
+        let root = tempfile::tempdir()?;
+        let file = root.path().join(FILE);
+        std::fs::write(&file, "A=b\n")?;
+        #[expect(clippy::disallowed_methods, reason = "it goes on while the test does")]
+        let mut holder = tokio::process::Command::new("perl");
+        holder.args(["-e", HOLD]).arg(&file).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut holder = holder.spawn()?;
+        let mut said = tokio::io::BufReader::new(holder.stdout.take().unwrap()).lines();
+        assert_eq!(said.next_line().await?.as_deref(), Some("held"));
+        let error = read(root.path(), FILE).await.unwrap_err();
+        assert_eq!(code_of(&error), Code::GatewayRefused, "{error:#}");
+        assert!(one_line(&error).contains("holds a lease"), "{error:#}");
+        let access = Access { mode: 0o600, ..Access::root(0) };
+        if nix::unistd::geteuid().is_root() {
+            assert!(Host::new(root.path()).ensure_file(Path::new("/").join(FILE), "A=b\n", access).await?);
+            assert_eq!(read(root.path(), FILE).await?.as_deref(), Some("A=b\n"));
+        }
+        Ok(holder.kill().await?)
+    }
 }

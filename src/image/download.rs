@@ -1,6 +1,7 @@
 //! One file from the internet, checked against its digest before it is used.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use reqwest::{Client, StatusCode, Url};
@@ -10,11 +11,11 @@ use tokio::io::AsyncWriteExt as _;
 use super::RETRY_BACKOFF;
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::Host;
-use crate::http;
+use crate::http::{self, Limit, Retry};
 use crate::text::hex;
 
-/// The largest download: far more than a program or a source has, far less than would fill a boot disk.
-const MAX_BYTES: u64 = 512 * 1024 * 1024;
+/// Far more than a program or a source has, far less than would fill a boot disk; as long as a build may take.
+const LIMIT: Limit = Limit { time: Duration::from_secs(30 * 60), bytes: 512 << 20 };
 
 const MEGABYTE: u64 = 1_000_000;
 
@@ -56,28 +57,23 @@ impl Download<'_> {
 
     /// The digest of what was written to `target`.
     async fn attempt(&self, host: &Host, client: &Client, target: &Path) -> Result<String, Failure> {
-        let transient = |error: reqwest::Error| Failure { error: error.without_url().into(), is_transient: true };
+        let failed =
+            |failure: http::Failure| Failure { is_transient: failure.retry() != Retry::No, error: failure.into() };
         let permanent = |error: anyhow::Error| Failure { error, is_transient: false };
-        let mut response = http::send(client.get(self.url)).await.map_err(transient)?;
+        let mut response = http::send(client.get(self.url), LIMIT).await.map_err(failed)?;
         let status = response.status();
         if !status.is_success() {
             return Err(Failure { error: anyhow!("the server answers {status}"), is_transient: is_transient(status) });
         }
-        let total = response.content_length();
-        let too_large = || permanent(anyhow!("it is larger than {} MB", MAX_BYTES / MEGABYTE));
-        if total.is_some_and(|total| total > MAX_BYTES) {
-            return Err(too_large());
-        }
+        let total = response.length();
         let create = tokio::fs::File::create(target).await;
         let mut file = create.with_context(|| format!("creating {}", target.display())).map_err(permanent)?;
         let (mut hash, mut length) = (Sha256::new(), 0_u64);
-        while let Some(chunk) = response.chunk().await.map_err(transient)? {
+        while let Some(chunk) = response.chunk().await.map_err(failed)? {
+            let chunk = chunk.as_ref();
             length += chunk.len() as u64;
-            if length > MAX_BYTES {
-                return Err(too_large());
-            }
-            hash.update(&chunk);
-            let written = file.write_all(&chunk).await;
+            hash.update(chunk);
+            let written = file.write_all(chunk).await;
             written.with_context(|| format!("writing {}", target.display())).map_err(permanent)?;
             host.progress(progress(self.what, length, total));
         }

@@ -6,7 +6,7 @@ use std::fmt;
 use anyhow::{Error, anyhow};
 use reqwest::StatusCode;
 
-use crate::http::Retry;
+use crate::http::{Failure, Retry};
 
 /// A failed request to the metadata server.
 #[derive(Debug)]
@@ -26,8 +26,8 @@ impl RequestError {
         Self::new(Retry::of_status(status), anyhow!("it answered {status}{redirect}"))
     }
 
-    pub(super) fn of_transport(error: reqwest::Error) -> Self {
-        Self::new(Retry::of_error(&error), error.without_url().into())
+    pub(super) fn of_failure(failure: Failure) -> Self {
+        Self::new(failure.retry(), failure.into())
     }
 
     /// A body that ends too early passes; one that is no metadata tree does not.

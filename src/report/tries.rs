@@ -73,7 +73,7 @@ mod tests {
     async fn only_failures_of_the_unit_that_may_heal_are_retried() -> Result<()> {
         let root = tempfile::tempdir()?;
         let host = Host::new(root.path());
-        std::fs::create_dir_all(host.path("/run/openclaw-init"))?;
+        std::fs::create_dir_all(host.path(crate::paths::PRIVATE_RUN_DIR))?;
         let (ready, heals, permanent) = (
             Ok(Ready { version: "1".to_owned(), degraded: Vec::new() }),
             failed(Code::AptFailed),
@@ -103,7 +103,7 @@ mod tests {
     async fn runs_that_were_killed_are_not_repeated_for_ever() -> Result<()> {
         let root = tempfile::tempdir()?;
         let host = Host::new(root.path());
-        std::fs::create_dir_all(host.path("/run/openclaw-init"))?;
+        std::fs::create_dir_all(host.path(crate::paths::PRIVATE_RUN_DIR))?;
         for _ in 0..TRIES_LIMIT {
             assert!(Try::begin(&host, true).await?.precondition().is_ok());
         }

@@ -48,14 +48,14 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::paths::RUN_DIR;
+    use crate::paths::PRIVATE_RUN_DIR;
 
     #[tokio::test]
     async fn a_request_is_taken_once() -> Result<()> {
         let root = tempfile::tempdir()?;
         let host = Host::new(root.path());
         assert_eq!(Request::take(&host).await?, None);
-        std::fs::create_dir_all(host.path(RUN_DIR))?;
+        std::fs::create_dir_all(host.path(PRIVATE_RUN_DIR))?;
         for request in [Request::Boot, Request::Update { to: Some(VersionChoice::Exact("2026.9.6".into())) }] {
             std::fs::write(host.path(REQUEST), serde_json::to_vec(&request)?)?;
             assert_eq!(Request::take(&host).await?, Some(request));

@@ -165,7 +165,7 @@ fn command(machine: &Path, beside: &Beside, words: [&str; 3]) -> Command {
 
 /// Leaves what `openclaw-init update` and `rollback` leave for the next run.
 fn ask(machine: &Path, request: &str) -> Result<()> {
-    let directory = machine.join("run/openclaw-init");
+    let directory = machine.join("run/openclaw-init/private");
     fs::create_dir_all(&directory)?;
     if request.is_empty() { Ok(()) } else { Ok(fs::write(directory.join("request.json"), request)?) }
 }

@@ -49,7 +49,7 @@ impl BootFixture {
 
     /// Lets a minute go by, as the budget of requests sees it.
     fn a_minute_later(&self) {
-        std::fs::write(self.root.path().join("run/openclaw-init/requests"), "").unwrap();
+        std::fs::write(self.root.path().join("run/openclaw-init/private/requests"), "").unwrap();
     }
 
     fn host(&self) -> Host {

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
+use crate::host::untrusted::when_free;
+
 /// How many directories may lie within each other: two are held open for each.
 pub(crate) const DEPTH: usize = 256;
 
@@ -99,7 +101,7 @@ impl Dir {
 
     /// Opens a regular file for reading; anything else is an error, and nothing waits for a fifo's writer.
     pub(super) fn regular(&self, name: &OsStr) -> io::Result<File> {
-        let file = open(&self.at(name), OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK)?;
+        let file = when_free(|| open(&self.at(name), OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK))?;
         if file.metadata()?.is_file() { Ok(file) } else { Err(Errno::ESTALE.into()) }
     }
 

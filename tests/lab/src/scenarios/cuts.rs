@@ -251,5 +251,5 @@ fn with_a_rollback_asked_for(rig: &Rig) -> Result<()> {
 }
 
 fn ask(rig: &Rig, request: &str) -> Result<()> {
-    rig.shell(&format!("echo '{request}' > /run/openclaw-init/request.json")).map(drop)
+    rig.shell(&format!("echo '{request}' > /run/openclaw-init/private/request.json")).map(drop)
 }

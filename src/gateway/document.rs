@@ -1,0 +1,138 @@
+//! JSON5 that the gateway's agent may have written: limited in depth and in values before any of it is kept.
+
+use std::cell::Cell;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, de};
+use serde_json::{Map, Value};
+
+/// How many lists and objects may lie within each other, as in `serde_json`; the parser's stack grows with each.
+const DEPTH_LIMIT: u32 = 128;
+
+/// How many values there may be: each takes far more memory than its text.
+const VALUES_LIMIT: u32 = 100_000;
+
+/// The document that `text` is.
+pub(super) fn parse(text: &str) -> Result<Value, json5::Error> {
+    json5::from_str(text).map(|Document(value)| value)
+}
+
+struct Document(Value);
+
+impl<'de> Deserialize<'de> for Document {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Room { depth: DEPTH_LIMIT, values: &Cell::new(VALUES_LIMIT) }.deserialize(deserializer).map(Self)
+    }
+}
+
+/// What is left of the limits.
+#[derive(Clone, Copy)]
+struct Room<'a> {
+    depth: u32,
+    values: &'a Cell<u32>,
+}
+
+impl Room<'_> {
+    fn inside<E: de::Error>(self) -> Result<Self, E> {
+        let depth = self.depth.checked_sub(1);
+        let depth = depth.ok_or_else(|| E::custom(format!("more than {DEPTH_LIMIT} levels within each other")))?;
+        Ok(Self { depth, ..self })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Room<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        let left = self.values.get().checked_sub(1);
+        let left = left.ok_or_else(|| D::Error::custom(format!("more than {VALUES_LIMIT} values")))?;
+        self.values.set(left);
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Room<'_> {
+    type Value = Value;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("a JSON5 value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+        let (inside, mut values) = (self.inside()?, Vec::new());
+        while let Some(value) = list.next_element_seed(inside)? {
+            values.push(value);
+        }
+        Ok(values.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Value, A::Error> {
+        let (inside, mut values) = (self.inside()?, Map::new());
+        while let Some(key) = object.next_key::<String>()? {
+            values.insert(key, object.next_value_seed(inside)?);
+        }
+        Ok(values.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_document_is_what_the_parser_alone_would_make_of_it() {
+        for text in [
+            "{a: [1, -2, 0x10, 1.5, 1e400, NaN, Infinity, null, true, 'x\\\ny'], /* c */ b: {'c d': \"e\"}, b: 2,}",
+            "18446744073709551615",
+            "-9223372036854775808",
+            "'text'",
+            "[]",
+        ] {
+            assert_eq!(parse(text).unwrap(), json5::from_str::<Value>(text).unwrap(), "{text}");
+        }
+    }
+
+    #[test]
+    fn brackets_without_end_are_an_error_and_no_overflow() {
+        let nested = |open: &str, close: &str, depth: usize| open.repeat(depth) + "0" + &close.repeat(depth);
+        let cases = [
+            ("[".repeat(200_000), "128 levels"),
+            ("{a:".repeat(200_000), "128 levels"),
+            ("[{a:".repeat(100_000), "128 levels"),
+            ("//\r[".repeat(100_000), "128 levels"),
+            (nested("[", "]", 129), "128 levels"),
+            (format!("[{}]", "0,".repeat(200_000)), "100000 values"),
+        ];
+        for (text, reason) in cases {
+            let error = parse(&text).unwrap_err().to_string();
+            assert!(error.contains(reason), "{}: {error}", &text[..8]);
+        }
+        assert!(parse(&nested("[", "]", 128)).is_ok());
+    }
+}

@@ -347,6 +347,7 @@ fn a_file_of_holes_is_named_when_it_is_packed() -> Result<()> {
     fs::create_dir_all(&config)?;
     File::create(state.join("small"))?.set_len(1 << 20)?;
     assert!(packed(&state, &config).is_ok());
+    fs::remove_file(state.join("small"))?;
     File::create(state.join("vast"))?.set_len(15 << 30)?;
     let error = packed(&state, &config).err().context("it was packed")?;
     assert_eq!(crate::error::code_of(&error), Code::NoSpace);

@@ -116,7 +116,7 @@ impl Known {
 /// One item of the JSON form.
 enum Item {
     Known(String),
-    Described(Entry),
+    Described(Box<Entry>),
 }
 
 impl<'de> Deserialize<'de> for Item {
@@ -135,7 +135,7 @@ impl<'de> Deserialize<'de> for Item {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Item, A::Error> {
-                Entry::deserialize(MapAccessDeserializer::new(map)).map(Item::Described)
+                Box::deserialize(MapAccessDeserializer::new(map)).map(Item::Described)
             }
         }
         deserializer.deserialize_any(ItemVisitor)
@@ -238,7 +238,7 @@ impl Item {
     fn binary(self, arch: Arch) -> Checked<Binary> {
         let Entry { name, url, sha256, member, amd64, arm64 } = match self {
             Self::Known(word) => return known(&word, arch),
-            Self::Described(entry) => entry,
+            Self::Described(entry) => *entry,
         };
         check_name(&name)?;
         let own = match arch {

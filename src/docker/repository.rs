@@ -141,14 +141,15 @@ impl Repository<'_> {
         while let Some(entry) = entries.next_entry().await.context("listing apt's sources")? {
             files.push(Path::new(SOURCES_DIR).join(entry.file_name()));
         }
-        for file in files {
-            let read_by_apt =
-                matches!(file.extension().and_then(|extension| extension.to_str()), Some("list" | "sources"));
+        let is_read_by_apt = |file: &PathBuf| {
+            matches!(file.extension().and_then(|extension| extension.to_str()), Some("list" | "sources"))
+        };
+        for file in files.into_iter().filter(is_read_by_apt) {
             let text = self.host.read(&file).await?.unwrap_or_default();
-            if read_by_apt && text != own.as_bytes() {
-                if let Some(source) = find_source(&file, &String::from_utf8_lossy(&text), &uri) {
-                    return Ok(Some(source));
-                }
+            if text != own.as_bytes()
+                && let Some(source) = find_source(&file, &String::from_utf8_lossy(&text), &uri)
+            {
+                return Ok(Some(source));
             }
         }
         Ok(None)

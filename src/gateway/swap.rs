@@ -104,7 +104,7 @@ impl Gateway<'_> {
         remove_if_exists(engine, FORMER).await.map(drop)
     }
 
-    /// Undoes what a failed change of the container did, and starts the former one. The error says so.
+    /// Undoes what a failed change of the container did, and starts the former one if need be. The error says so.
     pub(super) async fn bring_back(&self, error: Error) -> Error {
         let Self { host, engine, .. } = *self;
         let back = async {
@@ -114,11 +114,14 @@ impl Gateway<'_> {
                 remove_if_exists(engine, NAME).await?;
                 rename(engine, FORMER, NAME).await?;
             }
-            self.start().await
+            match observe(engine, NAME).await? {
+                Some(former) if former.is_alive() => Ok(()),
+                _ => self.start().await,
+            }
         };
-        host.progress("starting the former container again");
+        host.progress("going back to the former container");
         match back.await {
-            Ok(()) => error.context("the new container failed and the former one runs again"),
+            Ok(()) => error.context("the former container runs, since the new one failed"),
             Err(also) => error.context(format!("the former container does not start either ({also:#})")),
         }
     }

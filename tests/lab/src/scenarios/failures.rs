@@ -92,7 +92,7 @@ fn former_container_comes_back(rig: &Rig) -> Result<()> {
         ("openclaw-port=18999", 27, &["18999", "ss -ltnp"]),
         ("openclaw-bind=198.51.100.7", 29, &["198.51.100.7 is no address of this VM"]),
         ("openclaw-bind=224.0.0.1", 10, &["openclaw-bind", "multicast"]),
-        ("openclaw-env-NODE_OPTIONS=--no-such-option", 29, &["the former one runs again"]),
+        ("openclaw-env-NODE_OPTIONS=--no-such-option", 29, &["the former container runs"]),
     ];
     for (attribute, code, parts) in turns {
         rig.attribute(attribute)?;

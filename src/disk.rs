@@ -19,13 +19,14 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
+use nix::errno::Errno;
 use tokio::sync::oneshot;
 
 use crate::config::{DiskConfig, ProofChoice};
 use crate::error::{Classify as _, Code, Diagnosis, RUN_AGAIN};
-use crate::host::{Access, Host};
+use crate::host::{Access, Host, if_exists};
 use crate::metadata::Instance;
-use crate::paths::{BOOT_DISK_DATA, BOOT_DISK_DIR, LAST_DISK, MOUNT_DIR};
+use crate::paths::{BOOT_DISK_DATA, BOOT_DISK_DIR, LAST_DISK, MOUNT_DIR, VOLUME_DIRS};
 use filesystem::Preparation;
 use find::{Device, Place};
 pub(crate) use last_disk::LastDisk;
@@ -51,10 +52,8 @@ impl Volume {
     /// What `work` makes on the volume. When it cannot be made there, the error says why, and no disk is left mounted.
     pub(crate) async fn furnish(&self, host: &Host, work: impl Future<Output = Result<()>>) -> Result<()> {
         let Err(error) = work.await else { return Ok(()) };
-        if self.disk.is_some()
-            && let Err(error) = mount::unmount(host, &self.root).await
-        {
-            tracing::debug!("{error:#}");
+        if self.disk.is_some() {
+            give_up(host, &self.root).await;
         }
         classify_write(error, &self.root)
     }
@@ -143,6 +142,7 @@ async fn open(
             }
         }
         mount::ext4(host, &node, &root, undo::is_kept(host).await?).await?;
+        check_names(host, &root).await?;
         format_intent::forget(host).await?;
     }
     let (node, superblock) = mounted_file_system(host, device, &root).await?;
@@ -183,10 +183,31 @@ async fn adopt(host: &Host, device: &Device, node: &Path, root: &Path, instance:
     mount::unmount(host, root).await
 }
 
+/// Unmounts a disk that cannot be used after all, unless somebody uses it.
+async fn give_up(host: &Host, root: &Path) {
+    if let Err(error) = mount::unmount(host, root).await {
+        tracing::debug!("{error:#}");
+    }
+}
+
+/// Refuses a mounted disk on which something that is no directory has one of our names.
+async fn check_names(host: &Host, root: &Path) -> Result<()> {
+    for path in VOLUME_DIRS.map(|name| root.join(name)) {
+        let found = if_exists(tokio::fs::symlink_metadata(host.path(&path)).await)?;
+        if found.is_some_and(|found| !found.is_dir()) {
+            give_up(host, root).await;
+            return classify_write(anyhow!("{} is not a directory", path.display()), root);
+        }
+    }
+    Ok(())
+}
+
 /// Classifies what kept us from making our directories and records below `root`.
 fn classify_write(error: anyhow::Error, root: &Path) -> Result<()> {
     let root = root.display();
-    let kind = error.root_cause().downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    let cause = error.root_cause();
+    let errno = cause.downcast_ref::<Errno>().map(|errno| std::io::Error::from(*errno).kind());
+    let kind = errno.or_else(|| cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind));
     let (code, remedy) = match kind {
         _ if error.is::<Diagnosis>() => return Err(error),
         Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {

@@ -13,8 +13,9 @@ use flate2::read::GzDecoder;
 use serde::Deserialize;
 use tar::EntryType;
 
-use super::archive::{Kind, Member, Writer};
+use super::archive::Writer;
 use super::members::{Members, RawMember};
+use super::plan::{Kind, Member};
 use crate::host::Access;
 
 /// What a member takes besides its content.

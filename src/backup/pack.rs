@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::archive::{Kind, Member, Writer};
+use super::archive::Writer;
+use super::plan::{Kind, Member};
 use crate::error::{Classify as _, Code};
 use crate::state::copy::tree::DEPTH;
 use crate::state::copy::tree::{Dir, Entry};

@@ -294,13 +294,8 @@ fn what_cannot_be_restored_is_not_verified() -> Result<()> {
         [nested.as_str(), &format!("state/{}", "n".repeat(256)), &format!("state{}", "/nnnnnnnnnnnnnnnn".repeat(250))]
     {
         let mut plan = plan::Plan::new();
-        let member = archive::Member {
-            path: path.into(),
-            kind: archive::Kind::Directory,
-            mode: 0o700,
-            owner: (0, 0),
-            modified: 0,
-        };
+        let member =
+            plan::Member { path: path.into(), kind: plan::Kind::Directory, mode: 0o700, owner: (0, 0), modified: 0 };
         assert!(plan.admit(&member).is_err(), "{} bytes", path.len());
     }
     Ok(())

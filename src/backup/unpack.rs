@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 
-use super::archive::{Kind, Member};
+use super::plan::{Kind, Member};
 use crate::host::Access;
 
 /// Everything belongs to the gateway then, no matter whose it was: nobody else can use it.

@@ -12,6 +12,7 @@ const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
 /// A file of ours that is read after Google's keeps it on; where it is off, it is switched on.
 pub(super) async fn ensure(host: &Host) -> Result<()> {
+    host.ensure_dir("/etc/sysctl.d", Access::root(0o755)).await?;
     host.ensure_file(SYSCTL, "# Written by openclaw-init.\nnet.ipv4.ip_forward = 1\n", Access::root(0o644)).await?;
     if host.read(IP_FORWARD).await?.is_some_and(|value| value.starts_with(b"0")) {
         let load = host.command("sysctl").args(["--quiet", "--load", SYSCTL]).run().await;

@@ -60,9 +60,19 @@ impl Work for Boots {
     type Beside = Beside;
 
     fn prepare(&self, machine: &Path) -> Result<Beside> {
-        for directory in
-            ["usr", "proc", "dev", "etc/systemd/system", "run", "tmp", "var/lib", "programs", "home", "mnt"]
-        {
+        for directory in [
+            "usr",
+            "proc",
+            "dev",
+            "etc/systemd/system",
+            "etc/sysctl.d",
+            "run",
+            "tmp",
+            "var/lib",
+            "programs",
+            "home",
+            "mnt",
+        ] {
             fs::create_dir_all(machine.join(directory))?;
         }
         fs::write(machine.join("etc/os-release"), "ID=debian\nVERSION_ID=\"12\"\n")?;

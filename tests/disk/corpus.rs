@@ -107,7 +107,7 @@ fn cases() -> impl IntoIterator<Item = Case> {
             Refused(FOREIGN, "not unmounted cleanly");
         "ours, read-only by a feature", Free,
             |i| made(i, &[OURS, "tune2fs -O read-only {}"]), Ended(Code::DiskReadonly, "read-only");
-        "ours, without a free block", Free, |i| images::full(i, "dd if=/dev/zero of=fill bs=1M"), Ended(Code::NoSpace, "df -i");
+        "ours, without a free block", Free, |i| images::full(i, "for s in 99M 9M 1M 4K; do while fallocate -l $s f$((n += 1)); do :; done; done"), Ended(Code::NoSpace, "df -i");
         "ours, without a free inode", Free,
             |i| images::full(i, "while mkdir -p a/$((n += 1)); do :; done"), Ended(Code::NoSpace, "df -i");
         "ours, a file has our name", Free,

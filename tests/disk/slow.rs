@@ -39,7 +39,7 @@ fn a_blank_disk_with_an_unreadable_place_is_damaged() -> Result<()> {
     alone("slow::a_blank_disk_with_an_unreadable_place_is_damaged", || {
         let pread = "pread=[ $4 -lt 300000000 ] || [ $4 -gt 301000000 ] || { echo EIO >&2; exit 1; }; \
                      head -c $3 /dev/zero";
-        let mut fixture = served(&["eval", "get_size=echo 600M", pread])?;
+        let mut fixture = served(&["eval", "get_size=echo 600M", pread, "pwrite=cat > /dev/null"])?;
         let _disk = fixture.attach(NAME, false)?;
         let (code, said) = refusal(&fixture)?;
         ensure!(code == Code::DiskDamaged && said.contains("at offset 29") && said.contains("dmesg"), "{code}: {said}");

@@ -131,8 +131,8 @@ async fn resolve(host: &Host, path: &Path) -> Result<Option<PathBuf>> {
     if_exists(tokio::fs::canonicalize(&path).await).with_context(|| format!("resolving {}", path.display()))
 }
 
-/// Mounts the ext4 file system on `node` at `point`, a directory that is made if need be. `as_made`: the kernel does not
-/// write the inode tables that mkfs left to it.
+/// Mounts the ext4 file system on `node` at `point`, a directory that is made if need be. `as_made`: the kernel does
+/// not write the inode tables that mkfs left to it.
 pub(crate) async fn ext4(host: &Host, node: &Path, point: &Path, as_made: bool) -> Result<()> {
     ensure_point(host, point).await?;
     let options = if as_made { format!("{OPTIONS},noinit_itable") } else { OPTIONS.to_owned() };

@@ -1,7 +1,6 @@
 //! The way back from a format: what mkfs overwrote, kept on the boot disk for a week.
 //!
-//! It takes back mkfs alone. So the kernel writes no inode tables in that week, and what people wrote since is not
-//! covered.
+//! It takes back mkfs alone. So the kernel writes no inode tables in that week. What people wrote since is not in it.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};

@@ -109,7 +109,7 @@ fn cases() -> impl IntoIterator<Item = Case> {
             |i| made(i, &[OURS, "tune2fs -O read-only {}"]), Ended(Code::DiskReadonly, "read-only");
         "ours, without a free block", Free, |i| images::full(i, "for s in 99M 9M 1M 4K; do while fallocate -l $s f$((n += 1)); do :; done; done"), Ended(Code::NoSpace, "df -i");
         "ours, without a free inode", Free,
-            |i| images::full(i, "while mkdir -p a/$((n += 1)); do :; done"), Ended(Code::NoSpace, "df -i");
+            |i| images::full(i, "seq 9999 | xargs mkdir"), Ended(Code::NoSpace, "df -i");
         "ours, a file has our name", Free,
             |i| made(i, &[OURS, "debugfs -w -R write\u{a0}/etc/hostname\u{a0}openclaw {}"]), Ended(FOREIGN, "not a directory");
         "ours, a link has our name", Free,

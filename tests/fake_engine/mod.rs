@@ -166,6 +166,7 @@ impl Known {
                 Some(container) => (200, container.told()),
                 None => absent("container"),
             },
+            ("GET", ["containers", _, "changes"]) => (200, json!([])),
             ("POST", ["containers", name, "rename"]) => self.rename(name, value("name").context("no name")?),
             ("POST", ["containers", name, "start"]) => self.start(name)?,
             ("POST", ["containers", _, "wait"]) => (200, json!({"StatusCode": 0})),

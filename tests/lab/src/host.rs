@@ -25,7 +25,7 @@ const TOOLS: [(&str, &str); 13] = [
     ("shellcheck", "shellcheck"),
 ];
 /// What the disk stage is tested with.
-pub const DISK_TOOLS: [(&str, &str); 23] = [
+pub const DISK_TOOLS: [(&str, &str); 21] = [
     ("mkfs.exfat", "exfatprogs"),
     ("mkntfs", "ntfs-3g"),
     ("mkfs.f2fs", "f2fs-tools"),
@@ -35,8 +35,6 @@ pub const DISK_TOOLS: [(&str, &str); 23] = [
     ("mkudffs", "udftools"),
     ("mkfs.gfs2", "gfs2-utils"),
     ("make-bcache", "bcache-tools"),
-    ("pvcreate", "lvm2"),
-    ("veritysetup", "cryptsetup-bin"),
     ("nbdkit", "nbdkit"),
     ("nbdfuse", "libnbd-bin"),
     ("fusermount3", "fuse3"),

@@ -19,6 +19,7 @@ use tar::{EntryType, Header as TarHeader};
 
 use super::members::{Members, RawMember};
 use super::plan::Plan;
+pub(super) use super::plan::{Kind, Member};
 use crate::state::Record;
 use crate::text::hex;
 
@@ -83,29 +84,6 @@ struct Trailer {
     #[serde(flatten)]
     size: Size,
     sha256: String,
-}
-
-/// One file, directory or link, by its path in the archive.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Member {
-    pub(super) path: PathBuf,
-    pub(super) kind: Kind,
-    pub(super) mode: u32,
-    /// User and group.
-    pub(super) owner: (u32, u32),
-    /// In seconds since 1970.
-    pub(super) modified: u64,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Kind {
-    Directory,
-    /// With so many bytes.
-    File(u64),
-    /// To this target, which need not exist.
-    Symlink(PathBuf),
-    /// Another name of the file with this path in the archive.
-    HardLink(PathBuf),
 }
 
 /// The running checksum over all members.

@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use sha2::{Digest as _, Sha256};
 
-use super::archive::{Kind, Member};
 use crate::state::copy::tree::DEPTH;
 
 /// The longest name and path; the kernel's 4096 bytes have to hold the directory that is unpacked to, too.
@@ -18,6 +17,29 @@ const TARGET_BYTES: usize = 4095;
 /// How many bytes of names there may be, each with what it costs besides: some millions of files.
 const NAMES_BYTES: usize = 256 << 20;
 const NAME_COST: usize = 64;
+
+/// One file, directory or link, by its path in the archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Member {
+    pub(super) path: PathBuf,
+    pub(super) kind: Kind,
+    pub(super) mode: u32,
+    /// User and group.
+    pub(super) owner: (u32, u32),
+    /// In seconds since 1970.
+    pub(super) modified: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Kind {
+    Directory,
+    /// With so many bytes.
+    File(u64),
+    /// To this target, which need not exist.
+    Symlink(PathBuf),
+    /// Another name of the file with this path in the archive.
+    HardLink(PathBuf),
+}
 
 /// What is where. Paths by the beginning of their digest: however long they are, a member takes a few bytes.
 pub(super) struct Plan {

@@ -221,7 +221,7 @@ async fn write(host: &Host, data: &DataDir, file: &Path, header: &Header) -> Res
     let target = host.path(file);
     let (state, config) = (host.path(&data.state), host.path(&data.config));
     let native = (header.how == How::Gateway).then(|| host.path(gateway::native_backup_file(data)));
-    let room = room::of(host, &data.state).await?;
+    let (room, free) = (room::of(host, &data.state).await?, room::free(host, &data.state).await?.bytes);
     let native = match native {
         Some(file) => {
             Some(Native { file, limit: native_limit(room.bytes + room::of(host, &data.config).await?.bytes) })
@@ -235,7 +235,7 @@ async fn write(host: &Host, data: &DataDir, file: &Path, header: &Header) -> Res
         // Without a random part in its name, the next run finds what a cut one left.
         let part = tempfile::Builder::new().prefix(PART_FILE).rand_bytes(0).tempfile_in(directory)?;
         let add = |bytes| progress.add(bytes);
-        let packer = Packer::new(Writer::new(part.as_file(), &first_member)?, &add);
+        let packer = Packer::new(Writer::new(part.as_file(), &first_member)?, free, &add);
         let (size, left_out) = pack(packer, &state, &config, native.as_ref())?;
         part.as_file().sync_all().context("syncing it")?;
         Ok((part, size, left_out))

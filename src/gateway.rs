@@ -153,6 +153,8 @@ struct Observed {
     started_at: Option<Timestamp>,
     /// Where it is published on the VM.
     port: Option<u16>,
+    /// It runs without its endpoint, as after an engine that could not publish ports: nothing reaches it.
+    is_cut_off: bool,
 }
 
 impl Observed {
@@ -166,7 +168,7 @@ impl Observed {
 /// configuration is to be edited, and it must not run meanwhile.
 fn decide(observed: Option<&Observed>, spec: &str, secrets_changed: Option<Timestamp>, has_edits: bool) -> Action {
     let Some(observed) = observed else { return Action::Create };
-    if observed.fingerprint != spec || observed.status == Status::DEAD {
+    if observed.fingerprint != spec || observed.status == Status::DEAD || observed.is_cut_off {
         return Action::Replace;
     }
     match observed.status {
@@ -185,12 +187,14 @@ async fn observe(engine: &Engine, name: &str) -> Result<Option<Observed>> {
         Code::DockerUnusable,
         format!("Rename or remove it: `sudo docker rename {name} {name}-old`, then run `{RUN_AGAIN}`."),
     )?;
+    let endpoints = found.network_settings.and_then(|network| network.ports);
     let published = found.host_config.and_then(|host| host.port_bindings?.into_values().flatten().flatten().next());
     Ok(Some(Observed {
         fingerprint,
         status: state.status.unwrap_or(Status::EMPTY),
         started_at: state.started_at.and_then(|at| at.parse().ok()),
         port: published.and_then(|published| published.host_port?.parse().ok()),
+        is_cut_off: state.running == Some(true) && endpoints.is_some_and(|ports| ports.is_empty()),
     }))
 }
 
@@ -310,6 +314,7 @@ mod tests {
             fingerprint: fingerprint.into(),
             status,
             started_at: at(100),
+            is_cut_off: false,
             port: None,
         };
         #[rustfmt::skip]
@@ -324,6 +329,7 @@ mod tests {
             (Some(observed("a", Status::PAUSED)), at(1), false, Action::Restart),
             (Some(observed("a", Status::DEAD)), at(1), false, Action::Replace),
             (Some(observed("b", Status::RUNNING)), at(1), false, Action::Replace),
+            (Some(Observed { is_cut_off: true, ..observed("a", Status::RUNNING) }), at(1), false, Action::Replace),
             (Some(observed("b", Status::EXITED)), at(1), false, Action::Replace),
         ];
         for (observed, secrets_changed, has_edits, action) in cases {

@@ -9,20 +9,17 @@ use std::io::{self, Read as _, Write};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::archive::Writer;
 use super::plan::{Kind, Member};
 use crate::error::{Classify as _, Code};
 use crate::state::copy::tree::DEPTH;
 use crate::state::copy::tree::{Dir, Entry};
-use crate::text::{GIB, size};
+use crate::text::size;
 
 /// A file up to this size is read into memory first: it may grow or shrink meanwhile.
 const SMALL_FILE_BYTES: u64 = 1 << 20;
-
-/// More than databases leave out; a file of a terabyte that takes nothing on the disk is made in a moment.
-const HOLES_LIMIT: u64 = GIB;
 
 /// An archive that is being filled.
 pub(super) struct Packer<'a, W: Write> {
@@ -31,15 +28,15 @@ pub(super) struct Packer<'a, W: Write> {
     pub(super) progress: &'a dyn Fn(u64) -> Result<()>,
     /// The first names of files with several, by device and inode.
     names: HashMap<(u64, u64), PathBuf>,
-    /// How many bytes of the files are holes.
-    holes: u64,
+    /// How many bytes of the files may be holes, which the archive fills: a file of terabytes is made in a moment.
+    room_for_holes: u64,
     /// Fifos, sockets, devices and mount points: they have no content to pack.
     pub(super) left_out: Vec<PathBuf>,
 }
 
 impl<'a, W: Write> Packer<'a, W> {
-    pub(super) fn new(writer: Writer<W>, progress: &'a dyn Fn(u64) -> Result<()>) -> Self {
-        Self { writer, progress, names: HashMap::new(), holes: 0, left_out: Vec::new() }
+    pub(super) fn new(writer: Writer<W>, room_for_holes: u64, progress: &'a dyn Fn(u64) -> Result<()>) -> Self {
+        Self { writer, progress, names: HashMap::new(), room_for_holes, left_out: Vec::new() }
     }
 
     /// Packs the directory at `path` under the name `name`. Of its content it packs what `wanted` accepts, which gets
@@ -101,18 +98,16 @@ impl<'a, W: Write> Packer<'a, W> {
 
     /// Counts what the archive will hold and the disk does not.
     fn fill_holes(&mut self, found: &Metadata) -> Result<()> {
-        self.holes += found.len().saturating_sub(found.blocks() * 512);
-        let is_small = self.holes <= HOLES_LIMIT;
-        let refused = if is_small {
-            Ok(())
-        } else {
-            Err(anyhow!("the holes in the files up to this one have {}", size(self.holes)))
-        };
-        refused.classify(
-            Code::NoSpace,
-            "A backup holds files with their holes filled, which would take hours and might find no room again: move \
-             this file out of the state directory, or cut it with `truncate`, then run the backup again.",
-        )
+        let holes = found.len().saturating_sub(found.blocks() * 512);
+        let left = self.room_for_holes.checked_sub(holes);
+        self.room_for_holes = left
+            .with_context(|| format!("it has {} of holes, and the disk has no room for them", size(holes)))
+            .classify(
+                Code::NoSpace,
+                "A backup holds files with their holes filled, and restoring it would find no room: move this file out \
+                 of the state directory, or cut it with `truncate`, then run the backup again.",
+            )?;
+        Ok(())
     }
 
     fn add(&mut self, member: &Member, content: impl io::Read) -> Result<()> {

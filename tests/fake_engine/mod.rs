@@ -161,12 +161,11 @@ impl Known {
                 }
             }
             ("POST", ["containers", "create"]) => self.create(value("name").context("no name")?, body)?,
-            ("GET", ["containers", "json"]) => (200, json!([])),
+            ("GET", ["containers", "json"] | ["containers", _, "changes"]) => (200, json!([])),
             ("GET", ["containers", name, "json"]) => match self.containers.get(*name) {
                 Some(container) => (200, container.told()),
                 None => absent("container"),
             },
-            ("GET", ["containers", _, "changes"]) => (200, json!([])),
             ("POST", ["containers", name, "rename"]) => self.rename(name, value("name").context("no name")?),
             ("POST", ["containers", name, "start"]) => self.start(name)?,
             ("POST", ["containers", _, "wait"]) => (200, json!({"StatusCode": 0})),

@@ -120,8 +120,8 @@ fn odd_engines(rig: &Rig) -> Result<()> {
     }
     rig.shell("rm /etc/docker/daemon.json; systemctl stop docker.socket docker; systemctl mask docker")?;
     rig.boot(19)?.has(&["systemctl unmask docker.service"])?;
-    // The engine started the container under some of these settings: it is made anew.
-    rig.shell(&format!("systemctl unmask docker; {restart}; docker rm --force openclaw-gateway"))?;
+    // The engine started the container under some of these settings, and nothing reaches it: it is made anew.
+    rig.shell(&format!("systemctl unmask docker; {restart}"))?;
     rig.boot(0).map(drop)
 }
 

@@ -21,7 +21,7 @@ use crate::paths::{ETC_DIR, SHIELD_RULESET, SHIELD_UNIT};
 use crate::{apt, systemd};
 pub use guard::run as guard;
 
-/// The unit of [`guard`]. `nftables.service` flushes every table when it starts, so this one starts again with it.
+/// The unit of [`guard()`]. `nftables.service` flushes every table when it starts, so this one starts again with it.
 const UNIT: &str = include_str!("shield/openclaw-shield.service");
 
 /// How many of its last messages an error quotes.

@@ -66,3 +66,18 @@ fn a_slow_disk_is_formatted_only_after_the_operators_choice() -> Result<()> {
         fixture.unmount()
     })
 }
+
+/// A read takes at least a millisecond: every block of 16 TiB takes hours, and so does one of each MiB.
+#[test]
+#[ignore = "needs root and nbdkit, takes a minute: cargo lab test machine"]
+fn a_vast_slow_disk_is_formatted_by_no_reading() -> Result<()> {
+    alone("slow::a_vast_slow_disk_is_formatted_by_no_reading", || {
+        let mut fixture = served(&["--filter=delay", "memory", "16T", "rdelay=1ms"])?;
+        let _disk = fixture.attach(NAME, false)?;
+        let (code, said) = refusal(&fixture)?;
+        let texts = ["reading every block takes about", "reading one block of each MiB takes about"];
+        ensure!(code == Code::DiskUnproven && texts.iter().all(|text| said.contains(text)), "{code}: {said}");
+        println!("{said}");
+        Ok(())
+    })
+}

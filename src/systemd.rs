@@ -84,6 +84,12 @@ pub async fn restart(host: &Host, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Starts the unit anew if it runs; one that does not exist is fine.
+pub async fn restart_if_active(host: &Host, name: &str) -> Result<()> {
+    let restart = systemctl(host, &["try-restart", name]).answers(&[5]);
+    restart.run().await.with_context(|| format!("restarting {name}")).map(drop)
+}
+
 /// Has systemd start the unit anew, also one that runs or has failed, without waiting for it.
 pub async fn restart_without_waiting(host: &Host, name: &str) -> Result<()> {
     // Starts that an operator asks for do not count towards the start limit. 1: the unit is not loaded.

@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::install;
 use crate::host::{Host, blocking, remove_if_exists};
 use crate::metadata::Client;
-use crate::paths::{BOOT_UNIT, TRIES};
+use crate::paths::{BOOT_UNIT, SHIELD_UNIT, TRIES};
 use crate::report::follow::{self, RunOutcome, UnitState};
 use crate::report::report_failure;
 use crate::systemd;
@@ -30,6 +30,12 @@ pub async fn run(host: &Host, metadata: &Client) -> Result<RunOutcome> {
     if installed && before == UnitState::InProgress {
         tracing::info!("waiting for the run of the previous version to end");
         follow::wait(host).await?;
+    }
+    if installed {
+        // The part that is resident runs with this program, too. Where it cannot, the run says so.
+        if let Err(error) = systemd::restart_if_active(host, SHIELD_UNIT).await {
+            tracing::debug!("{error:#}");
+        }
     }
     // Same program, same boot: follow the run that is in progress or done.
     let has_ended = before == UnitState::Idle && follow::last(host).await?.has_result();

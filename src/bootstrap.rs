@@ -20,6 +20,7 @@ use crate::docker::{self, Engine};
 use crate::error::StageError;
 use crate::gateway::{self, Gateway, secrets};
 use crate::host::Host;
+use crate::image::Image;
 use crate::lock::RunLock;
 use crate::memory::swap;
 use crate::metadata::{Client, Instance};
@@ -116,35 +117,36 @@ async fn stages(
         report.stage(Stage::Disk, disk::ensure(host, &config.disk, &instance, blank)),
         engine(host, metadata, report, &config, is_blank),
     );
-    let ((), volume, engine) = (swap?, volume?, engine?);
+    let ((), volume, (engine, fetched)) = (swap?, volume?, engine?);
     let stop = async || gateway::remove(host, &engine).await;
     let data = report.stage(Stage::State, state::open(host, &volume, &instance, lock, &stop)).await?;
 
     let gateway = Gateway { host, engine: &engine, data: &data, config: &config.gateway };
     let updater = Updater { gateway, metadata, image: &config.image, lock };
     let record = updater.record().await?;
-    let current = bring_up(report, updater, record).await;
-    update::run(report, updater, request, current, async |record| bring_up(report, updater, record).await).await
+    let current = bring_up(report, updater, record, fetched).await;
+    update::run(report, updater, request, current, async |record| bring_up(report, updater, record, None).await).await
 }
 
-/// The engine, behind its shield. While a blank disk is read, the image is fetched that its state will need: the stage
-/// proper finds it there, or tries again and says why it fails.
+/// The engine, behind its shield. While a blank disk is read, the image is fetched that its state will need; where that
+/// fails, the stage in its place tries again and says why.
 async fn engine(
     host: &Host,
     metadata: &Client,
     report: &Report,
     config: &Config,
     is_blank: oneshot::Receiver<()>,
-) -> Result<Engine, StageError> {
+) -> Result<(Engine, Option<Image>), StageError> {
     let engine = report.stage(Stage::Docker, docker::ensure(host, &config.docker)).await?;
     report.stage(Stage::Shield, shield::ensure(host, config.gateway.metadata_access)).await?;
+    let mut fetched = None;
     if is_blank.await.is_ok()
         && let Ok(record) = Record::read(host, &DataDir::boot_disk()).await
     {
         let fetch = image::ensure(host, &engine, metadata, &config.image, &record);
-        drop(report.stage(Stage::Image, fetch).await);
+        fetched = report.stage(Stage::Image, fetch).await.ok();
     }
-    Ok(engine)
+    Ok((engine, fetched))
 }
 
 /// The checked attributes of this machine; what they mean for the shutdown is noted for [`stop`].
@@ -158,12 +160,23 @@ async fn configure(host: &Host, instance: &Instance) -> Result<Config> {
     Ok(config)
 }
 
-/// Brings up the version that the state belongs to, and makes the state its own.
-async fn bring_up(report: &Report, updater: Updater<'_>, record: Record) -> Result<(Ready, Record), StageError> {
+/// Brings up the version that the state belongs to, from the image that was `fetched` already, if any, and makes the
+/// state its own.
+async fn bring_up(
+    report: &Report,
+    updater: Updater<'_>,
+    record: Record,
+    fetched: Option<Image>,
+) -> Result<(Ready, Record), StageError> {
     let Updater { gateway, metadata, image: config, .. } = updater;
     let Gateway { host, engine, data, .. } = gateway;
     let (image, secrets) = tokio::join!(
-        report.stage(Stage::Image, image::ensure(host, engine, metadata, config, &record)),
+        async {
+            match fetched {
+                Some(image) => Ok(image),
+                None => report.stage(Stage::Image, image::ensure(host, engine, metadata, config, &record)).await,
+            }
+        },
         report.stage(Stage::Secrets, secrets::ensure(host, data, gateway.config)),
     );
     let (image, secrets) = (image?, secrets?);

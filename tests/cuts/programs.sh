@@ -34,7 +34,7 @@ case "$name $*" in
     cp /etc/openclaw-init/shield.nft $now/table
     mkdir -p /run/openclaw-shield
     stat -c %d:%i /openclaw-init > /run/openclaw-shield/in-force
-    : > $now/active/$2 ;;
+    : > "$now/active/$2" ;;
   systemctl\ start\ *) : > "$now/active/$2" ;;
   systemctl\ daemon-reload) ;;
   systemctl\ show*NeedDaemonReload*) echo no ;;

@@ -152,7 +152,7 @@ mod tests {
                 Cause::Sources,
             ),
             (
-                "E: Failed to fetch http://deb.debian.org/debian/dists/bookworm/InRelease  Temporary failure resolving 'deb.debian.org' E: Some index files failed to download.",
+                "E: Failed to fetch http://mirror.example/debian/dists/bookworm/InRelease  Temporary failure resolving 'mirror.example' E: Some index files failed to download.",
                 Cause::Transient,
             ),
             ("E: Unable to locate package docker-ce", Cause::Permanent),

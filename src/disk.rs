@@ -19,11 +19,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
-use nix::errno::Errno;
 use tokio::sync::oneshot;
 
 use crate::config::{DiskConfig, ProofChoice};
-use crate::error::{Classify as _, Code, Diagnosis, RUN_AGAIN};
+use crate::error::{Classify as _, Code, Diagnosis, RUN_AGAIN, io_kind};
 use crate::host::{Access, Host, if_exists};
 use crate::metadata::Instance;
 use crate::paths::{BOOT_DISK_DATA, BOOT_DISK_DIR, LAST_DISK, MOUNT_DIR, VOLUME_DIRS};
@@ -205,10 +204,7 @@ async fn check_names(host: &Host, root: &Path) -> Result<()> {
 /// Classifies what kept us from making our directories and records below `root`.
 fn classify_write(error: anyhow::Error, root: &Path) -> Result<()> {
     let root = root.display();
-    let cause = error.root_cause();
-    let errno = cause.downcast_ref::<Errno>().map(|errno| std::io::Error::from(*errno).kind());
-    let kind = errno.or_else(|| cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind));
-    let (code, remedy) = match kind {
+    let (code, remedy) = match io_kind(error.root_cause()) {
         _ if error.is::<Diagnosis>() => return Err(error),
         Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
             (Code::NoSpace, format!("Make room on the disk of {root}, in bytes (`df`) and files (`df -i`)"))

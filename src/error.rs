@@ -170,16 +170,19 @@ fn diagnosis(error: &Error) -> Option<Cow<'_, Diagnosis>> {
     if let Some(found) = error.downcast_ref() {
         return Some(Cow::Borrowed(found));
     }
-    let kind = error.chain().find_map(|cause| {
-        let errno = cause.downcast_ref::<Errno>().map(|errno| io::Error::from(*errno).kind());
-        errno.or_else(|| cause.downcast_ref::<io::Error>().map(io::Error::kind))
-    })?;
+    let kind = error.chain().find_map(io_kind)?;
     let (code, what) = match kind {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => (Code::NoSpace, "Make room there (`df -h`, `df -i`)"),
         ErrorKind::ReadOnlyFilesystem => (Code::DiskReadonly, "Make it writable (see `findmnt` and `dmesg`)"),
         _ => return None,
     };
     Some(Cow::Owned(Diagnosis { code, remedy: format!("{what}, then run `{RUN_AGAIN}`.") }))
+}
+
+/// What the kernel answered, if `cause` is its answer.
+pub(crate) fn io_kind(cause: &(dyn std::error::Error + 'static)) -> Option<ErrorKind> {
+    let errno = cause.downcast_ref::<Errno>().map(|errno| io::Error::from(*errno).kind());
+    errno.or_else(|| cause.downcast_ref::<io::Error>().map(io::Error::kind))
 }
 
 /// The code of an error: that of its diagnosis, else [`Code::Internal`].

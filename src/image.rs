@@ -24,7 +24,7 @@ use anyhow::{Context, Result, anyhow};
 use bollard::models::ImageInspect;
 
 use crate::config::{Extras, ImageConfig, ImageSource};
-use crate::docker::Engine;
+use crate::docker::{Engine, is_missing};
 use crate::error::{Classify, Code, RUN_AGAIN};
 use crate::host::Host;
 use crate::metadata::Client;
@@ -184,7 +184,7 @@ async fn find_first(engine: &Engine, references: &[ImageReference]) -> Result<Op
 async fn find(engine: &Engine, reference: &ImageReference) -> Result<Option<ImageInspect>> {
     match engine.client.inspect_image(&reference.to_string()).await {
         Ok(inspect) => Ok(Some(inspect)),
-        Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+        Err(error) if is_missing(&error) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("looking for image {reference}")),
     }
 }

@@ -33,6 +33,13 @@ fn refusal(fixture: &Fixture) -> Result<(Code, String)> {
     Ok((code_of(&error), one_line(&error)))
 }
 
+fn is_unproven(fixture: &Fixture, texts: [&str; 2]) -> Result<()> {
+    let (code, said) = refusal(fixture)?;
+    ensure!(code == Code::DiskUnproven && texts.iter().all(|text| said.contains(text)), "{code}: {said}");
+    println!("{said}");
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root and nbdkit: cargo lab test machine"]
 fn a_blank_disk_with_an_unreadable_place_is_damaged() -> Result<()> {
@@ -54,10 +61,7 @@ fn a_slow_disk_is_formatted_only_after_the_operators_choice() -> Result<()> {
     alone("slow::a_slow_disk_is_formatted_only_after_the_operators_choice", || {
         let mut fixture = served(&["--filter=rate", "memory", "10G", "rate=32M"])?;
         let _disk = fixture.attach(NAME, false)?;
-        let (code, said) = refusal(&fixture)?;
-        let texts = ["reading every block takes about", "openclaw-data-disk-proof"];
-        ensure!(code == Code::DiskUnproven && texts.iter().all(|text| said.contains(text)), "{code}: {said}");
-        println!("{said}");
+        is_unproven(&fixture, ["reading every block takes about", "openclaw-data-disk-proof"])?;
         fixture.proof = ProofChoice::Sampled;
         let (outcome, notes) = fixture.run();
         outcome?;
@@ -74,10 +78,6 @@ fn a_vast_slow_disk_is_formatted_by_no_reading() -> Result<()> {
     alone("slow::a_vast_slow_disk_is_formatted_by_no_reading", || {
         let mut fixture = served(&["--filter=delay", "memory", "16T", "rdelay=1ms"])?;
         let _disk = fixture.attach(NAME, false)?;
-        let (code, said) = refusal(&fixture)?;
-        let texts = ["reading every block takes about", "reading one block of each MiB takes about"];
-        ensure!(code == Code::DiskUnproven && texts.iter().all(|text| said.contains(text)), "{code}: {said}");
-        println!("{said}");
-        Ok(())
+        is_unproven(&fixture, ["reading every block takes about", "reading one block of each MiB takes about"])
     })
 }

@@ -68,7 +68,7 @@ impl Gateway<'_> {
     pub async fn ensure(&self, image: &Image, secrets: &Secrets) -> Result<()> {
         let Self { host, engine, data, config } = *self;
         one_off::remove_leftover(host, engine).await?;
-        self.recover_names().await?;
+        let observed = self.recover_names().await?;
         openclaw_json::ensure_access(host, data).await?;
         let document = openclaw_json::read(host, data).await;
         let edits =
@@ -76,7 +76,6 @@ impl Gateway<'_> {
         let inputs = Inputs::observe(*self, image).await?;
         let spec = inputs.gateway()?;
         let secrets_changed = secrets::changed_at(host, data).await?;
-        let observed = observe(engine, NAME).await?;
 
         let action = decide(observed.as_ref(), &spec.fingerprint, secrets_changed, !edits.is_empty());
         tracing::debug!("container {NAME}: {action:?}, observed {observed:?}");
@@ -266,7 +265,10 @@ pub async fn remove(host: &Host, engine: &Engine) -> Result<()> {
     for name in [NEXT, FORMER] {
         remove_if_exists(engine, name).await?;
     }
-    remove_stopped(host, engine).await
+    if remove_if_exists(engine, NAME).await? {
+        host.changed(format!("removed container {NAME}"));
+    }
+    Ok(())
 }
 
 /// The same, and the container that was kept because somebody had installed something in it.
@@ -274,13 +276,6 @@ pub async fn purge(host: &Host, engine: &Engine) -> Result<()> {
     remove(host, engine).await?;
     if remove_if_exists(engine, KEPT).await? {
         host.changed(format!("removed container {KEPT}"));
-    }
-    Ok(())
-}
-
-async fn remove_stopped(host: &Host, engine: &Engine) -> Result<()> {
-    if remove_if_exists(engine, NAME).await? {
-        host.changed(format!("removed container {NAME}"));
     }
     Ok(())
 }

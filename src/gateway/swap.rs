@@ -127,12 +127,17 @@ impl Gateway<'_> {
     }
 
     /// After a cut between two names: what never ran goes, and the former container is the gateway's again.
-    pub(super) async fn recover_names(&self) -> Result<()> {
+    /// Returns what is known of that one.
+    pub(super) async fn recover_names(&self) -> Result<Option<Observed>> {
         remove_if_exists(self.engine, NEXT).await?;
-        if observe(self.engine, NAME).await?.is_none() && observe(self.engine, FORMER).await?.is_some() {
+        if let Some(current) = observe(self.engine, NAME).await? {
+            return Ok(Some(current));
+        }
+        let former = observe(self.engine, FORMER).await?;
+        if former.is_some() {
             rename(self.engine, FORMER, NAME).await?;
         }
-        Ok(())
+        Ok(former)
     }
 }
 

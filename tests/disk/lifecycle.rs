@@ -1,13 +1,14 @@
 //! What happens to a disk in the course of its life: it grows, it is copied.
 
 use std::fs::{self, File};
+use std::path::Path;
 
-use anyhow::{Result, ensure};
-use openclaw_init::error::one_line;
+use anyhow::{Context, Result, ensure};
+use openclaw_init::error::{Code, code_of, one_line};
 use openclaw_lab::program;
 
-use crate::fixture::{Fixture, NAME, alone, command, tool};
-use crate::images::{self, MIB, SIZE};
+use crate::fixture::{Fixture, NAME, alone, command, is_mounted, tool};
+use crate::images::{self, MIB, SIZE, made};
 
 /// The size of the mounted file system, in bytes.
 fn capacity(fixture: &Fixture) -> Result<u64> {
@@ -133,5 +134,25 @@ fn a_format_is_taken_back_for_a_week_but_for_what_was_written_since() -> Result<
         ensure!(!options.contains("noinit_itable"), "mounted with {options}");
         drop(disk);
         Ok(())
+    })
+}
+
+/// Made with a newer kernel, perhaps: e2fsck has nothing against it, and the disk is not called damaged.
+#[test]
+#[ignore = "needs root: cargo lab test machine"]
+fn a_feature_that_the_kernel_does_not_know_is_no_damage() -> Result<()> {
+    alone("lifecycle::a_feature_that_the_kernel_does_not_know_is_no_damage", || {
+        let mut fixture = Fixture::new()?;
+        let image = fixture.image(NAME);
+        let knows_case_folding = Path::new("/sys/fs/ext4/features/casefold").exists();
+        let unknown = if knows_case_folding { "-b 65536" } else { "-O casefold" };
+        made(&image, &[&format!("mkfs.ext4 -q -F -L openclaw-data {unknown} {{}}")])?;
+        let disk = fixture.attach(NAME, false)?;
+        let error = fixture.run().0.err().with_context(|| format!("with {unknown} it was accepted"))?;
+        let said = one_line(&error);
+        ensure!(code_of(&error) == Code::DiskForeign && said.contains("The disk itself is in order"), "{said}");
+        ensure!(!is_mounted(&fixture.data())?, "it is mounted");
+        drop(disk);
+        tool("e2fsck -f -n {}", &image).map(drop)
     })
 }

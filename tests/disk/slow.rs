@@ -1,5 +1,6 @@
 //! Disks that fail or are slow where they are read: a server of blocks, with a file in front of it.
 
+use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use openclaw_init::config::ProofChoice;
 use openclaw_init::error::{Code, code_of, one_line};
 
 use crate::fixture::{Fixture, NAME, alone, command};
+use crate::images::MIB;
 
 /// A machine whose disk is what nbdkit serves with these arguments. The server ends when the fixture unmounts it.
 fn served(nbdkit: &[&str]) -> Result<Fixture> {
@@ -79,5 +81,23 @@ fn a_vast_slow_disk_is_formatted_by_no_reading() -> Result<()> {
         let mut fixture = served(&["--filter=delay", "memory", "16T", "rdelay=1ms"])?;
         let _disk = fixture.attach(NAME, false)?;
         is_unproven(&fixture, ["reading every block takes about", "reading one block of each MiB takes about"])
+    })
+}
+
+/// As large as a file can be here, without a delay: the operator's choice formats it.
+#[test]
+#[ignore = "needs root, reads 17 million blocks: cargo lab test --long"]
+fn a_vast_disk_is_formatted_after_samples() -> Result<()> {
+    alone("slow::a_vast_disk_is_formatted_after_samples", || {
+        let mut fixture = Fixture::new()?;
+        File::create_new(fixture.image(NAME))?.set_len((16 << 40) - MIB)?;
+        let _disk = fixture.attach(NAME, false)?;
+        fixture.proof = ProofChoice::Sampled;
+        let start = Instant::now();
+        let (outcome, notes) = fixture.run();
+        outcome?;
+        let warned = notes.warnings.iter().find(|warning| warning.contains("only samples of it were read"));
+        println!("{} s: {}", start.elapsed().as_secs(), warned.context("it does not warn")?);
+        fixture.unmount()
     })
 }

@@ -19,15 +19,20 @@ pub(super) const IDENTITY: &str = include_str!("../../scripts/disks/show-identit
 /// The disk stage against every kind of disk, in a mount namespace on this machine.
 pub(super) fn every_kind_of_disk(rig: &Rig) -> Result<()> {
     host::install(&host::DISK_TOOLS)?;
-    ignored_tests(rig, &["--test", "disk", "--", "--test-threads", "1"])?;
+    ignored_tests(rig, &["--test", "disk", "--", "--test-threads", "1", "--skip", VAST])?;
     ignored_tests(rig, &["--lib", "--", "--exact", &format!("{PROOF}wherever_it_is")])
 }
 
 /// The tests of the proof that read holes for minutes, and for longer.
 const PROOF: &str = "disk::proof::tests::somebodys_data_is_found_";
 
-/// The proof on a thousand disks of 10 GiB, and on 200 of 100 GiB.
+/// The test with the largest disk, which takes minutes.
+const VAST: &str = "slow::a_vast_disk_is_formatted_after_samples";
+
+/// The proof on a thousand disks of 10 GiB, on 200 of 100 GiB, and on one of 16 TiB.
 pub(super) fn data_on_a_thousand_disks(rig: &Rig) -> Result<()> {
+    host::install(&host::DISK_TOOLS)?;
+    ignored_tests(rig, &["--test", "disk", "--", "--exact", VAST])?;
     ignored_tests(rig, &["--lib", "--", "--exact", &format!("{PROOF}on_a_thousand_disks")])
 }
 
@@ -114,8 +119,8 @@ fn many_files_cost_nothing(rig: &Rig) -> Result<()> {
     let said = rig.script(TURNS, &[])?;
     let (empty, full) = (times(&said, "aside")?, times(&said, "openclaw/aside")?);
     println!("runs that change nothing, fastest and median in ms: {empty:?}; with 200,000 files {full:?}");
-    // Other machines run beside this one; the fastest run is the one that they disturbed least.
-    ensure!(full.0 <= 1.1 * empty.0, "{full:?} ms instead of {empty:?} ms");
+    // Other machines disturb the times. A walk over the files would multiply them.
+    ensure!(full.0 <= 1.5 * empty.0, "{full:?} ms instead of {empty:?} ms");
     Ok(())
 }
 

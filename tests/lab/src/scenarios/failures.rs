@@ -60,7 +60,7 @@ fn odd_sources(rig: &Rig) -> Result<()> {
     let user = format!("deb [signed-by=/etc/apt/keyrings/gone.gpg] {uri} bookworm stable");
     let turns: [(&str, String, i32, &[&str]); 3] = [
         ("third.list", "deb nonsense".to_owned(), 17, &["third.list", "Correct or remove that entry"]),
-        ("docker.list", user, 19, &["docker.list", "/etc/apt/keyrings/gone.gpg", "does not exist"]),
+        ("docker.list", user.clone(), 19, &["docker.list", "/etc/apt/keyrings/gone.gpg", "does not exist"]),
         ("docker.sources", "# mine".to_owned(), 19, &["docker.sources", "not of this program"]),
     ];
     rig.attribute("openclaw-docker=docker-ce")?;
@@ -74,7 +74,20 @@ fn odd_sources(rig: &Rig) -> Result<()> {
     rig.shell("cp /etc/resolv.conf /root/resolv.conf && echo nameserver 127.0.0.9 > /etc/resolv.conf")?;
     rig.boot(17)?.has(&["resolving"]).context("without name resolution")?;
     rig.shell("cat /root/resolv.conf > /etc/resolv.conf")?;
-    rig.attribute("openclaw-docker")
+    rig.attribute("openclaw-docker")?;
+    distribution_in_place_of_a_source_without_key(rig, &user)
+}
+
+/// `auto` goes on with the distribution's engine. The missing disk ends the run only after that.
+fn distribution_in_place_of_a_source_without_key(rig: &Rig, source: &str) -> Result<()> {
+    const FILE: &str = "/etc/apt/sources.list.d/docker.list";
+    rig.shell(&format!("echo '{source}' > {FILE}"))?;
+    rig.attribute("openclaw-data-disk=elsewhere")?;
+    rig.boot(12)?.has(&[FILE, "/etc/apt/keyrings/gone.gpg", "does not exist"])?;
+    ensure!(rig.shell("dpkg-query -W -f '${Status}' docker.io")?.contains("ok installed"), "docker.io is missing");
+    ensure!(rig.shell(&format!("cat {FILE}"))? == source, "{FILE} was changed");
+    rig.shell(&format!("rm {FILE}"))?;
+    rig.attribute("openclaw-data-disk")
 }
 
 /// A new container that cannot be published, or does not become ready, costs nobody the one that runs.

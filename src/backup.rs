@@ -133,14 +133,15 @@ pub async fn run(host: &Host, options: &Options) -> Result<Backup> {
     let native = gateway::native_backup_file(&data);
     discard(host, &directory.join(PART_FILE)).await?;
     discard(host, &native).await?;
-    require_room(host, &data, directory, how).await?;
+    let trees = Trees::measure(host, &data).await?;
+    require_room(host, &data, directory, how, trees).await?;
     if let (How::Gateway, Some(engine)) = (how, &engine) {
         host.progress("waiting for the gateway's own backup");
         let backed_up = within(Stage::Gateway, gateway::native_backup(host, engine, &data)).await;
         backed_up.context("making the gateway back itself up").classify(Code::GatewayNotReady, stop_first())?;
     }
     let header = Header::new(created, machine(host).await?, how, record);
-    let written = within(Stage::Disk, write(host, &data, &file, &header)).await;
+    let written = within(Stage::Disk, write(host, &data, &file, &header, trees)).await;
     discard(host, &native).await?;
     let (file_bytes, size) = written.with_context(|| format!("writing the backup {}", file.display()))?;
     host.changed(format!("wrote {}", file.display()));
@@ -189,11 +190,27 @@ fn is_inside(host: &Host, file: &Path, data: &DataDir) -> Result<bool> {
     Ok(directory.ancestors().any(|path| identity(path).is_ok_and(|found| own.contains(&found))))
 }
 
+/// The room that the files take which are backed up, before the gateway puts its own archive beside them.
+#[derive(Debug, Clone, Copy)]
+struct Trees {
+    state: room::Size,
+    config: room::Size,
+}
+
+impl Trees {
+    async fn measure(host: &Host, data: &DataDir) -> Result<Self> {
+        Ok(Self { state: room::of(host, &data.state).await?, config: room::of(host, &data.config).await? })
+    }
+
+    fn bytes(self) -> u64 {
+        self.state.bytes + self.config.bytes
+    }
+}
+
 /// Refuses when the files might not fit. They are compressed, but how much less they take nobody knows.
-async fn require_room(host: &Host, data: &DataDir, directory: &Path, how: How) -> Result<()> {
-    let (state, config) = (room::of(host, &data.state).await?, room::of(host, &data.config).await?);
+async fn require_room(host: &Host, data: &DataDir, directory: &Path, how: How, trees: Trees) -> Result<()> {
     // Bytes only: a file system may count no files, and then has none free.
-    let once = room::Size { bytes: state.bytes + config.bytes, ..room::Size::default() };
+    let once = room::Size { bytes: trees.bytes(), ..room::Size::default() };
     let device = |path: &Path| -> Result<u64> {
         let found = std::fs::metadata(host.path(path)).with_context(|| format!("looking at {}", path.display()));
         Ok(found?.dev())
@@ -217,20 +234,15 @@ async fn machine(host: &Host) -> Result<String> {
 }
 
 /// Writes the file under a temporary name, reads it back and gives it its name. Returns its length, and what is in it.
-async fn write(host: &Host, data: &DataDir, file: &Path, header: &Header) -> Result<(u64, Size)> {
+async fn write(host: &Host, data: &DataDir, file: &Path, header: &Header, trees: Trees) -> Result<(u64, Size)> {
     let target = host.path(file);
     let (state, config) = (host.path(&data.state), host.path(&data.config));
-    let native = (header.how == How::Gateway).then(|| host.path(gateway::native_backup_file(data)));
-    let (room, free) = (room::of(host, &data.state).await?, room::free(host, &data.state).await?.bytes);
-    let native = match native {
-        Some(file) => {
-            Some(Native { file, limit: native_limit(room.bytes + room::of(host, &data.config).await?.bytes) })
-        }
-        None => None,
-    };
+    let native = (header.how == How::Gateway)
+        .then(|| Native { file: host.path(gateway::native_backup_file(data)), limit: native_limit(trees.bytes()) });
+    let free = room::free(host, &data.state).await?.bytes;
     let first_member = header.clone();
     let (part, size, left_out) = copy::in_background(host, "packed", move |progress| {
-        progress.expect(room.content);
+        progress.expect(trees.state.content);
         let directory = target.parent().context("it has no directory")?;
         // Without a random part in its name, the next run finds what a cut one left.
         let part = tempfile::Builder::new().prefix(PART_FILE).rand_bytes(0).tempfile_in(directory)?;

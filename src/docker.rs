@@ -35,8 +35,9 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(90);
 /// How often a started engine is asked whether it answers.
 const ANSWER_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What later stages need on every machine; part of most images.
-const COMPANIONS: [&str; 3] = ["ca-certificates", "e2fsprogs", "nftables"];
+/// What later stages need on every machine, most of it part of most images. With `pigz` the engine unpacks an image
+/// beside decompressing it.
+const COMPANIONS: [&str; 4] = ["ca-certificates", "e2fsprogs", "nftables", "pigz"];
 
 /// The packages of Docker's repository; `docker-buildx-plugin` is added where the repository has it.
 const DOCKER_CE: [&str; 3] = ["docker-ce", "docker-ce-cli", "containerd.io"];

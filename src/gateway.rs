@@ -71,6 +71,7 @@ impl Gateway<'_> {
         let observed = self.recover_names().await?;
         openclaw_json::ensure_access(host, data).await?;
         let document = openclaw_json::read(host, data).await;
+        let has_none = matches!(document, Ok(None));
         let edits =
             document.as_ref().map_or_else(|_| Vec::new(), |found| openclaw_json::missing(found.as_ref(), config));
         let inputs = Inputs::observe(*self, image).await?;
@@ -93,7 +94,9 @@ impl Gateway<'_> {
             if matches!(action, Action::Restart | Action::Replace) {
                 stop_for_maintenance(host, engine).await?;
             }
-            if !edits.is_empty() {
+            if has_none {
+                openclaw_json::create(host, data, &edits).await?;
+            } else if !edits.is_empty() {
                 one_off::set(self, &inputs, secrets, &edits).await?;
                 self.verify(&edits).await?;
             }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use nix::fcntl::OFlag;
+use rustix::process::setpriority_process;
 use tokio::sync::watch;
 
 use super::probe::{self, END_BYTES};
@@ -33,6 +34,9 @@ const READING_DEADLINE: Duration = Duration::from_secs(20 * 60);
 const CHUNK_BYTES: u64 = 4 * MIB;
 /// One sample, and the alignment of every direct read.
 const BLOCK_BYTES: u64 = 4096;
+
+/// The highest nice value.
+const LEAST_URGENT: i32 = 19;
 
 /// What a part of a read is compared with; small enough for the cache of a processor.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -105,7 +109,8 @@ fn decide(choice: ProofChoice, size: u64, reading: Reading, pace: Pace) -> Optio
 pub(super) async fn read(host: &Host, node: &Path, choice: ProofChoice) -> Result<Finding> {
     let (progress, mut heard) = watch::channel(None);
     let (opened, display_node, started) = (node.to_owned(), node.display(), Instant::now());
-    let mut work = pin!(blocking(move || read_until_decided(&mut Disk::open(&opened)?, choice, &progress)));
+    let reading = move || behind_the_others(|| read_until_decided(&mut Disk::open(&opened)?, choice, &progress));
+    let mut work = pin!(blocking(reading));
     let finding = loop {
         tokio::select! {
             finding = &mut work => break finding,
@@ -121,6 +126,15 @@ pub(super) async fn read(host: &Host, node: &Path, choice: ProofChoice) -> Resul
     };
     let doing = || format!("reading {display_node} to prove that it is blank");
     finding.with_context(doing).classify(Code::DiskDamaged, probe::UNREADABLE)
+}
+
+/// Runs `work` on what the other branches of a boot leave of the processors: they are what a user waits for.
+fn behind_the_others<T>(work: impl FnOnce() -> T) -> T {
+    // Linux changes the calling thread alone (setpriority(2)). Where it may not, the work is as urgent as any.
+    let _ = setpriority_process(None, LEAST_URGENT);
+    let result = work();
+    let _ = setpriority_process(None, 0);
+    result
 }
 
 fn minutes(time: Duration) -> String {

@@ -23,8 +23,8 @@ const NAME: &str = "openclaw-one-off";
 /// A command of the gateway takes 4 s on two free cores, ten times that on a busy shared one.
 const TIMEOUT: Duration = Duration::from_secs(180);
 
-/// Sets values in `openclaw.json` with the image's own `config set`, which keeps the rest of the file and creates it
-/// where there is none. The gateway must not run.
+/// Sets values in an existing `openclaw.json` with the image's own `config set`, which keeps the rest of the file. The
+/// gateway must not run.
 pub(super) async fn set(gateway: &Gateway<'_>, inputs: &Inputs<'_>, secrets: &Secrets, edits: &[Value]) -> Result<()> {
     let setting = format!("setting {} in openclaw.json", paths(edits));
     gateway.host.progress(&setting);

@@ -67,6 +67,24 @@ pub(super) async fn ensure_access(host: &Host, data: &DataDir) -> Result<bool> {
     Ok(changed)
 }
 
+/// Makes the file of a state that has none: the entries of [`missing`], by their paths. Any existing file is left to
+/// the gateway's own tools.
+pub(super) async fn create(host: &Host, data: &DataDir, edits: &[Value]) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(&document(edits)).context("writing the first openclaw.json")?;
+    text.push('\n');
+    host.ensure_file(data.state.join(FILE), text, ACCESS).await.map(drop)
+}
+
+/// The object in which each `path` has its `value`.
+fn document(edits: &[Value]) -> Value {
+    let mut document = json!({});
+    for edit in edits {
+        let path = edit["path"].as_str().unwrap_or_default().split('.');
+        *path.fold(&mut document, |place, key| &mut place[key]) = edit["value"].clone();
+    }
+    document
+}
+
 /// What must be added for the gateway to start and its Control UI to be usable: the entries of a
 /// `config set --batch-json`, empty when nothing is missing. A value that the user chose is never touched.
 pub(super) fn missing(document: Option<&Value>, config: &GatewayConfig) -> Vec<Value> {
@@ -174,6 +192,20 @@ mod tests {
         for (text, port, expected) in cases {
             assert_eq!(paths(text, port), expected, "{text:?} {port}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_first_file_lacks_nothing_and_is_the_gateways_own() {
+        let root = tempfile::tempdir().unwrap();
+        let host = Host::new(root.path());
+        std::fs::create_dir_all(root.path().join("data/openclaw")).unwrap();
+        let config = gateway(8080);
+        create(&host, &data(), &missing(None, &config)).await.unwrap();
+        let created = read(&host, &data()).await.unwrap();
+        let expected = json!({"gateway": {"mode": "local", "bind": "lan", "controlUi": {"allowedOrigins": origins(8080)}}});
+        assert_eq!(created, Some(expected));
+        assert!(missing(created.as_ref(), &config).is_empty());
+        assert!(!ensure_access(&host, &data()).await.unwrap());
     }
 
     #[test]

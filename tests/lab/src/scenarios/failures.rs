@@ -210,13 +210,12 @@ pub(super) fn metadata_server_silent_for_ever(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn metadata_server_busy_at_first(rig: &Rig) -> Result<()> {
-    rig.up(&["--boot", "unit", "--fault", "status=503,for=30s"])?;
-    is_ready(rig)
-}
-
-pub(super) fn no_guest_attributes_and_no_docker_repository(rig: &Rig) -> Result<()> {
-    rig.up(&["--attr", "enable-guest-attributes=FALSE", "--docker-repository", "unreachable"])?;
+/// The metadata server is busy for half a minute, refuses guest attributes, and Docker's repository is out of reach.
+pub(super) fn every_door_but_one_is_closed(rig: &Rig) -> Result<()> {
+    let faults = ["--fault", "status=503,for=30s", "--docker-repository", "unreachable"];
+    rig.up(&[&["--boot", "unit", "--attr", "enable-guest-attributes=FALSE"], &faults[..]].concat())?;
+    let requests = rig.requests()?;
+    ensure!(requests.iter().any(|request| request["status"] == 503), "the server was never busy");
     let status = rig.status()?;
     ensure!(status["result"] == "ready", "the status file says {status}");
     let warnings = status["detail"]["warnings"].to_string();

@@ -1,10 +1,11 @@
-//! A machine that began on its boot disk gets a data disk.
+//! A small machine that began on its boot disk gets a data disk.
 
 use anyhow::{Context, Result, ensure};
 
 use super::checks::is_ready;
 use super::disks::{IDENTITY, TOKEN};
 use super::rig::Rig;
+use super::sources::is_small;
 use crate::product::{BOOT_HERE, FAILPOINT};
 
 /// Makes files that a plain copy would not bring along.
@@ -19,8 +20,9 @@ const CUTS: [&str; 6] = ["begun", "staged", "copied", "verified", "switched", "k
 const FORMER: &str = "/var/lib/openclaw-init/data.moved-to-openclaw-data-*";
 
 pub(super) fn state_moves_to_a_data_disk(rig: &Rig) -> Result<()> {
-    rig.up(&["--disk", "none"])?;
+    rig.up(&["--disk", "none", "--memory", "2G", "--boot-disk", "10G"])?;
     is_ready(rig)?;
+    is_small(rig)?;
     let token = rig.shell(TOKEN)?;
     let identity = rig.script(IDENTITY, &[])?;
     rig.script(ODD, &[])?;

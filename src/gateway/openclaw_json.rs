@@ -202,7 +202,8 @@ mod tests {
         let config = gateway(8080);
         create(&host, &data(), &missing(None, &config)).await.unwrap();
         let created = read(&host, &data()).await.unwrap();
-        let expected = json!({"gateway": {"mode": "local", "bind": "lan", "controlUi": {"allowedOrigins": origins(8080)}}});
+        let expected =
+            json!({"gateway": {"mode": "local", "bind": "lan", "controlUi": {"allowedOrigins": origins(8080)}}});
         assert_eq!(created, Some(expected));
         assert!(missing(created.as_ref(), &config).is_empty());
         assert!(!ensure_access(&host, &data()).await.unwrap());

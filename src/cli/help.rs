@@ -28,7 +28,7 @@ Examples:
 Settings are instance attributes (openclaw-*), listed in README.md:
   gcloud compute instances add-metadata VM --zone=ZONE --metadata=openclaw-port=18790
 
-Exit codes: 0 ready; otherwise one per class of failure, see the table in README.md.
+Exit codes: 0 ready; otherwise one per class of failure, see docs/failures.md.
 The same outcome is in the guest attribute openclaw/result, in /run/openclaw-init/status.json
 and on the serial console (lines that start with \"openclaw:\").";
 

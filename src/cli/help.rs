@@ -51,6 +51,14 @@ Examples:
 
 The exit code is the run's.";
 
+/// `link`.
+pub(crate) const LINK: &str = "\
+Examples:
+  sudo openclaw-init link              http://localhost:18789/#token=TOKEN
+  gcloud compute ssh VM --zone=ZONE -- -t -L 18789:127.0.0.1:18789 sudo openclaw-init link --hold
+
+Who has the link is the gateway's owner: it is printed to standard output and nowhere else.";
+
 /// `bake`.
 pub(crate) const BAKE: &str = "\
 Examples:

@@ -46,6 +46,13 @@ pub(crate) enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// Prints the link to the Control UI with the gateway's token, for a browser at the other end of an SSH tunnel.
+    #[command(after_help = help::LINK)]
+    Link {
+        /// Goes on running, and shows how the gateway is, until Ctrl-C: it keeps the session open that has the tunnel.
+        #[arg(long)]
+        hold: bool,
+    },
     /// Prepares the boot disk of an image: Docker, the gateway's image, this program and its units. No
     /// secrets, no state. `seal` comes next.
     #[command(after_help = help::BAKE)]

@@ -22,11 +22,11 @@ pub const RUN_AGAIN: &str = "sudo openclaw-init boot";
 pub const TRY_AGAIN: u8 = 75;
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $variant:ident = $exit:literal, $name:literal, $kind:ident;)*) => {
+    ($($(#[doc = $doc:literal])* $variant:ident = $exit:literal, $name:literal, $kind:ident;)*) => {
         /// Why a run failed. Names and numbers are an interface: they never change their meaning, and a number that
         /// is missing is not given again.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Code { $($(#[$doc])* $variant,)* }
+        pub enum Code { $($(#[doc = $doc])* $variant,)* }
 
         impl Code {
             /// Every code, in the order of the table in the documentation.
@@ -38,6 +38,10 @@ macro_rules! codes {
             /// The process's exit code.
             pub fn exit_code(self) -> u8 { match self { $(Self::$variant => $exit,)* } }
 
+            /// The lines of its documentation: the meaning, an empty line, the usual cause and what to do.
+            #[cfg(test)]
+            fn doc(self) -> &'static [&'static str] { match self { $(Self::$variant => &[$($doc),*],)* } }
+
             /// True when running again without an operator's help cannot succeed.
             pub fn is_permanent(self) -> bool { match self { $(Self::$variant => codes!(@$kind),)* } }
         }
@@ -46,58 +50,123 @@ macro_rules! codes {
     (@transient) => { false };
 }
 
+// The first paragraph says what it means, the second the usual cause and what to do: docs/failures.md is made of them.
 codes! {
     /// A defect of this program, or an error nobody classified.
+    ///
+    /// Run it again; when it stays, report it with the log of `sudo journalctl --boot --unit openclaw-init`.
     Internal = 1, "internal", transient;
     /// An attribute, or a command's argument, has a value that cannot be used.
+    ///
+    /// A typo, or a value of another version. The message names the key and what is allowed: correct or remove the
+    /// attribute.
     ConfigInvalid = 10, "config-invalid", permanent;
     /// The metadata server did not answer within the deadline.
+    ///
+    /// A firewall rule, a route or a VPN on the VM takes over 169.254.169.254: let it through.
     MetadataUnreachable = 11, "metadata-unreachable", transient;
     /// The named data disk is not attached.
+    ///
+    /// `openclaw-data-disk` names a device name that no attached disk has. Attach the disk under this device name, or
+    /// set the attribute to `none` to keep the state on the boot disk.
     DiskMissing = 12, "disk-missing", permanent;
     /// The disk holds something that is not ours.
+    ///
+    /// Another file system, a partition table, or data without any. Nothing was written to it: attach a blank disk,
+    /// or the one that was meant.
     DiskForeign = 13, "disk-foreign", permanent;
     /// The file system needs a repair that could lose data.
+    ///
+    /// A defect that `e2fsck` does not mend unasked, or a disk that cannot be read. Take a snapshot first, then do
+    /// what the message says.
     DiskDamaged = 14, "disk-damaged", permanent;
     /// The disk is attached read-only.
+    ///
+    /// Attach it with mode `rw`; where the file system itself became read-only, `dmesg` says why.
     DiskReadonly = 15, "disk-readonly", permanent;
     /// Both the boot disk and the data disk hold a gateway's state.
+    ///
+    /// A state began on the boot disk and another one was attached. They are never merged: rename the one that is not
+    /// wanted; the message names both.
     TwoStates = 16, "two-states", permanent;
     /// apt could not install what is needed.
+    ///
+    /// A package source that cannot be reached or is broken. The message has apt's own words; mend the source.
     AptFailed = 17, "apt-failed", transient;
     /// Another program kept apt's lock for the whole deadline.
+    ///
+    /// An upgrade at boot that takes long, or one that hangs: `ps -ef` shows it. It is waited for 15 minutes.
     AptLocked = 18, "apt-locked", transient;
     /// The Docker Engine cannot be installed, started or trusted.
+    ///
+    /// A configuration with which it does not start, a masked unit, an engine that is too old, or a container of our
+    /// name that somebody else made. The message has the engine's own words.
     DockerUnusable = 19, "docker-unusable", permanent;
     /// No registry has the wanted image.
+    ///
+    /// A version that does not exist, or a typo in `openclaw-version` or `openclaw-image`. Set one that does.
     ImageNotFound = 20, "image-not-found", permanent;
     /// No registry could be reached.
+    ///
+    /// No network, name resolution, or a registry that is down. A VM without an external address needs Cloud NAT, or
+    /// a mirror (`openclaw-registry-mirror`).
     ImagePullFailed = 21, "image-pull-failed", transient;
     /// The image could not be built.
+    ///
+    /// A step of the build failed, mostly for want of network; the message has its last lines.
     ImageBuildFailed = 22, "image-build-failed", transient;
     /// The kernel killed the gateway or the build for lack of memory.
+    ///
+    /// The machine type is too small: choose a larger one, or let `openclaw-swap` make more swap.
     OutOfMemory = 23, "out-of-memory", permanent;
     /// A disk is full.
+    ///
+    /// The message names the disk: make room there (`df -h`, `df -i`), or resize the disk and run it again.
     NoSpace = 24, "no-space", permanent;
     /// `openclaw.json` and the configured token differ.
+    ///
+    /// Somebody set `gateway.auth.token` there. Remove it from `openclaw.json`, or set the attribute
+    /// `openclaw-gateway-token` to the same value.
     TokenConflict = 25, "token-conflict", permanent;
     /// Another program listens on the published port.
+    ///
+    /// `sudo ss -ltnp` shows which. Stop it, or set `openclaw-port` to another port.
     PortTaken = 27, "port-taken", permanent;
     /// The gateway refused to start (its exit code 78).
+    ///
+    /// Mostly a key or value in `openclaw.json` that this version does not accept. Its own last lines are in the
+    /// message: correct the file as they say.
     GatewayRefused = 28, "gateway-refused", permanent;
     /// The gateway did not become ready within its deadline.
+    ///
+    /// A slow or busy machine, or a gateway that fails as it starts. `sudo docker logs openclaw-gateway` says more.
     GatewayNotReady = 29, "gateway-not-ready", transient;
     /// Not a supported distribution, or not run as root.
+    ///
+    /// Use Debian 12 or 13, or Ubuntu 22.04 or 24.04 (not tested); run commands with `sudo`.
     UnsupportedSystem = 30, "unsupported-system", permanent;
     /// The loader could not fetch this program, and none was installed.
+    ///
+    /// The address in `openclaw-init-url` is wrong or cannot be reached, or `openclaw-init-sha256` is missing.
+    /// Correct it and reboot.
     LoaderFailed = 31, "loader-failed", permanent;
     /// A download is not the file whose digest is pinned.
+    ///
+    /// A wrong digest in an attribute, or a file that was changed at its source. Find out which before you correct
+    /// the digest.
     DigestMismatch = 32, "digest-mismatch", permanent;
     /// An update, rollback or restore was refused or undone; the gateway is as it was before.
+    ///
+    /// The new version did not become ready, does not exist, or is older. The message says which: choose another
+    /// version, or correct what it names and update again.
     UpdateFailed = 33, "update-failed", permanent;
     /// A disk cannot be read in time to prove that it is blank; it was not formatted.
+    ///
+    /// A large or slow disk. Set `openclaw-data-disk-proof` to `sampled` or to `full`.
     DiskUnproven = 34, "disk-unproven", permanent;
     /// An administrator has masked one of this program's units.
+    ///
+    /// It is respected. `sudo systemctl unmask UNIT` takes it back.
     UnitMasked = 36, "unit-masked", permanent;
 }
 
@@ -234,21 +303,18 @@ mod tests {
         }
     }
 
+    /// `UPDATE_EXPECT=1` writes it.
     #[test]
-    fn the_readme_has_the_same_table() {
-        let rows: Vec<String> = include_str!("../README.md")
-            .lines()
-            .filter(|line| line.starts_with("| `") && (line.ends_with("| no |") || line.ends_with("| yes |")))
-            .map(|line| line.split('|').enumerate().filter(|(at, _)| *at != 3).map(|(_, cell)| cell.trim()).collect())
-            .collect();
-        let codes: Vec<String> = Code::ALL
-            .iter()
-            .map(|code| {
-                let again = if code.is_permanent() { "no" } else { "yes" };
-                format!("`{}`{}{again}", code.name(), code.exit_code())
-            })
-            .collect();
-        assert_eq!(rows, codes);
+    fn the_page_of_failures_is_made_of_the_codes() {
+        let rows = Code::ALL.iter().map(|code| {
+            let lines: Vec<_> = code.doc().iter().map(|line| line.trim()).collect();
+            let parts: Vec<_> = lines.split(|line| line.is_empty()).map(|part| part.join(" ")).collect();
+            let [meaning, advice] = &parts[..] else { panic!("{code} does not say what it means and what to do") };
+            let again = if code.is_permanent() { "no" } else { "yes" };
+            format!("| `{code}` | {} | {again} | {meaning} | {advice} |\n", code.exit_code())
+        });
+        let page = format!("{}{}", include_str!("error/failures.md"), rows.collect::<String>());
+        expect_test::expect_file!["../docs/failures.md"].assert_eq(&page);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod spec;
 mod start;
 mod swap;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -27,10 +28,12 @@ use crate::docker::{Engine, is_missing};
 use crate::error::{Classify as _, Code, RUN_AGAIN, one_line};
 use crate::host::Host;
 use crate::image::Image;
+use crate::secret::Secret;
 use crate::state::DataDir;
 pub use secrets::Secrets;
 
 pub use native_backup::{native_backup, native_backup_file};
+use probe::{Health, Probe};
 use spec::{Inputs, STOP_SECONDS};
 use swap::{FORMER, KEPT, NEXT};
 
@@ -225,6 +228,26 @@ pub async fn asks_for_doctor(engine: &Engine) -> bool {
 /// Whether there is a container of the gateway's name, running or not.
 pub async fn exists(engine: &Engine) -> Result<bool> {
     Ok(inspect(engine, NAME).await?.is_some())
+}
+
+/// Where the container's port is published on the VM; `None` when there is no container.
+pub async fn published(engine: &Engine) -> Result<Option<SocketAddr>> {
+    let found = inspect(engine, NAME).await?;
+    let bindings = found.and_then(|found| found.host_config?.port_bindings).unwrap_or_default();
+    let binding = bindings.into_values().flatten().flatten().next();
+    Ok(binding.and_then(|it| Some(SocketAddr::new(it.host_ip?.parse().ok()?, it.host_port?.parse().ok()?))))
+}
+
+/// What the gateway published at `address` says of itself, in a few words.
+pub async fn describe_health(address: SocketAddr, token: &Secret) -> Result<String> {
+    let config = GatewayConfig { bind: address.ip(), port: address.port(), ..GatewayConfig::default() };
+    Ok(match Probe::new(&config, token)?.ask().await {
+        Health::Silent => "does not answer".to_owned(),
+        Health::Starting(what) => format!("starting ({what})"),
+        Health::Unhealthy { failing, .. } => format!("degraded: {}", failing.join(", ")),
+        Health::Ready { version: Some(version) } => format!("ready, version {version}"),
+        Health::Ready { version: None } => "ready".to_owned(),
+    })
 }
 
 /// Whether the container runs, as others must know before they use its files.

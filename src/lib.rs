@@ -7,7 +7,7 @@
 //! A module imports only from the left; `tests/house.rs` keeps it so:
 //!
 //! ground <- host <- {http, metadata, config, systemd, apt, memory} <- {account, disk, docker, shield, report}
-//! <- state <- image <- gateway <- update <- {backup, install} <- bake <- bootstrap <- main
+//! <- state <- image <- gateway <- update <- {backup, install, link} <- bake <- bootstrap <- main
 //!
 //! Ground is error, stage, secret, version, reference, paths, failpoint, lock and text. Inside a folder: facade,
 //! siblings, leaves. The one ambient thing is the task-local [`stage`] to which changes and progress belong.
@@ -27,6 +27,7 @@ pub mod host;
 pub mod http;
 pub mod image;
 pub mod install;
+pub mod link;
 pub mod lock;
 pub mod log;
 pub mod memory;

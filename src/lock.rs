@@ -21,10 +21,7 @@ impl RunLock {
     ///
     /// Fails with [`Code::UnsupportedSystem`] for a user other than root.
     pub async fn acquire(path: &Path) -> Result<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            return Err(anyhow!("this user is not root"))
-                .classify(Code::UnsupportedSystem, "Run the same command as root, with sudo.");
-        }
+        require_root()?;
         let directory = path.parent().context("the lock has no directory")?;
         make_private(directory).with_context(|| format!("making {}", directory.display()))?;
         let mut held = vec![take(path).await?];
@@ -41,6 +38,14 @@ impl RunLock {
     pub(crate) fn of_a_test() -> Self {
         Self { _held: Vec::new() }
     }
+}
+
+/// [`Code::UnsupportedSystem`] for a user other than root.
+pub fn require_root() -> Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(anyhow!("this user is not root")).classify(Code::UnsupportedSystem, "Run the same command as root, with sudo.")
 }
 
 /// Makes a directory that only root can enter, in one that everybody can. Modes are set, not inherited.

@@ -18,7 +18,7 @@ use openclaw_init::metadata::Client;
 use openclaw_init::report::follow::{self, RunOutcome};
 use openclaw_init::report::report_failure;
 use openclaw_init::update::Request;
-use openclaw_init::{backup, bake, failpoint, log, shield};
+use openclaw_init::{backup, bake, failpoint, link, log, shield};
 
 fn main() -> ExitCode {
     // Modes are those that the code names, whoever starts the program.
@@ -45,6 +45,7 @@ async fn run(command: Option<Command>) -> ExitCode {
         Some(Command::Boot { .. }) => launcher::carry_out(&host, &Request::Boot).await.map(|outcome| display(&outcome)),
         Some(Command::Install) => install::install(&host).await.map(|_| ExitCode::SUCCESS),
         Some(Command::Status { json, wait }) => status(&host, json, wait).await,
+        Some(Command::Link { hold }) => link(&host, hold).await,
         Some(Command::Bake(options)) => bake(&host, &options).await,
         Some(Command::Seal { force }) => narrated(&host, seal::run(&host, force)).await,
         Some(Command::Backup(options)) => backup(&host, &options).await,
@@ -154,9 +155,23 @@ async fn status(host: &Host, json: bool, wait: bool) -> anyhow::Result<ExitCode>
     Ok(display(&outcome))
 }
 
+async fn link(host: &Host, hold: bool) -> anyhow::Result<ExitCode> {
+    let link = link::find(host).await?;
+    writeln!(std::io::stdout(), "{}", link.url())?;
+    if hold {
+        // A closed pipe is the reader's choice.
+        let show = |state: &str| drop(writeln!(std::io::stdout(), "gateway: {state}"));
+        link::hold(&link, show).await;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 fn display(outcome: &RunOutcome) -> ExitCode {
     // A closed pipe is the reader's choice, not a failure of the machine.
     let _ = writeln!(std::io::stdout(), "{outcome}");
+    if std::io::stdout().is_terminal() && outcome.exit_code() == ExitCode::SUCCESS {
+        let _ = writeln!(std::io::stdout(), "open it: sudo openclaw-init link");
+    }
     outcome.exit_code()
 }
 

@@ -11,8 +11,20 @@ fn openclaw_init(args: &[&str]) -> Output {
 }
 
 /// Every command that a person sees.
-const COMMANDS: [&str; 11] =
-    ["boot", "status", "bake", "seal", "backup", "restore", "install", "uninstall", "update", "rollback", "stop"];
+const COMMANDS: [&str; 12] = [
+    "boot",
+    "status",
+    "link",
+    "bake",
+    "seal",
+    "backup",
+    "restore",
+    "install",
+    "uninstall",
+    "update",
+    "rollback",
+    "stop",
+];
 
 #[test]
 fn help_version_and_usage_errors() {
@@ -60,6 +72,21 @@ fn completions_and_manual_pages_come_from_the_same_definitions() {
     ] {
         assert!(read(file).contains(text), "{file}: {}", read(file));
     }
+}
+
+#[test]
+fn the_link_is_for_root_alone() {
+    use std::os::unix::process::CommandExt as _;
+    #[expect(clippy::disallowed_methods, reason = "a test starts the program under test")]
+    let mut link = Command::new(env!("CARGO_BIN_EXE_openclaw-init"));
+    link.arg("link");
+    if nix::unistd::geteuid().is_root() {
+        link.uid(65534);
+    }
+    let output = link.output().expect("the program starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(30), "{said}");
+    assert_eq!(said.trim_end(), "openclaw: error: this user is not root. Run the same command as root, with sudo.");
 }
 
 #[test]

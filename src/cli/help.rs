@@ -28,7 +28,7 @@ Examples:
 Settings are instance attributes (openclaw-*), listed in README.md:
   gcloud compute instances add-metadata VM --zone=ZONE --metadata=openclaw-port=18790
 
-Exit codes: 0 ready; otherwise one per class of failure, see the table in README.md.
+Exit codes: 0 ready; otherwise one per class of failure, see docs/failures.md.
 The same outcome is in the guest attribute openclaw/result, in /run/openclaw-init/status.json
 and on the serial console (lines that start with \"openclaw:\").";
 
@@ -50,6 +50,14 @@ Examples:
   sudo openclaw-init status --json | jq .detail.elapsed
 
 The exit code is the run's.";
+
+/// `link`.
+pub(crate) const LINK: &str = "\
+Examples:
+  sudo openclaw-init link              http://localhost:18789/#token=TOKEN
+  gcloud compute ssh VM --zone=ZONE -- -t -L 18789:127.0.0.1:18789 sudo openclaw-init link --hold
+
+Who has the link is the gateway's owner: it is printed to standard output and nowhere else.";
 
 /// `bake`.
 pub(crate) const BAKE: &str = "\

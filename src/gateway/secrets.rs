@@ -73,6 +73,19 @@ pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig) 
     Ok(Secrets { token, redaction: Redaction::of(env.variables().chain(variables)) })
 }
 
+/// The token that the gateway asks for now, as far as this program can know it: the inner error says where else it is.
+pub(crate) async fn current(host: &Host, data: &DataDir) -> Result<Result<Secret>> {
+    let text = untrusted::read(&host.path(&data.state), FILE).await?.unwrap_or_default();
+    let document = openclaw_json::read(host, data).await?;
+    Ok(match (openclaw_json::token(document.as_ref()), EnvFile::parse(&text).get(TOKEN_VARIABLE)) {
+        (ConfiguredToken::Literal(token), _) | (ConfiguredToken::Unset, Some(token)) => Ok(token),
+        (ConfiguredToken::Unset, None) => Err(anyhow!("there is no token in {}", data.state.join(FILE).display())),
+        (ConfiguredToken::Elsewhere(source), _) => {
+            Err(anyhow!("openclaw.json takes the gateway's token from {source}"))
+        }
+    })
+}
+
 /// The secrets that the gateway's container knows: those of `.env` and those among its own `variables`.
 pub(super) async fn redaction(host: &Host, data: &DataDir, variables: &[String]) -> Result<Redaction> {
     let text = untrusted::read(host, &data.state, FILE).await?.unwrap_or_default();
@@ -156,6 +169,30 @@ mod tests {
             assert_eq!(choose(configured.as_ref(), stored.map(secret), in_config), expected);
         }
         assert!(matches!(choose(None, Some(secret("b")), elsewhere()), Choice::Use { warning: Some(_), .. }));
+    }
+
+    #[tokio::test]
+    async fn the_current_token_is_the_one_that_the_gateway_takes() {
+        let cases = [
+            (Some("OPENCLAW_GATEWAY_TOKEN=b\n"), None, Some("b")),
+            (Some("OPENCLAW_GATEWAY_TOKEN=b\n"), Some("{gateway: {auth: {token: 'c'}}}"), Some("c")),
+            (None, Some("{gateway: {auth: {token: 'c'}}}"), Some("c")),
+            (None, Some("{gateway: {}}"), None),
+            (Some("OPENCLAW_GATEWAY_TOKEN=b\n"), Some("{gateway: {auth: {token: {source: 'file'}}}}"), None),
+        ];
+        for (env, document, token) in cases {
+            let root = tempfile::tempdir().unwrap();
+            let (host, data) = (Host::new(root.path()), DataDir::at("/data", false));
+            let state = host.path(&data.state);
+            std::fs::create_dir_all(&state).unwrap();
+            for (name, text) in [(FILE, env), ("openclaw.json", document)] {
+                if let Some(text) = text {
+                    std::fs::write(state.join(name), text).unwrap();
+                }
+            }
+            let found = current(&host, &data).await.unwrap();
+            assert_eq!(found.ok(), token.map(secret), "{env:?} {document:?}");
+        }
     }
 
     /// Needs root only to give the file to uid 1000; without it the part that needs no owner is shown.

@@ -91,6 +91,8 @@ pub enum Action {
     },
     /// Run the tests: without a tier all of them
     Test(Tests),
+    /// Build the files of a release into `dist/`: the static program, the loader, their digests
+    Release,
     #[command(hide = true)]
     Serve {
         #[command(flatten)]

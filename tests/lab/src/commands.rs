@@ -15,14 +15,14 @@ use crate::cloud::metadata_server::Level;
 use crate::machine::{attach, boot_disk, control_group, tunnel};
 use crate::product::NAMESPACE;
 use crate::state::Lab;
-use crate::{cloud, host, machine, runner};
+use crate::{cloud, host, machine, release, runner};
 
 /// The port on which the product publishes the gateway.
 const GATEWAY_PORT: u16 = 18789;
 
 /// Does it. The exit code is the command's verdict; an error means that there is none.
 pub fn run(action: Action) -> Result<ExitCode> {
-    if !matches!(action, Action::Test(_)) {
+    if !matches!(action, Action::Test(_) | Action::Release) {
         host::require_root()?;
     }
     match action {
@@ -33,6 +33,7 @@ pub fn run(action: Action) -> Result<ExitCode> {
         Action::Test(tests) => {
             return Ok(if runner::run(&tests)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
+        Action::Release => release::build()?,
         Action::Tunnel { lab, port } => tunnel::open(&existing(&lab)?, port)?,
         Action::GuestAttributes(lab) => guest_attributes(&existing(&lab)?)?,
         Action::Metadata { lab, change } => metadata(&existing(&lab)?, change)?,

@@ -22,6 +22,7 @@ pub mod host;
 pub mod process;
 pub mod product;
 pub mod program;
+pub mod release;
 pub mod size;
 pub mod sources;
 pub mod state;

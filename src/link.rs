@@ -1,0 +1,113 @@
+//! The way to the Control UI: its address with the gateway's token, for a browser at the other end of an SSH tunnel.
+
+use std::fmt::Write as _;
+use std::io;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+
+use crate::docker::{Engine, SOCKET};
+use crate::error::{Classify as _, Code, RUN_AGAIN};
+use crate::gateway::{self, secrets};
+use crate::host::Host;
+use crate::lock::require_root;
+use crate::secret::Secret;
+use crate::state;
+
+/// How often the gateway is looked at while the link is held.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Where the gateway of this machine is reached, and with what.
+#[derive(Debug)]
+pub struct Link {
+    port: u16,
+    token: Secret,
+}
+
+impl Link {
+    /// The address for a browser. The token is in its fragment, which no browser sends to a server.
+    pub fn url(&self) -> String {
+        format!("http://localhost:{}/#token={}", self.port, encoded(self.token.expose()))
+    }
+}
+
+/// The link to this machine's gateway. Nothing is changed.
+pub async fn find(host: &Host) -> Result<Link> {
+    require_root()?;
+    let run_first = || format!("See `sudo openclaw-init status`, or run `{RUN_AGAIN}`.");
+    let data = state::current(host).await?.ok_or_else(|| anyhow!("there is no gateway's state on this machine"));
+    let data = data.classify(Code::GatewayNotReady, run_first())?;
+    let address = gateway::published(&Engine::connect(SOCKET).await?).await?;
+    let address = address.ok_or_else(|| anyhow!("there is no gateway's container on this machine"));
+    let port = address.classify(Code::GatewayNotReady, run_first())?.port();
+    let token = secrets::current(host, &data).await?;
+    let token = token.classify(
+        Code::TokenConflict,
+        format!("Open http://localhost:{port}/ at the other end of the tunnel, and enter it there."),
+    )?;
+    Ok(Link { port, token })
+}
+
+/// Tells `show` how the gateway is, once a change, until Ctrl-C or the end of the input: what an SSH session that was
+/// closed leaves.
+pub async fn hold(link: &Link, show: impl FnMut(&str)) {
+    let input = tokio::task::spawn_blocking(|| io::copy(&mut io::stdin(), &mut io::sink()));
+    tokio::select! {
+        () = watch(link, show) => {}
+        _ = tokio::signal::ctrl_c() => {}
+        _ = input => {}
+    }
+}
+
+async fn watch(link: &Link, mut show: impl FnMut(&str)) {
+    let mut shown = String::new();
+    loop {
+        let state = match look(link).await {
+            Ok(state) => state,
+            Err(error) => format!("unknown: {error:#}"),
+        };
+        if state != shown {
+            show(&state);
+            shown = state;
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// How the gateway is, in a few words.
+async fn look(link: &Link) -> Result<String> {
+    let address = gateway::published(&Engine::connect(SOCKET).await?).await?;
+    match address {
+        None => Ok("there is no container".to_owned()),
+        Some(address) => gateway::describe_health(address, &link.token).await,
+    }
+}
+
+/// Percent-encodes what may not stand in a fragment's value as it is.
+fn encoded(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut encoded, byte| {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            encoded.push(byte.into());
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+        encoded
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_token_is_one_value_of_the_fragment() {
+        let cases =
+            [("0a1b", "0a1b"), ("a-_.~Z", "a-_.~Z"), ("a+b c&d=#%", "a%2Bb%20c%26d%3D%23%25"), ("\u{fc}", "%C3%BC")];
+        for (token, value) in cases {
+            let link = Link { port: 18790, token: Secret::new(token) };
+            assert_eq!(link.url(), format!("http://localhost:18790/#token={value}"));
+            assert!(!format!("{link:?}").contains(token), "{link:?}");
+        }
+    }
+}

@@ -75,7 +75,7 @@ pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig) 
 
 /// The token that the gateway asks for now, as far as this program can know it: the inner error says where else it is.
 pub(crate) async fn current(host: &Host, data: &DataDir) -> Result<Result<Secret>> {
-    let text = untrusted::read(&host.path(&data.state), FILE).await?.unwrap_or_default();
+    let text = untrusted::read(host, &data.state, FILE).await?.unwrap_or_default();
     let document = openclaw_json::read(host, data).await?;
     Ok(match (openclaw_json::token(document.as_ref()), EnvFile::parse(&text).get(TOKEN_VARIABLE)) {
         (ConfiguredToken::Literal(token), _) | (ConfiguredToken::Unset, Some(token)) => Ok(token),

@@ -3,6 +3,7 @@
 mod document;
 mod dotenv;
 mod env;
+pub mod live;
 mod logs;
 mod native_backup;
 mod one_off;
@@ -10,6 +11,7 @@ mod openclaw_json;
 mod probe;
 mod readiness;
 pub(crate) mod secrets;
+pub(crate) mod silence;
 mod spec;
 mod start;
 mod swap;
@@ -28,6 +30,7 @@ use crate::error::{Classify as _, Code, RUN_AGAIN, one_line};
 use crate::host::Host;
 use crate::image::Image;
 use crate::state::DataDir;
+pub use probe::Health;
 pub use secrets::Secrets;
 
 pub use native_backup::{native_backup, native_backup_file};

@@ -20,7 +20,7 @@ const FLOORS: &[&[&str]] = &[
     &["image"],
     &["gateway"],
     &["update"],
-    &["backup", "install"],
+    &["backup", "install", "watch"],
     &["bake"],
     &["bootstrap"],
     &["cli"],

@@ -25,6 +25,7 @@ mod rig;
 mod sources;
 mod updates;
 mod vm_bench;
+mod watch;
 
 use anyhow::Result;
 
@@ -38,6 +39,7 @@ pub(crate) const GATE: &[Scenario] = &[
     ("silent-metadata", failures::metadata_server_silent_for_ever),
     ("update-broken", updates::broken_versions_are_undone),
     ("main-job", first_boot::main_job_reboots_and_updates),
+    ("watch", watch::what_happens_between_boots),
     ("update-real", updates::real_versions_there_and_back),
     ("data-disk", disks::data_disk_outlives_its_machine),
     ("moving-in", moving::state_moves_to_a_data_disk),
@@ -71,6 +73,7 @@ pub(crate) const GATE: &[Scenario] = &[
 
 /// What takes too long for every day: `--long`.
 pub(crate) const LONG: &[Scenario] = &[
+    ("watch-hung", watch::a_gateway_that_hangs_is_restarted),
     ("sweep-first-boot", cuts::all_of_a_first_boot),
     ("sweep-update", cuts::all_of_an_update),
     ("sweep-rollback", cuts::all_of_a_rollback),

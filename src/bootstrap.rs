@@ -17,18 +17,19 @@ use tokio::time::Instant;
 
 use crate::config::{self, Config};
 use crate::docker::{self, Engine};
-use crate::error::StageError;
+use crate::error::{RUN_AGAIN, StageError};
 use crate::gateway::{self, Gateway, secrets};
 use crate::host::Host;
 use crate::image::Image;
 use crate::lock::RunLock;
 use crate::memory::swap;
 use crate::metadata::{Client, Instance};
-use crate::paths::{LOCK, STOP_GRACE};
+use crate::paths::{LOCK, STOP_GRACE, STOPPED_BY_SHIELD};
 use crate::report::{self, Ready, Report, Try};
 use crate::stage::Stage;
 use crate::state::{DataDir, Record};
 use crate::update::{self, Request, Updater};
+use crate::watch::Orders;
 use crate::{disk, image, shield, state, systemd};
 
 /// How long the metadata server may keep us waiting.
@@ -70,8 +71,13 @@ pub struct Outcome {
 pub async fn boot(host: &Host, metadata: Client, trigger: Trigger) -> Result<Outcome> {
     let lock = RunLock::acquire(&host.path(LOCK)).await?;
     let request = Request::take(host).await?;
+    // What the shield's unit stopped is this run's to start.
+    drop(tokio::fs::remove_file(host.path(STOPPED_BY_SHIELD)).await);
     let attempt = Try::begin(host, trigger == Trigger::Unit && request.is_none()).await?;
     let report = Report::start(host, metadata.clone()).await?;
+    if let Some(Request::Repair { reason }) = &request {
+        report.reason(reason);
+    }
     let run = stages(host, &metadata, &report, request.as_ref(), &lock);
     let late = || anyhow!("the run did not end within {} minutes", RUN_DEADLINE.as_secs() / 60);
     let result = match attempt.precondition() {
@@ -119,7 +125,11 @@ async fn stages(
     );
     let ((), volume, (engine, fetched)) = (swap?, volume?, engine?);
     let stop = async || gateway::remove(host, &engine).await;
-    let data = report.stage(Stage::State, state::open(host, &volume, &instance, lock, &stop)).await?;
+    let open = async {
+        let data = state::open(host, &volume, &instance, lock, &stop).await?;
+        Orders::leave_data(host, &data).await.map(|()| data)
+    };
+    let data = report.stage(Stage::State, open).await?;
 
     let gateway = Gateway { host, engine: &engine, data: &data, config: &config.gateway };
     let updater = Updater { gateway, metadata, image: &config.image, lock };
@@ -149,12 +159,14 @@ async fn engine(
     Ok((engine, fetched))
 }
 
-/// The checked attributes of this machine; what they mean for the shutdown is noted for [`stop`].
+/// The checked attributes of this machine; what they mean is noted for the watcher, and for [`stop`] at the shutdown.
 async fn configure(host: &Host, instance: &Instance) -> Result<Config> {
+    Orders::leave_attributes(host, &instance.attributes).await?;
     let (config, warnings) = config::read(host, &instance.attributes).await?;
     for warning in warnings {
         host.warn(warning);
     }
+    Orders::leave_config(host, &config).await?;
     let grace = if instance.spot { SPOT_GRACE_SECONDS } else { GRACE_SECONDS };
     tokio::fs::write(host.path(STOP_GRACE), grace.to_string()).await.context("noting the grace at shutdown")?;
     Ok(config)
@@ -184,13 +196,41 @@ async fn bring_up(
     report.stage(Stage::Ready, updater.own(&image, &secrets, record)).await
 }
 
+/// Why the gateway is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopCause {
+    /// An operator wants it, or the system ends.
+    Asked,
+    /// The shield is not in force.
+    Shield,
+}
+
 /// Stops the gateway with the grace that this kind of machine allows; fine when nothing runs.
-pub async fn stop(host: &Host, metadata: &Client) -> Result<()> {
-    match tokio::time::timeout(REPORT_TIMEOUT, report::stopping(host, metadata)).await {
+pub async fn stop(host: &Host, metadata: &Client, cause: StopCause) -> Result<()> {
+    let is_by_hand = cause == StopCause::Asked && !systemd::is_ending(host).await;
+    if cause == StopCause::Shield {
+        tokio::fs::write(host.path(STOPPED_BY_SHIELD), "").await.context("noting why the gateway stops")?;
+    }
+    if !is_by_hand {
+        within_report_timeout(report::stopping(host, metadata)).await;
+    }
+    stop_gateway(host).await?;
+    if is_by_hand {
+        let message = format!("the gateway was stopped by hand; `{RUN_AGAIN}` or a reboot starts it");
+        within_report_timeout(report::stopped(host, metadata, &message)).await;
+    }
+    Ok(())
+}
+
+async fn within_report_timeout(report: impl Future<Output = Result<()>>) {
+    match tokio::time::timeout(REPORT_TIMEOUT, report).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!("reporting that the gateway stops: {error:#}"),
         Err(late) => tracing::debug!("reporting that the gateway stops: {late}"),
     }
+}
+
+async fn stop_gateway(host: &Host) -> Result<()> {
     let grace = host.read(STOP_GRACE).await?.and_then(|bytes| String::from_utf8(bytes).ok()?.trim().parse().ok());
     let engine = match Engine::connect(docker::SOCKET).await {
         Ok(engine) => engine,

@@ -97,6 +97,9 @@ pub(crate) enum Command {
     /// Keeps containers away from the metadata server: what openclaw-shield.service runs.
     #[command(hide = true)]
     Shield,
+    /// Watches the gateway between the runs: what openclaw-watch.service runs.
+    #[command(hide = true)]
+    Watch,
     /// Writes shell completions and manual pages, for packages.
     #[command(hide = true)]
     Generate { directory: std::path::PathBuf },

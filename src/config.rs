@@ -49,6 +49,10 @@ pub struct Config {
     pub gateway: GatewayConfig,
     /// Swap on the boot disk (`openclaw-swap`).
     pub swap: SwapChoice,
+    /// Whether the machine is watched between the runs (`openclaw-watch`).
+    pub is_watched: bool,
+    /// When changed attributes are applied (`openclaw-apply`).
+    pub apply: ApplyChoice,
     /// Echoed in the report (`openclaw-run-id`).
     pub run_id: Option<String>,
 }
@@ -233,6 +237,23 @@ pub enum MetadataAccess {
     Allow,
 }
 
+/// `openclaw-apply`: when changed attributes are applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ApplyChoice {
+    /// By a run, seconds later.
+    Live,
+    /// At the next boot.
+    Boot,
+}
+
+impl ApplyChoice {
+    /// What these attributes, not yet checked, ask for. A run says what is wrong with them.
+    pub fn of(attributes: &BTreeMap<String, String>) -> Self {
+        let value = attributes.get(keys::APPLY).map(|value| value.trim());
+        value.and_then(|value| apply(value).ok()).unwrap_or(Self::Live)
+    }
+}
+
 impl Config {
     /// Checks the attributes. Returns the configuration and warnings (unknown `openclaw-*` keys with the
     /// nearest known name, values that weaken the machine).
@@ -246,6 +267,8 @@ impl Config {
             image: image(&mut attributes),
             gateway: gateway(&mut attributes),
             swap: attributes.get(keys::SWAP, swap).unwrap_or(SwapChoice::Auto),
+            is_watched: attributes.get(keys::WATCH, on_or_off).unwrap_or(true),
+            apply: attributes.get(keys::APPLY, apply).unwrap_or(ApplyChoice::Live),
             run_id: attributes.get(keys::RUN_ID, check::run_id),
         };
         attributes.outcome()?;
@@ -364,6 +387,14 @@ fn disk_choice(value: &str) -> Checked<DiskChoice> {
     if value == "none" { Ok(DiskChoice::BootDisk) } else { check::device_name(value).map(DiskChoice::Named) }
 }
 
+fn on_or_off(value: &str) -> Checked<bool> {
+    check::one_of(value, &[("on", true), ("off", false)])
+}
+
+fn apply(value: &str) -> Checked<ApplyChoice> {
+    check::one_of(value, &[("live", ApplyChoice::Live), ("boot", ApplyChoice::Boot)])
+}
+
 fn container_root(value: &str) -> Checked<ContainerRoot> {
     check::one_of(value, &[("read-only", ContainerRoot::ReadOnly), ("writable", ContainerRoot::Writable)])
 }
@@ -418,6 +449,8 @@ mod tests {
             },
             gateway: GatewayConfig::default(),
             swap: SwapChoice::Auto,
+            is_watched: true,
+            apply: ApplyChoice::Live,
             run_id: None,
         };
         let foreign = [("startup-script", "x"), ("openclaw-init-url", "gs://b/o"), ("ssh-keys", "")];
@@ -443,6 +476,8 @@ mod tests {
             ("openclaw-metadata-access", "allow"),
             ("openclaw-run-id", "run 1"),
             ("openclaw-swap", "2G"),
+            ("openclaw-watch", "off"),
+            ("openclaw-apply", "boot"),
         ])?;
         assert_eq!(config.image.version, Some(VersionChoice::Exact("2026.9.6".into())));
         assert_eq!(config.image.source, ImageSource::Npm);
@@ -457,6 +492,7 @@ mod tests {
         assert_eq!(config.docker.source, DockerSource::Distro);
         assert_eq!(config.gateway.metadata_access, MetadataAccess::Allow);
         assert_eq!(config.swap, SwapChoice::Size(2 << 30));
+        assert_eq!((config.is_watched, config.apply), (false, ApplyChoice::Boot));
         assert_eq!(config.run_id.as_deref(), Some("run 1"));
         assert_eq!(warnings.len(), 2, "the literal token and the open address: {warnings:?}");
         Ok(())
@@ -487,6 +523,8 @@ mod tests {
             ("openclaw-binaries", "gog@latest", &["gog@0.28.0", "\"sha256\""]),
             ("openclaw-apt-packages", "jq;id", &["Debian package"]),
             ("openclaw-swap", "2T", &["auto, off", "such as 2G"]),
+            ("openclaw-watch", "yes", &["on, off"]),
+            ("openclaw-apply", "now", &["live, boot"]),
             ("openclaw-config", "{}", &["not implemented", "remove it"]),
             ("openclaw-secret-KEY", "projects/p/secrets/s/versions/1", &["openclaw-secret-KEY", "not implemented"]),
             ("openclaw-bind", "localhost", &["IP address"]),

@@ -27,7 +27,10 @@ use crate::host::Host;
 use crate::systemd;
 
 /// The engine's unit; it pulls in its socket and containerd.
-const UNIT: &str = "docker.service";
+pub const UNIT: &str = "docker.service";
+
+/// The unit of what runs the engine's containers, where the engine does not start its own.
+pub const CONTAINERD: &str = "containerd.service";
 
 /// How long an engine may take until it first answers: after a power cut it cleans up before.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(90);
@@ -54,14 +57,28 @@ pub async fn ensure(host: &Host, config: &DockerConfig) -> Result<Engine> {
         Some(engine) => engine,
         None => install_and_start(host, config).await?,
     };
+    ensure_containerd(host).await?;
     settings::check(host, &engine).await?;
     forwarding::ensure(host).await?;
     Ok(engine)
 }
 
+/// Whether containers have no network but their own, because the kernel does not forward packets.
+pub async fn is_forwarding_off(host: &Host) -> Result<bool> {
+    forwarding::is_off(host).await
+}
+
 /// Whether the engine answered that there is no such thing.
 pub(crate) fn is_missing(error: &DockerError) -> bool {
     matches!(error, DockerError::DockerResponseServerError { status_code: 404, .. })
+}
+
+/// An engine goes on without its containerd, and then starts no program in a container.
+async fn ensure_containerd(host: &Host) -> Result<()> {
+    if systemd::is_loaded(host, CONTAINERD).await? {
+        systemd::ensure_started(host, CONTAINERD).await?;
+    }
+    Ok(())
 }
 
 async fn install_and_start(host: &Host, config: &DockerConfig) -> Result<Engine> {
@@ -200,7 +217,7 @@ async fn start(host: &Host) -> Result<Engine> {
         Err(error) if code_of(&error) == Code::DockerUnusable => return Err(error),
         Err(error) => error,
     };
-    for unit in [UNIT, "docker.socket", "containerd.service"] {
+    for unit in [UNIT, "docker.socket", CONTAINERD] {
         if systemd::is_masked(host, unit).await? {
             let remedy = format!("If it may run: sudo systemctl unmask {unit}; then run `{RUN_AGAIN}`");
             return Err(error.context(format!("{unit} is masked"))).classify(Code::DockerUnusable, remedy);

@@ -3,6 +3,7 @@
 mod document;
 mod dotenv;
 mod env;
+pub mod live;
 mod logs;
 mod native_backup;
 mod one_off;
@@ -10,6 +11,7 @@ mod openclaw_json;
 mod probe;
 mod readiness;
 pub(crate) mod secrets;
+pub(crate) mod silence;
 mod spec;
 mod start;
 mod swap;
@@ -30,10 +32,11 @@ use crate::host::Host;
 use crate::image::Image;
 use crate::secret::Secret;
 use crate::state::DataDir;
+pub use probe::Health;
 pub use secrets::Secrets;
 
 pub use native_backup::{native_backup, native_backup_file};
-use probe::{Health, Probe};
+use probe::Probe;
 use spec::{Inputs, STOP_SECONDS};
 use swap::{FORMER, KEPT, NEXT};
 

@@ -1,4 +1,4 @@
-//! The program's own place on the machine: the binary and its two units.
+//! The program's own place on the machine: the binary and its units.
 
 pub mod launcher;
 pub mod uninstall;
@@ -12,15 +12,19 @@ use anyhow::{Context, Result, anyhow};
 use crate::account;
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Access, Host, blocking, sync_dir};
-use crate::paths::{BOOT_UNIT, PROGRAM, STOP_UNIT};
+use crate::paths::{BOOT_UNIT, PROGRAM, STOP_UNIT, WATCH_UNIT};
 use crate::systemd;
 
-/// The units and their texts. Every exit status but [`TRY_AGAIN`](crate::error::TRY_AGAIN) is final: a oneshot service
-/// cannot name the one after which it runs again.
-fn units() -> [(&'static str, String); 2] {
+/// The units and their texts: the one list that installing, baking and uninstalling walk. Every exit status but
+/// [`TRY_AGAIN`](crate::error::TRY_AGAIN) is final: a oneshot service cannot name the one after which it runs again.
+fn units() -> [(&'static str, String); 3] {
     let codes: Vec<String> = Code::ALL.iter().map(|code| code.exit_code().to_string()).collect();
     let boot = include_str!("install/openclaw-init.service").replace("@FINAL@", &codes.join(" "));
-    [(BOOT_UNIT, boot), (STOP_UNIT, include_str!("install/openclaw-gateway-stop.service").to_owned())]
+    [
+        (BOOT_UNIT, boot),
+        (STOP_UNIT, include_str!("install/openclaw-gateway-stop.service").to_owned()),
+        (WATCH_UNIT, include_str!("install/openclaw-watch.service").to_owned()),
+    ]
 }
 
 /// Puts the running binary and the units in place and enables them; true when anything changed.
@@ -67,7 +71,7 @@ async fn install_units_offline(host: &Host) -> Result<bool> {
     for (name, text) in units() {
         changed |= host.ensure_file(Path::new(systemd::UNIT_DIR).join(name), text, Access::root(0o644)).await?;
     }
-    let enable = host.command("systemctl").args(["enable", BOOT_UNIT, STOP_UNIT]);
+    let enable = host.command("systemctl").arg("enable").args(units().map(|(name, _)| name));
     enable.env("SYSTEMD_OFFLINE", "1").run().await.context("enabling the units")?;
     Ok(changed)
 }
@@ -99,8 +103,8 @@ async fn package(host: &Host) -> Result<Option<String>> {
 
 /// Stops and removes the units, then the program, unless a package owns that.
 pub async fn remove(host: &Host) -> Result<()> {
-    for unit in [BOOT_UNIT, STOP_UNIT] {
-        systemd::remove_unit(host, unit).await?;
+    for (name, _) in units() {
+        systemd::remove_unit(host, name).await?;
     }
     match package(host).await? {
         Some(package) => host.warn(format!("{PROGRAM} stays: remove its package (apt-get remove {package})")),
@@ -151,9 +155,9 @@ mod tests {
 
     #[test]
     fn the_units_agree_with_this_program() {
-        let [(_, boot), (_, stop)] = units();
+        let [(_, boot), (_, stop), (_, watch)] = units();
         expect_file!["install/golden/openclaw-init.service"].assert_eq(&boot);
-        for (unit, command) in [(&boot, "ExecStart="), (&stop, "ExecStop=")] {
+        for (unit, command) in [(&boot, "ExecStart="), (&stop, "ExecStop="), (&watch, "ExecStart=")] {
             let runs = format!("{command}{PROGRAM} ");
             assert!(unit.lines().any(|line| line.starts_with(&runs)), "{unit}");
         }

@@ -7,7 +7,7 @@
 //! A module imports only from the left; `tests/house.rs` keeps it so:
 //!
 //! ground <- host <- {http, metadata, config, systemd, apt, memory} <- {account, disk, docker, shield, report}
-//! <- state <- image <- gateway <- update <- {backup, install, link} <- bake <- bootstrap <- main
+//! <- state <- image <- gateway <- update <- {backup, install, link, watch} <- bake <- bootstrap <- main
 //!
 //! Ground is error, stage, secret, version, reference, paths, failpoint, lock and text. Inside a folder: facade,
 //! siblings, leaves. The one ambient thing is the task-local [`stage`] to which changes and progress belong.
@@ -43,3 +43,4 @@ pub mod systemd;
 pub mod text;
 pub mod update;
 pub mod version;
+pub mod watch;

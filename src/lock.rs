@@ -3,9 +3,10 @@
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Classify as _, Code};
@@ -22,15 +23,24 @@ impl RunLock {
     /// Fails with [`Code::UnsupportedSystem`] for a user other than root.
     pub async fn acquire(path: &Path) -> Result<Self> {
         require_root()?;
-        let directory = path.parent().context("the lock has no directory")?;
-        make_private(directory).with_context(|| format!("making {}", directory.display()))?;
-        let mut held = vec![take(path).await?];
-        // Version 0.1.0 may be at work in this boot, with a lock of its own.
-        let old = directory.with_file_name("lock");
-        if old.exists() {
-            held.push(take(&old).await?);
+        let mut held = Vec::new();
+        for path in paths(path)? {
+            held.push(take(&path).await?);
         }
         Ok(Self { _held: held })
+    }
+
+    /// Takes the lock at `path`, unless a run is in progress.
+    pub fn try_acquire(path: &Path) -> Result<Option<Self>> {
+        let mut held = Vec::new();
+        for path in paths(path)? {
+            match Flock::lock(open(&path)?, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => held.push(lock),
+                Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+                Err((_, errno)) => return Err(errno).with_context(|| format!("locking {}", path.display())),
+            }
+        }
+        Ok(Some(Self { _held: held }))
     }
 
     /// For tests, whose machine is a directory of their own.
@@ -48,6 +58,14 @@ pub fn require_root() -> Result<()> {
     Err(anyhow!("this user is not root")).classify(Code::UnsupportedSystem, "Run the same command as root, with sudo.")
 }
 
+/// The locks, whose directory is made if need be. Version 0.1.0 may be at work in this boot, with one of its own.
+fn paths(path: &Path) -> Result<Vec<PathBuf>> {
+    let directory = path.parent().context("the lock has no directory")?;
+    make_private(directory).with_context(|| format!("making {}", directory.display()))?;
+    let old = directory.with_file_name("lock");
+    Ok([path.to_owned()].into_iter().chain(old.exists().then_some(old)).collect())
+}
+
 /// Makes a directory that only root can enter, in one that everybody can. Modes are set, not inherited.
 pub(crate) fn make_private(directory: &Path) -> io::Result<()> {
     if let Some(parent) = directory.parent() {
@@ -62,12 +80,17 @@ pub(crate) fn make_private(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Takes one lock, waiting for its holder. Only root can open it from now on.
-async fn take(path: &Path) -> Result<Flock<File>> {
+/// The file of a lock. Only root can open it from now on.
+fn open(path: &Path) -> Result<File> {
     let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path);
     let file = file.with_context(|| format!("opening {}", path.display()))?;
     file.set_permissions(Permissions::from_mode(0o600)).with_context(|| format!("closing {}", path.display()))?;
-    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+    Ok(file)
+}
+
+/// Takes one lock, waiting for its holder.
+async fn take(path: &Path) -> Result<Flock<File>> {
+    let file = match Flock::lock(open(path)?, FlockArg::LockExclusiveNonblock) {
         Ok(held) => return Ok(held),
         Err((file, _)) => file,
     };
@@ -101,11 +124,13 @@ mod tests {
         assert_eq!((mode(&run)?, mode(&private)?, mode(&old)?), (0o755, 0o700, 0o600));
         let again =
             |path: &Path| Flock::lock(File::open(path)?, FlockArg::LockExclusiveNonblock).map_err(|(_, no)| no.into());
+        assert!(RunLock::try_acquire(&private.join("lock"))?.is_none());
         assert!(
             again(&old).map_err(|error: io::Error| error.kind()).is_err_and(|kind| kind == io::ErrorKind::WouldBlock)
         );
         drop(held);
         assert!(again(&old).is_ok() && again(&private.join("lock")).is_ok());
+        assert!(RunLock::try_acquire(&private.join("lock"))?.is_some());
         Ok(())
     }
 }

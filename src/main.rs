@@ -10,15 +10,15 @@ use cli::{Cli, Command, help};
 use nix::sys::stat::{Mode, umask};
 use openclaw_init::backup::restore;
 use openclaw_init::bake::seal;
-use openclaw_init::bootstrap::{self, Trigger};
+use openclaw_init::bootstrap::{self, StopCause, Trigger};
 use openclaw_init::error::{TRY_AGAIN, code_of, one_line};
 use openclaw_init::host::Host;
 use openclaw_init::install::{self, launcher, uninstall};
 use openclaw_init::metadata::Client;
 use openclaw_init::report::follow::{self, RunOutcome};
-use openclaw_init::report::report_failure;
+use openclaw_init::report::{report_failure, stopped};
 use openclaw_init::update::Request;
-use openclaw_init::{backup, bake, failpoint, link, log, shield};
+use openclaw_init::{backup, bake, failpoint, link, log, shield, watch};
 
 fn main() -> ExitCode {
     // Modes are those that the code names, whoever starts the program.
@@ -50,13 +50,14 @@ async fn run(command: Option<Command>) -> ExitCode {
         Some(Command::Seal { force }) => narrated(&host, seal::run(&host, force)).await,
         Some(Command::Backup(options)) => backup(&host, &options).await,
         Some(Command::Restore(options)) => restore(&host, &options).await,
-        Some(Command::Uninstall) => narrated(&host, uninstall::run(&host)).await,
+        Some(Command::Uninstall) => uninstall(&host).await,
         Some(Command::Update { to }) => update(&host, Request::Update { to }).await,
         Some(Command::Rollback { set_newer_state_aside }) => {
             update(&host, Request::Rollback { set_newer_state_aside }).await
         }
         Some(Command::Stop) => stop(&host).await,
         Some(Command::Shield) => shield(&host).await,
+        Some(Command::Watch) => watch(&host).await,
         Some(Command::Generate { directory }) => help::generate(Cli::command(), &directory).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| failed(&error))
@@ -137,12 +138,25 @@ async fn restore(host: &Host, options: &restore::Options) -> anyhow::Result<Exit
 }
 
 async fn stop(host: &Host) -> anyhow::Result<ExitCode> {
-    bootstrap::stop(host, &metadata()?).await?;
+    bootstrap::stop(host, &metadata()?, StopCause::Asked).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn uninstall(host: &Host) -> anyhow::Result<ExitCode> {
+    let code = narrated(host, uninstall::run(host)).await?;
+    if let Err(error) = stopped(host, &metadata()?, "openclaw-init was uninstalled").await {
+        tracing::debug!("reporting the end: {error:#}");
+    }
+    Ok(code)
+}
+
+async fn watch(host: &Host) -> anyhow::Result<ExitCode> {
+    watch::run(host, metadata()?).await?;
     Ok(ExitCode::SUCCESS)
 }
 
 async fn shield(host: &Host) -> anyhow::Result<ExitCode> {
-    shield::guard(host, async || bootstrap::stop(host, &metadata()?).await).await?;
+    shield::guard(host, async || bootstrap::stop(host, &metadata()?, StopCause::Shield).await).await?;
     Ok(ExitCode::SUCCESS)
 }
 

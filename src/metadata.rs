@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::error::{Classify, Code, RUN_AGAIN, one_line};
-use crate::http::{self, Limit, Retry};
+use crate::http::{self, Answer, Limit, Retry};
 use crate::secret::Secret;
 
 pub use request_error::RequestError;
@@ -137,6 +137,29 @@ impl Client {
         Ok(tree::merge(instance, project.unwrap_or_default()))
     }
 
+    /// The attributes of the instance and its project, as they are when another answer than `last` is there, or after
+    /// `wait`. One request, no retry.
+    pub async fn wait_for_attributes(
+        &self,
+        last: Option<&str>,
+        wait: Duration,
+    ) -> Result<(String, BTreeMap<String, String>), RequestError> {
+        let seconds = wait.as_secs();
+        let waiting = last
+            .map(|etag| format!("&wait_for_change=true&timeout_sec={seconds}&last_etag={etag}"))
+            .unwrap_or_default();
+        let request = self.request(Method::GET, &format!("?recursive=true&alt=json{waiting}"));
+        let answer = checked(request, REQUEST_TIMEOUT + wait).await?;
+        let status = answer.status();
+        let etag = answer.headers().get("etag").and_then(|etag| etag.to_str().ok()).unwrap_or("NONE").to_owned();
+        let body = answer.body().await.map_err(RequestError::of_failure)?;
+        if status != StatusCode::OK {
+            return Err(RequestError::of_status(status).doing("waiting for a change of the attributes".to_owned()));
+        }
+        let root: tree::Root = serde_json::from_slice(&body).map_err(|error| RequestError::of_json(&error))?;
+        Ok((etag, tree::merge(root.instance, root.project).attributes))
+    }
+
     /// An access token of the VM's service account, good for some minutes at least; `None` when it has no account.
     pub async fn access_token(&self) -> Result<Option<Secret>> {
         let mut tries = Tries::new(TOKEN_DEADLINE);
@@ -207,8 +230,14 @@ impl Client {
     }
 }
 
-/// One request: its status and whole body, if the answer really is a metadata server's.
+/// One request: its status and whole body.
 async fn send(request: RequestBuilder, time: Duration) -> Result<(StatusCode, Vec<u8>), RequestError> {
+    let answer = checked(request, time).await?;
+    Ok((answer.status(), answer.body().await.map_err(RequestError::of_failure)?))
+}
+
+/// One request: the head of its answer, if that really is a metadata server's.
+async fn checked(request: RequestBuilder, time: Duration) -> Result<Answer, RequestError> {
     let limit = Limit { time, bytes: ANSWER_BYTES };
     let answer = http::send(request, limit).await.map_err(RequestError::of_failure)?;
     let status = answer.status();
@@ -220,7 +249,7 @@ async fn send(request: RequestBuilder, time: Duration) -> Result<(StatusCode, Ve
             anyhow!("an answer ({status}) without the metadata server's flavor header: something else answers there"),
         ));
     }
-    Ok((status, answer.body().await.map_err(RequestError::of_failure)?))
+    Ok(answer)
 }
 
 /// The tries of one reading of the metadata, against one deadline.

@@ -14,6 +14,14 @@ pub const REQUEST: &str = "/run/openclaw-init/private/request.json";
 pub const TRIES: &str = "/run/openclaw-init/private/tries";
 /// The times of the latest requests to the metadata server.
 pub const REQUEST_TIMES: &str = "/run/openclaw-init/private/requests";
+/// Exists when a run of this boot has taken back the result of the boot before.
+pub const RESULT_CLEARED: &str = "/run/openclaw-init/private/result-cleared";
+/// What the watcher knows from the latest run.
+pub const WATCH_ORDERS: &str = "/run/openclaw-init/private/watch.json";
+/// The watcher has seen a gateway that hangs: for the run that it starts.
+pub const HUNG: &str = "/run/openclaw-init/private/gateway-hung";
+/// The gateway was stopped because the shield was not in force, not by an operator.
+pub const STOPPED_BY_SHIELD: &str = "/run/openclaw-init/private/stopped-by-shield";
 /// How long the gateway may take to stop at shutdown, in seconds.
 pub const STOP_GRACE: &str = "/run/openclaw-init/private/stop-grace-seconds";
 
@@ -81,6 +89,8 @@ pub const PROGRAM: &str = "/usr/local/bin/openclaw-init";
 pub const BOOT_UNIT: &str = "openclaw-init.service";
 /// The unit whose stop is the gateway's clean shutdown.
 pub const STOP_UNIT: &str = "openclaw-gateway-stop.service";
+/// The unit that watches the gateway between the runs.
+pub const WATCH_UNIT: &str = "openclaw-watch.service";
 /// What the loader keeps beside the program.
 pub const LOADER_DIR: &str = "/usr/local/lib/openclaw-init";
 /// What cloud-init's user data leaves.

@@ -5,6 +5,7 @@
 
 mod budget;
 pub mod follow;
+mod live;
 mod name;
 mod outside;
 mod progress;
@@ -31,9 +32,10 @@ use crate::stage::{Stage, within};
 use run::{Conclusion, Run, StageState, View};
 use writer::Writer;
 
+pub use live::{LiveReport, Saying, stopped, stopping};
 pub use name::Name;
 pub use outside::report_failure;
-pub use status::{Changes, Detail, InstanceIdentity, RunResult, State, Status, UpdateReport, millis};
+pub use status::{Changes, Detail, InstanceIdentity, RunResult, State, Status, UpdateReport, Words, millis};
 pub use tries::Try;
 
 /// How long the end of a run may wait for its last words to arrive.
@@ -102,6 +104,12 @@ impl Report {
     /// The run id to echo, known after the config stage.
     pub fn run_id(&self, run_id: Option<String>) {
         self.shared.run.send_modify(|run| run.id = run_id);
+    }
+
+    /// Why the watcher started this run.
+    pub fn reason(&self, reason: &str) {
+        tracing::info!("started by the watcher: {reason}");
+        self.shared.run.send_modify(|run| run.reason = Some(reason.to_owned()));
     }
 
     /// The machine's identity, known after the metadata stage: for the status file and for remedies.
@@ -217,16 +225,6 @@ impl Report {
             }
         }
     }
-}
-
-/// Reports that the gateway is being stopped: state and status file, one request, no retry.
-///
-/// For the stop unit, which has little time; the result stays as it is until the next boot deletes it.
-pub async fn stopping(host: &Host, metadata: &Client) -> Result<()> {
-    let Some(mut status) = Status::read(host).await? else { return Ok(()) };
-    status.state = State::Stopping;
-    status.write(host).await?;
-    writer::write_stopping(host, metadata).await
 }
 
 /// The largest resident set of this process, in KiB (`VmHWM`, proc(5)); 0 where the kernel does not say.

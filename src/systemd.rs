@@ -108,6 +108,47 @@ pub async fn property(host: &Host, name: &str, property: &str) -> Result<String>
     query(systemctl(host, &["show", "--value", "--property", property, name]), name).await
 }
 
+/// How a unit is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unit {
+    /// `loaded`, `not-found`, `masked`, …
+    pub load: String,
+    /// `active`, `inactive`, `failed`, `activating`, …
+    pub active: String,
+    /// It is about to be started or stopped.
+    pub has_job: bool,
+}
+
+/// How several units are, in one question.
+pub async fn show<const N: usize>(host: &Host, names: [&str; N]) -> Result<[Unit; N]> {
+    let show = systemctl(host, &["show", "--property=LoadState,ActiveState,Job"]).args(names);
+    let output = show.run().await.with_context(|| format!("asking systemd about {}", names.join(", ")))?;
+    let mut units = output.stdout.split("\n\n").map(Unit::parse);
+    Ok(names.map(|_| units.next().unwrap_or_default()))
+}
+
+impl Unit {
+    fn parse(properties: &str) -> Self {
+        let value = |key: &str| properties.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+        Self {
+            load: value("LoadState=").to_owned(),
+            active: value("ActiveState=").to_owned(),
+            has_job: !matches!(value("Job="), "" | "0"),
+        }
+    }
+
+    /// It is starting, stopping, or waiting for its next try.
+    pub fn is_busy(&self) -> bool {
+        self.has_job || !matches!(self.active.as_str(), "active" | "inactive" | "failed")
+    }
+}
+
+/// Whether the system is on its way down.
+pub async fn is_ending(host: &Host) -> bool {
+    let running = query(systemctl(host, &["is-system-running"]).answers(&[1]), "the system").await;
+    running.is_ok_and(|running| running == "stopping")
+}
+
 /// Whether systemd has read the unit's file.
 pub async fn is_loaded(host: &Host, name: &str) -> Result<bool> {
     Ok(property(host, name, "LoadState").await? == "loaded")

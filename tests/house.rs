@@ -20,7 +20,7 @@ const FLOORS: &[&[&str]] = &[
     &["image"],
     &["gateway"],
     &["update"],
-    &["backup", "install", "link"],
+    &["backup", "install", "link", "watch"],
     &["bake"],
     &["bootstrap"],
     &["cli"],

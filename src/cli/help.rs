@@ -126,7 +126,7 @@ Examples:
   sudo openclaw-init stop
   sudo openclaw-init boot              starts it again
 
-Outcome: the gateway's exit code here, and the guest attribute openclaw/state is stopping.";
+Outcome: the gateway's exit code here, and the guest attribute openclaw/state is stopped.";
 
 /// `install`.
 pub(crate) const INSTALL: &str = "\

@@ -32,6 +32,8 @@ keys! {
     SWAP = "openclaw-swap";
     METADATA_ACCESS = "openclaw-metadata-access";
     CONTAINER_ROOT = "openclaw-container-root";
+    WATCH = "openclaw-watch";
+    APPLY = "openclaw-apply";
     RUN_ID = "openclaw-run-id";
 }
 
@@ -50,6 +52,19 @@ const LOADER_PREFIX: &str = "openclaw-init-";
 
 /// A word that differs in at most this many letters is taken for a slip.
 const SLIP_CHARS: usize = 2;
+
+/// What a run at work does not change under a gateway: disk, engine, swap and the packages of the image.
+const AT_BOOT_PREFIXES: &[&str] = &[DATA_DISK, DOCKER, SWAP, "openclaw-apt-"];
+
+/// Whether a run reads the attribute.
+pub(crate) fn is_ours(key: &str) -> bool {
+    key.starts_with("openclaw-") && !key.starts_with(LOADER_PREFIX)
+}
+
+/// Whether another value waits for the next boot.
+pub(crate) fn is_for_boot(key: &str) -> bool {
+    AT_BOOT_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
+}
 
 /// Whether the attribute is documented and this version has no code for it.
 pub(super) fn is_not_implemented(key: &str) -> bool {

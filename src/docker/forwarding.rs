@@ -10,11 +10,16 @@ use crate::paths::SYSCTL;
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
+/// Whether the kernel does not forward packets.
+pub(super) async fn is_off(host: &Host) -> Result<bool> {
+    Ok(host.read(IP_FORWARD).await?.is_some_and(|value| value.starts_with(b"0")))
+}
+
 /// A file of ours that is read after Google's keeps it on; where it is off, it is switched on.
 pub(super) async fn ensure(host: &Host) -> Result<()> {
     host.ensure_dir("/etc/sysctl.d", Access::root(0o755)).await?;
     host.ensure_file(SYSCTL, "# Written by openclaw-init.\nnet.ipv4.ip_forward = 1\n", Access::root(0o644)).await?;
-    if host.read(IP_FORWARD).await?.is_some_and(|value| value.starts_with(b"0")) {
+    if is_off(host).await? {
         let load = host.command("sysctl").args(["--quiet", "--load", SYSCTL]).run().await;
         load.context("switching the forwarding of packets on")?;
         host.changed("switched the forwarding of packets on");

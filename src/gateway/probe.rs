@@ -27,7 +27,7 @@ const STARTING: &str = "startup-sidecars";
 
 /// How the gateway is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Health {
+pub enum Health {
     /// It does not answer, or not as a gateway.
     Silent,
     /// It starts, and waits for this.

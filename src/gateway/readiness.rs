@@ -12,12 +12,13 @@ use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 
 use super::probe::{Health, Probe};
+use super::silence::{Silence, cpu_time};
 use super::{Gateway, NAME, STOP_SECONDS, Secrets, inspect, logs, stop_container};
 use crate::docker::Engine;
 use crate::error::{Code, Diagnosis, RUN_AGAIN};
 use crate::image::Image;
 use crate::memory::{self, LARGER_MACHINE};
-use crate::paths::STATE_ALIAS;
+use crate::paths::{HUNG, STATE_ALIAS};
 use crate::report::Ready;
 
 /// Upstream's own budget for a start; a check of the databases on a cold disk alone took 45 s (openclaw issue 150762).
@@ -30,6 +31,9 @@ const UNHEALTHY_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The same for a gateway that has been up for longer than [`STARTUP_DEADLINE`]: a moment's overload passes.
 const OVERLOAD_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What is left to end for a gateway that hangs, in seconds.
+const HUNG_SECONDS: i32 = 30;
 
 /// A gateway that has been up for longer is not starting.
 const STARTUP_DEADLINE: Duration = Duration::from_secs(120);
@@ -49,7 +53,7 @@ impl Gateway<'_> {
     ///
     /// A gateway that runs but whose checks keep failing is returned as degraded. [`Code::GatewayRefused`] and
     /// [`Code::OutOfMemory`]: the container was stopped. [`Code::GatewayNotReady`]: anything else. The error has the
-    /// last lines of its log, without secrets.
+    /// last lines of its log, without secrets. A gateway that hangs is restarted, once.
     pub async fn wait_ready(&self, image: &Image, secrets: &Secrets) -> Result<Ready> {
         let probe = Probe::new(self.config, &secrets.token)?;
         let mut wait = Wait::begin(self).await;
@@ -59,6 +63,11 @@ impl Gateway<'_> {
                 return Err(self.give_up(secrets, failure).await);
             }
             let health = if is_up(&state) { probe.ask().await } else { Health::Silent };
+            if wait.is_hung(&state, &health).await {
+                self.restart_hung().await?;
+                wait = Wait::after_restart(self).await;
+                continue;
+            }
             let note = match wait.judge(health, image) {
                 ControlFlow::Break(ready) => return Ok(ready),
                 ControlFlow::Continue(note) => note,
@@ -69,6 +78,14 @@ impl Gateway<'_> {
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
+    }
+
+    async fn restart_hung(&self) -> Result<()> {
+        self.host.progress("restarting the gateway, which hangs");
+        stop_container(self.engine, HUNG_SECONDS).await?;
+        self.start().await?;
+        self.host.changed(format!("restarted container {NAME}, which hung"));
+        Ok(())
     }
 
     /// The error for the operator. What will not heal is stopped, or the engine would start it for ever.
@@ -94,12 +111,42 @@ struct Wait<'a> {
     /// How often the engine had restarted the container when it was first seen up.
     restarts: Option<i64>,
     unhealthy_since: Option<Instant>,
+    silence: Silence,
+    /// The watcher has seen that it hangs.
+    is_known_to_hang: bool,
+    is_restarted: bool,
 }
 
 impl<'a> Wait<'a> {
     async fn begin(gateway: &'a Gateway<'a>) -> Self {
         let (begun, since, kills) = (Instant::now(), Timestamp::now(), memory::kills(gateway.host).await);
-        Self { gateway, begun, since, kills, restarts: None, unhealthy_since: None }
+        let is_known_to_hang = tokio::fs::remove_file(gateway.host.path(HUNG)).await.is_ok();
+        Self {
+            gateway,
+            begun,
+            since,
+            kills,
+            restarts: None,
+            unhealthy_since: None,
+            silence: Silence::default(),
+            is_known_to_hang,
+            is_restarted: false,
+        }
+    }
+
+    async fn after_restart(gateway: &'a Gateway<'a>) -> Self {
+        Self { is_restarted: true, ..Self::begin(gateway).await }
+    }
+
+    /// Whether the gateway hangs, and a restart is left.
+    async fn is_hung(&mut self, state: &ContainerState, health: &Health) -> bool {
+        let (now, is_silent) = (self.begun.elapsed(), *health == Health::Silent);
+        let cpu = if is_silent { cpu_time(self.gateway.host, state.pid.unwrap_or_default()).await } else { None };
+        self.silence.note(now, is_silent, cpu);
+        let started: Option<Timestamp> = state.started_at.as_ref().and_then(|at| at.parse().ok());
+        let up = started.and_then(|at| Timestamp::now().duration_since(at).try_into().ok());
+        let is_known = is_silent && std::mem::take(&mut self.is_known_to_hang);
+        is_up(state) && !self.is_restarted && (is_known || self.silence.is_hung(now, up))
     }
 
     /// How the container is, and why waiting for it is of no use, if so. Its exits are asked for only when it is not up

@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::install;
 use crate::host::{Host, blocking, remove_if_exists};
 use crate::metadata::Client;
-use crate::paths::{BOOT_UNIT, SHIELD_UNIT, TRIES};
+use crate::paths::{BOOT_UNIT, SHIELD_UNIT, TRIES, WATCH_UNIT};
 use crate::report::follow::{self, RunOutcome, UnitState};
 use crate::report::report_failure;
 use crate::systemd;
@@ -32,11 +32,14 @@ pub async fn run(host: &Host, metadata: &Client) -> Result<RunOutcome> {
         follow::wait(host).await?;
     }
     if installed {
-        // The part that is resident runs with this program, too. Where it cannot, the run says so.
-        if let Err(error) = systemd::restart_if_active(host, SHIELD_UNIT).await {
-            tracing::debug!("{error:#}");
+        // The parts that are resident run with this program, too. Where the shield cannot, the run says so.
+        for unit in [SHIELD_UNIT, WATCH_UNIT] {
+            if let Err(error) = systemd::restart_if_active(host, unit).await {
+                tracing::debug!("{error:#}");
+            }
         }
     }
+    systemd::start_without_waiting(host, WATCH_UNIT).await?;
     // Same program, same boot: follow the run that is in progress or done.
     let has_ended = before == UnitState::Idle && follow::last(host).await?.has_result();
     if installed || before == UnitState::Failed || before == UnitState::Idle && !has_ended {

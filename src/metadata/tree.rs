@@ -7,6 +7,14 @@ use serde::Deserialize;
 use super::Disk;
 use crate::secret::Secret;
 
+/// All of it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Root {
+    pub(super) instance: Instance,
+    #[serde(default)]
+    pub(super) project: Project,
+}
+
 /// `instance/`. Only the id is indispensable: it is what makes this machine this machine.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -101,6 +101,9 @@ impl RunOutcome {
 
     /// 0 when the gateway is ready, else the code of the failure.
     pub fn exit_code(&self) -> ExitCode {
+        if self.status.as_ref().is_some_and(Status::is_down) {
+            return Code::GatewayNotReady.exit_code().into();
+        }
         let result = self.status.as_ref().and_then(|status| status.result.as_ref()?.known());
         match result {
             Some(RunResult::Ready) => ExitCode::SUCCESS,
@@ -134,6 +137,7 @@ impl fmt::Display for RunOutcome {
             return write!(out, "openclaw-init has not run in this boot. Start it with: {RUN_AGAIN}");
         };
         match &status.result {
+            Some(_) if status.at_end.is_some() => write!(out, "state={}", status.state.name())?,
             Some(result) => write!(out, "result={result}")?,
             None => out.write_str(&display_progress(status))?,
         }
@@ -141,6 +145,9 @@ impl fmt::Display for RunOutcome {
             write!(out, " version={version}")?;
         }
         write!(out, " changes={} boot-id={}", status.changes.count, status.boot_id)?;
+        if let Some(reason) = &status.reason {
+            write!(out, "\nThe watcher started this run: {reason}")?;
+        }
         if let Some(message) = &status.detail.message {
             write!(out, "\n{message}")?;
         }

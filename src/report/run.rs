@@ -36,6 +36,7 @@ pub(super) struct Run {
     pub(super) boot_id: String,
     /// The operator's name for it.
     pub(super) id: Option<String>,
+    pub(super) reason: Option<String>,
     pub(super) instance: Option<InstanceIdentity>,
     pub(super) stages: BTreeMap<Stage, StageState>,
     pub(super) conclusion: Option<Conclusion>,
@@ -115,6 +116,8 @@ impl Run {
             result,
             version,
             detail: self.detail(ledger),
+            reason: self.reason.clone(),
+            at_end: None,
             changes: changes(ledger),
             instance: self.instance.clone(),
             update: self.update.clone(),

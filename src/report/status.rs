@@ -48,6 +48,8 @@ pub enum State {
     Failed,
     /// The gateway is being stopped.
     Stopping,
+    /// The gateway does not run because somebody stopped it.
+    Stopped,
 }
 
 impl State {
@@ -63,6 +65,7 @@ impl State {
             Self::Degraded => "degraded",
             Self::Failed => "failed",
             Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
         }
     }
 }
@@ -113,6 +116,12 @@ pub struct Status {
     pub version: Option<String>,
     /// The rest, for people.
     pub detail: Detail,
+    /// Why the watcher started this run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What the run itself said at its end, where `state` and `detail` say what happened since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_end: Option<Words>,
     /// What this run changed.
     pub changes: Changes,
     /// The machine, once its metadata is read.
@@ -124,6 +133,15 @@ pub struct Status {
     pub peak_memory_kib: u64,
     /// The guest attributes have all of this, or are disabled.
     pub reported: bool,
+}
+
+/// How the gateway is, as the guest attributes say it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Words {
+    /// In one word.
+    pub state: State,
+    /// The rest.
+    pub detail: Detail,
 }
 
 /// The guest attribute `detail`.
@@ -205,7 +223,28 @@ impl Status {
 
     /// Whether the run is over.
     pub fn is_final(&self) -> bool {
-        matches!(self.state, State::Ready | State::Degraded | State::Failed)
+        matches!(self.state, State::Ready | State::Degraded | State::Failed | State::Stopped)
+    }
+
+    /// What it says of the gateway now.
+    pub fn words(&self) -> Words {
+        Words { state: self.state, detail: Detail { updated: String::new(), ..self.detail.clone() } }
+    }
+
+    /// What the run said at its end.
+    pub fn words_of_the_run(&self) -> Words {
+        self.at_end.clone().unwrap_or_else(|| self.words())
+    }
+
+    /// Says something else of the gateway from now on, and remembers what the run said.
+    pub(super) fn say(&mut self, words: Words) {
+        self.at_end = Some(self.words_of_the_run());
+        (self.state, self.detail) = (words.state, words.detail);
+    }
+
+    /// Whether the gateway, by what is said now, does not do what it did at the end of the run.
+    pub(super) fn is_down(&self) -> bool {
+        matches!(self.state, State::Stopping | State::Stopped) || self.at_end.is_some() && self.state == State::Failed
     }
 
     /// Whether a waiter that has read `other` learns nothing from this one.
@@ -228,6 +267,13 @@ impl Status {
             "result" => self.result.as_ref().map(ToString::to_string),
             _ => None,
         }
+    }
+
+    /// The same without the time in it: to know whether it is news.
+    pub(super) fn words_as(&self, key: &str) -> Option<String> {
+        let mut status = self.clone();
+        status.detail.updated.clear();
+        status.attribute(key)
     }
 
     /// The same status, with the time in its detail.

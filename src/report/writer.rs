@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::Result;
 use tokio::time::Instant;
 
 use super::budget::{Budget, Urgency};
 use super::run::View;
-use super::status::{State, Status};
+use super::status::{RunResult, Status};
 use crate::error::one_line;
 use crate::host::Host;
 use crate::http::Retry;
 use crate::metadata::{Client, RequestError, WriteOutcome};
+use crate::paths::RESULT_CLEARED;
 
 pub(super) const NAMESPACE: &str = "openclaw";
 
@@ -62,14 +62,14 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(host: Host, client: Client, view: View) -> Self {
-        let budget = Budget::new(&host);
+        let (budget, cleared) = (Budget::new(&host), host.path(RESULT_CLEARED).exists());
         Self {
             host,
             client,
             budget,
             view,
             sent: BTreeMap::new(),
-            cleared: false,
+            cleared,
             no_delete: false,
             failures: 0,
             not_before: None,
@@ -107,12 +107,14 @@ impl Writer {
     }
 
     fn next(&self, status: &Status) -> Option<Step> {
-        // A result of this same boot may stand until its successor replaces it, one of an earlier boot may not.
-        if !self.cleared && (status.result.is_none() || !self.view.continues_the_boot(status)) {
+        // A result of this same boot stands until its successor replaces it, one of an earlier boot may not.
+        if !self.cleared {
             return Some(if self.no_delete { Step::Put("result", PENDING.to_owned()) } else { Step::Clear });
         }
         let keys = if status.is_final() { AT_END } else { IN_PROGRESS };
-        keys.iter().find_map(|key| {
+        // Who waits for a boot learns nothing from a repair that failed weeks later; `state` says it.
+        let is_repair = status.reason.is_some() && status.result != Some(RunResult::Ready.into());
+        keys.iter().filter(|key| !is_repair || **key != "result").find_map(|key| {
             let value = status.attribute(key)?;
             (self.sent.get(key) != Some(&value)).then_some(Step::Put(key, value))
         })
@@ -169,7 +171,11 @@ impl Writer {
 
     /// The server has, or will never have, what the step asks for.
     fn remember(&mut self, step: &Step) {
-        self.cleared |= matches!(step, Step::Clear | Step::Put("result", _));
+        if !self.cleared && matches!(step, Step::Clear | Step::Put("result", _)) {
+            self.cleared = true;
+            // Without the note the next run clears again.
+            drop(std::fs::write(self.host.path(RESULT_CLEARED), ""));
+        }
         if let Step::Put(key, value) = step {
             self.sent.insert(key, value.clone());
         }
@@ -218,14 +224,6 @@ impl Writer {
             changed = self.view.run.changed() => changed.is_ok(),
         }
     }
-}
-
-/// Sets `state` once, if the budget has room for it.
-pub(super) async fn write_stopping(host: &Host, client: &Client) -> Result<()> {
-    if Budget::new(host).take(Urgency::Due).await?.is_zero() {
-        client.put_guest_attribute(NAMESPACE, "state", State::Stopping.name()).await?;
-    }
-    Ok(())
 }
 
 fn urgency(step: &Step, ending: bool) -> Urgency {

@@ -17,6 +17,11 @@ use crate::version::VersionChoice;
 pub enum Request {
     /// Another run, as at every boot.
     Boot,
+    /// The same; the watcher has seen why.
+    Repair {
+        /// For the report.
+        reason: String,
+    },
     /// Another version, with a way back.
     Update {
         /// The version; `None`: what the attributes ask for, else the program's default.
@@ -37,9 +42,23 @@ impl Request {
         serde_json::from_slice(&bytes).map(Some).with_context(|| format!("reading the request {REQUEST}"))
     }
 
+    /// Leaves it for the next run, unless one is in progress or something else waits for it; true when it was left.
+    pub(crate) async fn leave_if_idle(&self, host: &Host) -> Result<bool> {
+        let Some(_lock) = RunLock::try_acquire(&host.path(LOCK))? else { return Ok(false) };
+        let is_idle = host.read(REQUEST).await?.is_none();
+        if is_idle {
+            self.write(host).await?;
+        }
+        Ok(is_idle)
+    }
+
     /// Leaves it for the next run, after the run in progress has ended.
     pub(crate) async fn leave(&self, host: &Host) -> Result<()> {
         let _lock = RunLock::acquire(&host.path(LOCK)).await?;
+        self.write(host).await
+    }
+
+    async fn write(&self, host: &Host) -> Result<()> {
         let bytes = serde_json::to_vec(self).context("writing the request as JSON")?;
         host.ensure_file(REQUEST, bytes, Access::root(0o600)).await.map(drop)
     }

@@ -31,7 +31,7 @@ pub(super) fn decide_target(request: Option<&Request>, config: &ImageConfig, rec
         Some(Request::Rollback { set_newer_state_aside }) => {
             Some(Target::Rollback { set_newer_state_aside: *set_newer_state_aside })
         }
-        Some(Request::Boot) | None => {
+        Some(Request::Boot | Request::Repair { .. }) | None => {
             let choice = config.choice()?;
             let is_new = record.owner.version().is_some() && record.choice.as_ref() != Some(&choice);
             (is_new && !record.satisfies(config)).then_some(Target::Update { to: None, choice: Some(choice) })

@@ -111,3 +111,30 @@ async fn guest_attributes_are_one_checked_request_each() {
     client.put_guest_attribute("openclaw", "state", "x").await.unwrap_err();
     assert_eq!(server.requests().len(), 6);
 }
+
+/// One request waits for a change of an attribute, wherever it is set, and for nothing else.
+#[tokio::test]
+async fn a_change_of_an_attribute_ends_the_wait() {
+    let (server, client) = machine(&[]).await;
+    let (etag, attributes) = client.wait_for_attributes(None, DEADLINE).await.unwrap();
+    assert_eq!((attributes["openclaw-port"].as_str(), attributes["openclaw-bind"].as_str()), ("1", "::1"));
+
+    let begun = Instant::now();
+    server.set_attribute(Level::Instance, "enable-guest-attributes", "TRUE").unwrap();
+    let (etag, _) = client.wait_for_attributes(Some(&etag), DEADLINE).await.unwrap();
+    let (waiting, change) = tokio::join!(client.wait_for_attributes(Some(&etag), Duration::from_secs(2)), async {
+        client.put_guest_attribute("openclaw", "state", "ready").await.unwrap();
+    });
+    assert_eq!((waiting.unwrap().0, change), (etag.clone(), ()), "our own report is no change");
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+
+    let (waiting, ()) = tokio::join!(client.wait_for_attributes(Some(&etag), DEADLINE), async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        server.set_attribute(Level::Project, "openclaw-bind", "127.0.0.1").unwrap();
+    });
+    assert_eq!(waiting.unwrap().1["openclaw-bind"], "127.0.0.1");
+    assert!(begun.elapsed() < DEADLINE, "{:?}", begun.elapsed());
+
+    server.fault("truncate=10,times=1".parse().unwrap());
+    client.wait_for_attributes(None, DEADLINE).await.unwrap_err();
+}

@@ -25,6 +25,7 @@ mod rig;
 mod sources;
 mod updates;
 mod vm_bench;
+mod watch;
 
 use anyhow::Result;
 
@@ -48,6 +49,7 @@ pub(crate) const GATE: &[Scenario] = &[
     ("cloud-init", cloud_init::boots_and_other_carriers),
     ("loader", loader::script_with_every_turn_of_the_loader),
     ("readme", readme::loader_way_from_top_to_bottom),
+    ("watch", watch::what_happens_between_boots),
     ("update-real", updates::real_versions_there_and_back),
     ("data-disk", disks::data_disk_outlives_its_machine),
     ("moving-in", moving::state_moves_to_a_data_disk),
@@ -69,6 +71,7 @@ pub(crate) const GATE: &[Scenario] = &[
 
 /// What takes too long for every day: `--long`.
 pub(crate) const LONG: &[Scenario] = &[
+    ("watch-hung", watch::a_gateway_that_hangs_is_restarted),
     ("sweep-first-boot", cuts::all_of_a_first_boot),
     ("sweep-update", cuts::all_of_an_update),
     ("sweep-rollback", cuts::all_of_a_rollback),

@@ -6,7 +6,7 @@ use super::rig::Rig;
 use crate::host;
 
 /// The most memory that a run may ever need, in KiB.
-const PEAK_MEMORY_KIB: u64 = 20 * 1024;
+pub(super) const PEAK_MEMORY_KIB: u64 = 20 * 1024;
 
 pub(super) fn is_ready(rig: &Rig) -> Result<()> {
     let attributes = rig.guest_attributes()?;
@@ -27,7 +27,7 @@ pub(super) fn needs_little_memory(rig: &Rig) -> Result<()> {
 }
 
 pub(super) fn units_are_valid(rig: &Rig) -> Result<()> {
-    let units = "openclaw-init.service openclaw-gateway-stop.service";
+    let units = "openclaw-init.service openclaw-gateway-stop.service openclaw-watch.service";
     let said = rig.shell(&format!("systemd-analyze verify {units} 2>&1 | grep openclaw || true"))?;
     ensure!(said.is_empty(), "systemd-analyze verify says {said}");
     rig.shell(&format!("systemctl is-enabled {units}")).map(|_| ())

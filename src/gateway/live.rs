@@ -1,0 +1,108 @@
+//! The gateway as it is seen between two runs: one look, which changes nothing.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Result;
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum as Status};
+use jiff::Timestamp;
+
+use super::dotenv::{EnvFile, FILE, TOKEN_VARIABLE};
+use super::probe::{Health, Probe};
+use super::silence::cpu_time;
+use super::{NAME, inspect};
+use crate::config::GatewayConfig;
+use crate::docker::Engine;
+use crate::host::{Host, untrusted};
+use crate::secret::Secret;
+use crate::state::DataDir;
+
+/// How the container is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Container {
+    /// There is none.
+    Missing,
+    /// It does not run, and the engine would have started it again had nobody stopped it.
+    Stopped,
+    /// The engine could not start it, in its own words.
+    Broken(String),
+    /// It runs without its endpoint: nothing reaches it.
+    CutOff,
+    /// It runs, or the engine starts it again.
+    Alive {
+        /// For how long.
+        up: Option<Duration>,
+        /// The time that processors have worked for it.
+        cpu: Option<Duration>,
+    },
+}
+
+/// How the container is now.
+pub async fn container(host: &Host, engine: &Engine) -> Result<Container> {
+    let Some(found) = inspect(engine, NAME).await? else { return Ok(Container::Missing) };
+    Ok(match judge(&found) {
+        Container::Alive { up, .. } => {
+            let process = found.state.and_then(|state| state.pid).unwrap_or_default();
+            Container::Alive { up, cpu: cpu_time(host, process).await }
+        }
+        container => container,
+    })
+}
+
+fn judge(found: &ContainerInspectResponse) -> Container {
+    let state = found.state.clone().unwrap_or_default();
+    let has_endpoint = found.network_settings.as_ref().and_then(|network| network.ports.as_ref());
+    match state.status.unwrap_or(Status::EMPTY) {
+        Status::RUNNING if has_endpoint.is_some_and(HashMap::is_empty) => Container::CutOff,
+        Status::RUNNING | Status::RESTARTING => {
+            let started: Option<Timestamp> = state.started_at.and_then(|at| at.parse().ok());
+            let up = started.map(|at| Timestamp::now().duration_since(at));
+            Container::Alive { up: up.and_then(|up| up.try_into().ok()), cpu: None }
+        }
+        Status::DEAD => Container::Broken("it is dead".to_owned()),
+        // Only an engine that could not start it notes an error.
+        _ => match state.error.filter(|error| !error.is_empty()) {
+            Some(error) => Container::Broken(error),
+            None => Container::Stopped,
+        },
+    }
+}
+
+/// What the gateway answers, with the token that is in its state.
+pub async fn health(host: &Host, data: &DataDir, config: &GatewayConfig) -> Result<Health> {
+    let text = untrusted::read(host, &data.state, FILE).await.ok().flatten().unwrap_or_default();
+    let token = EnvFile::parse(&text).get(TOKEN_VARIABLE).unwrap_or_else(|| Secret::new(""));
+    Ok(Probe::new(config, &token)?.ask().await)
+}
+
+#[cfg(test)]
+mod tests {
+    use bollard::models::{ContainerState, NetworkSettings};
+
+    use super::*;
+
+    #[test]
+    fn a_container_that_somebody_stopped_is_told_from_one_that_cannot_start() {
+        let found = |status, error: &str, ports: usize| ContainerInspectResponse {
+            state: Some(ContainerState { status: Some(status), error: Some(error.to_owned()), ..Default::default() }),
+            network_settings: Some(NetworkSettings {
+                ports: Some((0..ports).map(|port| (port.to_string(), None)).collect()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let alive = Container::Alive { up: None, cpu: None };
+        for (status, error, ports, expected) in [
+            (Status::RUNNING, "", 1, alive.clone()),
+            (Status::RUNNING, "", 0, Container::CutOff),
+            (Status::RESTARTING, "", 0, alive),
+            (Status::EXITED, "", 0, Container::Stopped),
+            (Status::PAUSED, "", 1, Container::Stopped),
+            (Status::EXITED, "port is taken", 0, Container::Broken("port is taken".to_owned())),
+            (Status::CREATED, "mount failed", 0, Container::Broken("mount failed".to_owned())),
+            (Status::DEAD, "", 0, Container::Broken("it is dead".to_owned())),
+        ] {
+            assert_eq!(judge(&found(status, error, ports)), expected, "{status:?} {error:?}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! What is said between two runs: state and detail follow the gateway, the result stays that of the boot.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::budget::{Budget, Urgency};
+use super::status::{Detail, State, Status, Words};
+use super::write_status;
+use super::writer::NAMESPACE;
+use crate::host::Host;
+use crate::lock::RunLock;
+use crate::metadata::{Client, WriteOutcome};
+use crate::paths::LOCK;
+use crate::text::seconds;
+
+/// What follows the gateway, the most important first; who reads `state` finds its detail. `result` is not among them.
+const KEYS: &[&str] = &["detail", "state", "version", "run-id", "boot-id"];
+
+/// How often the time of the last good look is told.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(600);
+
+/// The pause after a failed request, doubled each time.
+const FIRST_BACKOFF: Duration = Duration::from_secs(5);
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// What has happened to the gateway since the run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saying {
+    /// In one word.
+    pub state: State,
+    /// What, since when, and what to do.
+    pub message: String,
+}
+
+/// Keeps state and detail equal to what is known of the gateway while no run is at work.
+#[derive(Debug)]
+pub struct LiveReport {
+    host: Host,
+    client: Client,
+    budget: Budget,
+    /// The run after which it was written.
+    run: Option<SystemTime>,
+    /// What the server holds, as far as this process wrote it.
+    sent: BTreeMap<&'static str, String>,
+    heartbeat: Option<Instant>,
+    failures: u32,
+    is_disabled: bool,
+}
+
+impl LiveReport {
+    /// A report that has written nothing yet.
+    pub fn new(host: &Host, client: Client) -> Self {
+        let budget = Budget::new(host);
+        Self {
+            host: host.clone(),
+            client,
+            budget,
+            run: None,
+            sent: BTreeMap::new(),
+            heartbeat: None,
+            failures: 0,
+            is_disabled: false,
+        }
+    }
+
+    /// Says it, or without `saying` what the latest `run` said at its end, unless one is at work. Returns after how
+    /// long another call can bring out what the server does not hold yet.
+    pub async fn tell(&mut self, saying: Option<&Saying>, run: Option<SystemTime>) -> Result<Option<Duration>> {
+        if self.run != run {
+            // It has written, too.
+            self.sent.clear();
+            self.run = run;
+        }
+        let Some(status) = self.note(saying).await? else { return Ok(None) };
+        let is_told = status.at_end.is_none() && status.reported;
+        if is_told {
+            self.sent = KEYS.iter().filter_map(|key| Some((*key, status.words_as(key)?))).collect();
+        } else if let Some(pause) = self.deliver(&status).await {
+            return Ok(Some(pause));
+        } else if saying.is_none() {
+            self.settle().await?;
+        }
+        Ok(self.beat().await)
+    }
+
+    /// The status file with it. Nothing while a run is at work, or when none has ended yet.
+    async fn note(&self, saying: Option<&Saying>) -> Result<Option<Status>> {
+        let Some(_lock) = RunLock::try_acquire(&self.host.path(LOCK))? else { return Ok(None) };
+        let Some(mut status) = Status::read(&self.host).await?.filter(|status| status.result.is_some()) else {
+            return Ok(None);
+        };
+        let words = with(status.words_of_the_run(), saying);
+        if status.words() != words {
+            tracing::info!("state={}: {}", words.state.name(), words.detail.message.as_deref().unwrap_or("as before"));
+            status.say(words);
+            write_status(&self.host, &status).await;
+        }
+        Ok(Some(status))
+    }
+
+    /// The server holds what the run said: there is nothing to remember any more.
+    async fn settle(&self) -> Result<()> {
+        let Some(_lock) = RunLock::try_acquire(&self.host.path(LOCK))? else { return Ok(()) };
+        if let Some(mut status) = Status::read(&self.host).await?
+            && status.at_end.take().is_some_and(|words| words == status.words())
+        {
+            write_status(&self.host, &status).await;
+        }
+        Ok(())
+    }
+
+    /// Brings out what the server does not hold. Returns when to go on, `None` when all is done.
+    async fn deliver(&mut self, status: &Status) -> Option<Duration> {
+        let stamped = status.stamped();
+        for key in KEYS {
+            let (Some(value), Some(stamped)) = (status.words_as(key), stamped.attribute(key)) else { continue };
+            if self.sent.get(key) != Some(&value) {
+                if let Some(pause) = self.put(key, &stamped, Urgency::Due).await {
+                    return Some(pause);
+                }
+                self.sent.insert(key, value);
+            }
+        }
+        None
+    }
+
+    /// Says that the gateway was looked at, now and then.
+    async fn beat(&mut self) -> Option<Duration> {
+        if self.heartbeat.is_some_and(|last| last.elapsed() < HEARTBEAT_INTERVAL) {
+            return None;
+        }
+        let pause = self.put("heartbeat", &seconds(Timestamp::now()), Urgency::Routine).await;
+        if pause.is_none() {
+            self.heartbeat = Some(Instant::now());
+        }
+        pause
+    }
+
+    /// Sets one attribute. Returns when to try again, `None` when it is set or never can be.
+    async fn put(&mut self, key: &str, value: &str, urgency: Urgency) -> Option<Duration> {
+        if self.is_disabled {
+            return None;
+        }
+        let wait = self.budget.take(urgency).await.unwrap_or_else(|error| {
+            tracing::debug!("{error:#}");
+            Duration::ZERO
+        });
+        if !wait.is_zero() {
+            return Some(wait);
+        }
+        match self.client.put_guest_attribute(NAMESPACE, key, value).await {
+            Ok(outcome) => {
+                (self.failures, self.is_disabled) = (0, outcome != WriteOutcome::Done);
+                None
+            }
+            Err(error) => {
+                tracing::debug!("guest attributes: {error:#}");
+                let pause = FIRST_BACKOFF.saturating_mul(1 << self.failures.min(4)).min(MAX_BACKOFF);
+                self.failures += 1;
+                Some(pause)
+            }
+        }
+    }
+}
+
+/// The run's words with what happened since: its own message stays behind.
+fn with(run: Words, saying: Option<&Saying>) -> Words {
+    let Some(Saying { state, message }) = saying else { return run };
+    let messages: Vec<&str> = [message.as_str()].into_iter().chain(run.detail.message.as_deref()).collect();
+    let message = Some(messages.join("; "));
+    Words { state: *state, detail: Detail { stage: None, message, ..run.detail } }
+}
+
+/// Reports that the gateway is being stopped: state and status file, one request, no retry.
+///
+/// For the stop unit, which has little time; the result stays as it is until the next boot deletes it.
+pub async fn stopping(host: &Host, metadata: &Client) -> Result<()> {
+    now(host, metadata, Urgency::Due, |run| Words { state: State::Stopping, ..run }).await
+}
+
+/// The same for a gateway that somebody has stopped.
+pub async fn stopped(host: &Host, metadata: &Client, message: &str) -> Result<()> {
+    let saying = Saying { state: State::Stopped, message: message.to_owned() };
+    now(host, metadata, Urgency::Last, |run| with(run, Some(&saying))).await
+}
+
+async fn now(host: &Host, metadata: &Client, urgency: Urgency, words: impl FnOnce(Words) -> Words) -> Result<()> {
+    let Some(mut status) = Status::read(host).await? else { return Ok(()) };
+    let words = words(status.words_of_the_run());
+    status.say(words);
+    status.write(host).await?;
+    if Budget::new(host).take(urgency).await?.is_zero() {
+        let put = metadata.put_guest_attribute(NAMESPACE, "state", status.state.name()).await;
+        put.context("writing the guest attribute state")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runs_own_words_stay() {
+        let run = |state, message: Option<&str>| Words {
+            state,
+            detail: Detail { message: message.map(str::to_owned), ..Detail::default() },
+        };
+        let saying = Saying { state: State::Stopped, message: "it was stopped".to_owned() };
+        for (run, saying, expected) in [
+            (run(State::Ready, None), None, run(State::Ready, None)),
+            (run(State::Ready, None), Some(&saying), run(State::Stopped, Some("it was stopped"))),
+            (run(State::Degraded, Some("a")), Some(&saying), run(State::Stopped, Some("it was stopped; a"))),
+            (run(State::Degraded, Some("a")), None, run(State::Degraded, Some("a"))),
+        ] {
+            assert_eq!(with(run, saying), expected);
+        }
+    }
+}

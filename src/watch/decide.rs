@@ -1,0 +1,561 @@
+//! What a look at the machine means: what is told, and whether a run is started.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+
+use crate::error::RUN_AGAIN;
+use crate::gateway::Health;
+use crate::gateway::live::Container;
+use crate::paths::BOOT_UNIT;
+use crate::report::{Saying, State};
+use crate::text::minutes;
+
+/// How often the machine is looked at while a run is at work.
+const BUSY_INTERVAL: Duration = Duration::from_secs(15);
+
+/// The longest time between two looks.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// How long most things must last before they count: the engine restarts what has ended, an operator may be at work.
+const CONFIRM: Duration = Duration::from_secs(10);
+
+/// The same for a gateway that gives no good answer: it starts, or is busy.
+const CONFIRM_ANSWER: Duration = Duration::from_secs(60);
+
+/// How long an engine that nobody upgrades may be down before it is started.
+const ENGINE_GRACE: Duration = Duration::from_secs(600);
+
+/// Minutes between two starts for the same cause.
+const BACKOFF_MINUTES: [u64; 5] = [1, 2, 5, 15, 60];
+
+/// A cause that has not come back for so long begins anew.
+const FORGET: Duration = Duration::from_secs(2 * 3600);
+
+/// What was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Cause {
+    Engine,
+    Containerd,
+    Container,
+    Silent,
+    Hung,
+    Unhealthy,
+    Shield,
+    Forwarding,
+    DataDisk,
+    Room,
+    Attributes,
+    AttributesForBoot,
+}
+
+/// How the engine is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum EngineSight {
+    /// It does not run, as after `systemctl stop`.
+    Inactive,
+    /// It ended by itself.
+    Failed,
+    /// It runs and gives no answer.
+    Silent,
+    /// It answers.
+    #[default]
+    Up,
+}
+
+/// What is wrong with the data disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DiskTrouble {
+    Gone,
+    ReadOnly,
+}
+
+/// What one look has seen.
+#[derive(Debug, Clone, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a thing of its own that was seen")]
+pub(super) struct Sight {
+    /// A run is at work or none has ended yet, the engine starts or stops, or the system ends.
+    pub(super) is_busy: bool,
+    /// When the latest run began, as a name for it.
+    pub(super) run: Option<SystemTime>,
+    /// What it said at its end.
+    pub(super) run_state: State,
+    pub(super) may_repair: bool,
+    pub(super) is_masked: bool,
+    pub(super) is_dpkg_busy: bool,
+    pub(super) engine: EngineSight,
+    pub(super) is_containerd_down: bool,
+    pub(super) container: Option<Container>,
+    pub(super) is_stopped_by_shield: bool,
+    pub(super) health: Option<Health>,
+    pub(super) is_hung: bool,
+    pub(super) is_forwarding_off: bool,
+    pub(super) is_unshielded: bool,
+    pub(super) disk: Option<DiskTrouble>,
+    pub(super) low: Vec<PathBuf>,
+    /// Keys that a run can apply.
+    pub(super) changed: Vec<String>,
+    /// Keys that wait for the next boot.
+    pub(super) for_boot: Vec<String>,
+}
+
+/// Who can do something about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cure {
+    /// A run.
+    Run,
+    /// A run, but not at once: this may be an operator's wish.
+    RunLater,
+    /// Nobody but the operator, who wanted it so.
+    Operator,
+    /// Nobody by himself.
+    Nobody,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Finding {
+    cause: Cause,
+    state: State,
+    what: String,
+    cure: Cure,
+}
+
+/// Now: on a clock that nobody sets, and for people.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    pub(super) elapsed: Duration,
+    pub(super) time: Timestamp,
+}
+
+/// What earlier looks have seen, and which runs were started.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    run: Option<SystemTime>,
+    seen: BTreeMap<Cause, Moment>,
+    starts: BTreeMap<Cause, (usize, Duration)>,
+    /// The engine went down while packages were installed.
+    is_upgrade: bool,
+}
+
+/// A run to be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Start {
+    pub(super) cause: Cause,
+    pub(super) reason: String,
+}
+
+/// What follows from a look.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Decision {
+    /// `None`: what the run said.
+    pub(super) saying: Option<Saying>,
+    pub(super) start: Option<Start>,
+    /// When to look again.
+    pub(super) next: Duration,
+}
+
+/// What is said and done now, given what was seen before.
+pub(super) fn decide(sight: &Sight, memory: &mut Memory, now: Moment) -> Decision {
+    if sight.is_busy {
+        // After the run everything is seen afresh.
+        memory.seen.clear();
+        return Decision { saying: None, start: None, next: BUSY_INTERVAL };
+    }
+    memory.begin_anew_after(sight.run);
+    let mut findings = sight.findings();
+    memory.note(&findings, sight, now);
+    let unconfirmed = findings.iter().filter_map(|finding| memory.until_confirmed(finding.cause, now)).min();
+    findings.retain(|finding| memory.until_confirmed(finding.cause, now).is_none());
+    let (start, later) = match memory.start(sight, &findings, now) {
+        Ok(start) => (start, None),
+        Err(later) => (None, Some(later)),
+    };
+    let next = [unconfirmed, later].into_iter().flatten().min().unwrap_or(LONGEST).min(LONGEST);
+    Decision { saying: sight.saying(&findings, memory), start, next }
+}
+
+impl Sight {
+    /// A look at a machine that is not the watcher's to judge now.
+    pub(super) fn busy() -> Self {
+        Self { is_busy: true, ..Self::default() }
+    }
+
+    fn findings(&self) -> Vec<Finding> {
+        let found = [self.of_engine(), self.of_containerd(), self.of_container(), self.of_health(), self.of_shield()];
+        let others = [self.of_forwarding(), self.of_disk(), self.of_room(), self.of_changes(), self.of_boot_changes()];
+        found.into_iter().chain(others).flatten().collect()
+    }
+
+    fn of_engine(&self) -> Option<Finding> {
+        let (state, what, cure) = match self.engine {
+            EngineSight::Up => return None,
+            EngineSight::Inactive => (State::Stopped, "docker.service was stopped", Cure::RunLater),
+            EngineSight::Failed => (State::Failed, "docker.service has failed", Cure::Run),
+            EngineSight::Silent => {
+                (State::Failed, "the engine gives no answer; see `sudo journalctl --unit docker`", Cure::Nobody)
+            }
+        };
+        Some(Finding { cause: Cause::Engine, state, what: what.to_owned(), cure })
+    }
+
+    fn of_containerd(&self) -> Option<Finding> {
+        self.is_containerd_down.then(|| finding(Cause::Containerd, "containerd.service does not run", Cure::Run))
+    }
+
+    fn of_container(&self) -> Option<Finding> {
+        let (state, what, cure) = match self.container.as_ref()? {
+            Container::Alive { .. } => return None,
+            Container::Missing => (State::Failed, "the gateway's container is gone".to_owned(), Cure::Run),
+            Container::CutOff => (State::Failed, "nothing reaches the gateway's container".to_owned(), Cure::Run),
+            Container::Broken(why) => {
+                (State::Failed, format!("the engine could not start the gateway's container ({why})"), Cure::Run)
+            }
+            Container::Stopped if self.is_stopped_by_shield => {
+                (State::Failed, "the gateway was stopped because the metadata shield was gone".to_owned(), Cure::Run)
+            }
+            Container::Stopped => (State::Stopped, "the gateway was stopped by hand".to_owned(), Cure::Operator),
+        };
+        Some(Finding { cause: Cause::Container, state, what, cure })
+    }
+
+    fn of_health(&self) -> Option<Finding> {
+        let failed = |cause, what: &str, cure| Finding { state: State::Failed, ..finding(cause, what, cure) };
+        match self.health.as_ref()? {
+            Health::Ready { .. } => None,
+            Health::Silent if self.is_hung => {
+                Some(failed(Cause::Hung, "the gateway hangs: it gives no answer and does nothing", Cure::Run))
+            }
+            Health::Silent => Some(failed(Cause::Silent, "the gateway gives no answer", Cure::Nobody)),
+            Health::Starting(what) => {
+                Some(failed(Cause::Silent, &format!("the gateway is starting ({what})"), Cure::Nobody))
+            }
+            Health::Unhealthy { failing, .. } => {
+                let what = format!("the gateway's checks fail: {}", failing.join(", "));
+                Some(finding(Cause::Unhealthy, &what, Cure::Nobody))
+            }
+        }
+    }
+
+    fn of_shield(&self) -> Option<Finding> {
+        let what = "the metadata shield is not in force, so no container of the gateway can start";
+        self.is_unshielded.then(|| finding(Cause::Shield, what, Cure::Run))
+    }
+
+    fn of_forwarding(&self) -> Option<Finding> {
+        let what = "the kernel does not forward packets (net.ipv4.ip_forward), so the gateway has no internet";
+        self.is_forwarding_off.then(|| finding(Cause::Forwarding, what, Cure::Run))
+    }
+
+    fn of_disk(&self) -> Option<Finding> {
+        Some(match self.disk? {
+            DiskTrouble::Gone => Finding {
+                state: State::Failed,
+                ..finding(Cause::DataDisk, "the data disk is not mounted any more", Cure::Run)
+            },
+            DiskTrouble::ReadOnly => finding(
+                Cause::DataDisk,
+                "the data disk is read-only, as after an error (see `sudo dmesg`): reboot to have it checked",
+                Cure::Nobody,
+            ),
+        })
+    }
+
+    fn of_room(&self) -> Option<Finding> {
+        let places: Vec<_> = self.low.iter().map(|place| place.display().to_string()).collect();
+        let what = format!("less than 5 % is free of {}: make room (`df -h`, `df -i`)", places.join(" and "));
+        (!places.is_empty()).then(|| finding(Cause::Room, &what, Cure::Nobody))
+    }
+
+    fn of_changes(&self) -> Option<Finding> {
+        let what = format!("changed attributes: {}", self.changed.join(", "));
+        (!self.changed.is_empty()).then(|| finding(Cause::Attributes, &what, Cure::Run))
+    }
+
+    fn of_boot_changes(&self) -> Option<Finding> {
+        let what = format!("reboot to apply {}; until then no run is started", self.for_boot.join(", "));
+        (!self.for_boot.is_empty()).then(|| finding(Cause::AttributesForBoot, &what, Cure::Nobody))
+    }
+
+    /// What all of it is for who reads the state. What the run itself said is not said again.
+    fn saying(&self, findings: &[Finding], memory: &Memory) -> Option<Saying> {
+        let is_news = |finding: &&Finding| match (self.run_state, finding.cause) {
+            (_, Cause::Attributes) => false,
+            (State::Degraded, cause) => cause != Cause::Unhealthy,
+            (run, _) => run == State::Ready,
+        };
+        let news: Vec<&Finding> = findings.iter().filter(is_news).collect();
+        let state = news.iter().map(|finding| finding.state).max_by_key(|state| severity(*state))?;
+        let messages: Vec<String> = news.iter().map(|finding| self.sentence(finding, memory)).collect();
+        Some(Saying { state, message: messages.join("; ") })
+    }
+
+    /// What, since when, and what comes next.
+    fn sentence(&self, finding: &Finding, memory: &Memory) -> String {
+        let since = memory.seen.get(&finding.cause).map(|moment| moment.time).unwrap_or_default();
+        let next = match finding.cure {
+            _ if self.is_masked && finding.cure != Cure::Nobody => format!("; {BOOT_UNIT} is masked, so it stays so"),
+            Cure::Run if self.is_dpkg_busy => "; a run mends it when apt has ended".to_owned(),
+            Cure::Run => "; a run mends it".to_owned(),
+            Cure::RunLater if memory.is_upgrade => "; a run starts it when apt has ended".to_owned(),
+            Cure::RunLater => {
+                let at = since.checked_add(ENGINE_GRACE).unwrap_or(since);
+                format!("; a run starts it at {}, `{RUN_AGAIN}` does now", minutes(at))
+            }
+            Cure::Operator => format!("; `{RUN_AGAIN}` or a reboot starts it"),
+            Cure::Nobody => String::new(),
+        };
+        format!("{} (since {}){next}", finding.what, minutes(since))
+    }
+}
+
+impl Memory {
+    /// A run sees to everything: what was seen before it does not count any more.
+    fn begin_anew_after(&mut self, run: Option<SystemTime>) {
+        if self.run != run {
+            self.seen.clear();
+            (self.run, self.is_upgrade) = (run, false);
+        }
+    }
+
+    /// Notes since when each of them is there.
+    fn note(&mut self, findings: &[Finding], sight: &Sight, now: Moment) {
+        self.seen.retain(|cause, _| findings.iter().any(|finding| finding.cause == *cause));
+        for finding in findings {
+            self.seen.entry(finding.cause).or_insert(now);
+        }
+        self.starts.retain(|_, (_, last)| now.elapsed.saturating_sub(*last) < FORGET);
+        self.is_upgrade = sight.engine != EngineSight::Up && (self.is_upgrade || sight.is_dpkg_busy);
+    }
+
+    /// A run was started for it.
+    pub(super) fn started(&mut self, cause: Cause, now: Moment) {
+        let (count, last) = self.starts.entry(cause).or_default();
+        (*count, *last) = (*count + 1, now.elapsed);
+    }
+
+    fn seen_for(&self, cause: Cause, now: Moment) -> Duration {
+        self.seen.get(&cause).map_or(Duration::ZERO, |since| now.elapsed.saturating_sub(since.elapsed))
+    }
+
+    /// How long it must still last before it counts; `None` when it does.
+    fn until_confirmed(&self, cause: Cause, now: Moment) -> Option<Duration> {
+        let needed = match cause {
+            Cause::Hung | Cause::Attributes | Cause::AttributesForBoot => return None,
+            Cause::Silent | Cause::Unhealthy => CONFIRM_ANSWER,
+            _ => CONFIRM,
+        };
+        needed.checked_sub(self.seen_for(cause, now)).filter(|left| !left.is_zero())
+    }
+
+    /// The run that is to be started now; the error is when to ask again.
+    fn start(&self, sight: &Sight, findings: &[Finding], now: Moment) -> Result<Option<Start>, Duration> {
+        let later = findings.iter().find(|finding| finding.cure == Cure::RunLater && !self.is_upgrade);
+        if let Some(left) = later.and_then(|later| ENGINE_GRACE.checked_sub(self.seen_for(later.cause, now)))
+            && !left.is_zero()
+        {
+            return Err(left);
+        }
+        let is_wanted_so = findings.iter().any(|finding| finding.cure == Cure::Operator);
+        if is_wanted_so || sight.is_masked || !sight.for_boot.is_empty() {
+            return Ok(None);
+        }
+        let may = |finding: &&Finding| {
+            let is_curable = matches!(finding.cure, Cure::Run | Cure::RunLater);
+            is_curable && (sight.may_repair || finding.cause == Cause::Attributes)
+        };
+        let curable: Vec<&Finding> = findings.iter().filter(may).collect();
+        let Some(first) = curable.iter().min_by_key(|finding| self.backoff(finding.cause, now)) else {
+            return Ok(None);
+        };
+        match self.backoff(first.cause, now) {
+            // Nothing tells when it ends.
+            _ if sight.is_dpkg_busy => Err(BUSY_INTERVAL),
+            Duration::ZERO => {
+                let reasons: Vec<&str> = curable.iter().map(|finding| finding.what.as_str()).collect();
+                Ok(Some(Start { cause: first.cause, reason: reasons.join("; ") }))
+            }
+            left => Err(left),
+        }
+    }
+
+    /// How long the next start for it must wait.
+    fn backoff(&self, cause: Cause, now: Moment) -> Duration {
+        let Some((count, last)) = self.starts.get(&cause) else { return Duration::ZERO };
+        // A gateway that is restarted too often keeps its channels off.
+        let index = if cause == Cause::Hung { BACKOFF_MINUTES.len() } else { *count };
+        let minutes = BACKOFF_MINUTES[index.clamp(1, BACKOFF_MINUTES.len()) - 1];
+        (*last + Duration::from_secs(60 * minutes)).saturating_sub(now.elapsed)
+    }
+}
+
+fn finding(cause: Cause, what: &str, cure: Cure) -> Finding {
+    Finding { cause, state: State::Degraded, what: what.to_owned(), cure }
+}
+
+fn severity(state: State) -> u8 {
+    match state {
+        State::Stopped => 2,
+        State::Failed => 1,
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Moment {
+        Moment { elapsed: Duration::from_secs(seconds), time: Timestamp::UNIX_EPOCH + Duration::from_secs(seconds) }
+    }
+
+    /// A machine on which all is well.
+    fn well() -> Sight {
+        Sight {
+            run_state: State::Ready,
+            may_repair: true,
+            container: Some(Container::Alive { up: None, cpu: None }),
+            health: Some(Health::Ready { version: None }),
+            ..Sight::default()
+        }
+    }
+
+    /// What is decided after the same thing was seen every ten seconds for so long.
+    fn after(sight: &Sight, seconds: u64) -> Decision {
+        let mut memory = Memory::default();
+        for second in (0..seconds).step_by(10) {
+            decide(sight, &mut memory, at(second));
+        }
+        decide(sight, &mut memory, at(seconds))
+    }
+
+    fn stopped() -> Sight {
+        Sight { container: Some(Container::Stopped), health: None, ..well() }
+    }
+
+    fn gone() -> Sight {
+        Sight { container: Some(Container::Missing), health: None, ..well() }
+    }
+
+    fn engine(engine: EngineSight) -> Sight {
+        Sight { engine, container: None, health: None, ..well() }
+    }
+
+    fn failing() -> Health {
+        Health::Unhealthy { failing: vec!["telegram".to_owned()], uptime: None, version: None }
+    }
+
+    #[test]
+    fn what_is_said_and_whether_a_run_is_started() {
+        use EngineSight::{Failed, Inactive, Silent};
+        let hung = || Sight { health: Some(Health::Silent), is_hung: true, ..well() };
+        let port = || vec!["openclaw-port".to_owned()];
+        let swap = || vec!["openclaw-swap".to_owned()];
+        // What is seen, for how long, the state that is told, whether a run is started, a word of the message.
+        let cases: Vec<(Sight, u64, Option<State>, bool, &str)> = vec![
+            (well(), 600, None, false, ""),
+            (gone(), 9, None, false, ""),
+            (gone(), 10, Some(State::Failed), true, "container is gone"),
+            (Sight { is_dpkg_busy: true, ..gone() }, 600, Some(State::Failed), false, "when apt has ended"),
+            (Sight { is_masked: true, ..gone() }, 600, Some(State::Failed), false, "masked"),
+            (Sight { may_repair: false, ..gone() }, 600, Some(State::Failed), false, "gone"),
+            (Sight { run_state: State::Failed, may_repair: false, ..gone() }, 600, None, false, ""),
+            (Sight { for_boot: swap(), ..gone() }, 600, Some(State::Failed), false, "reboot to apply openclaw-swap"),
+            (stopped(), 600, Some(State::Stopped), false, "stopped by hand"),
+            (Sight { is_stopped_by_shield: true, ..stopped() }, 10, Some(State::Failed), true, "shield"),
+            (Sight { changed: port(), ..stopped() }, 600, Some(State::Stopped), false, "by hand"),
+            (Sight { container: Some(Container::CutOff), ..well() }, 10, Some(State::Failed), true, "reaches"),
+            (
+                Sight { container: Some(Container::Broken("port".into())), ..well() },
+                10,
+                Some(State::Failed),
+                true,
+                "(port)",
+            ),
+            (engine(Inactive), 590, Some(State::Stopped), false, "1970-01-01 00:10 UTC"),
+            (engine(Inactive), 600, Some(State::Stopped), true, "docker.service was stopped"),
+            (engine(Failed), 10, Some(State::Failed), true, "failed"),
+            (engine(Silent), 600, Some(State::Failed), false, "no answer"),
+            (Sight { is_containerd_down: true, ..well() }, 10, Some(State::Degraded), true, "containerd"),
+            (Sight { health: Some(Health::Silent), ..well() }, 59, None, false, ""),
+            (Sight { health: Some(Health::Silent), ..well() }, 60, Some(State::Failed), false, "no answer"),
+            (Sight { health: Some(Health::Starting("db".into())), ..well() }, 60, Some(State::Failed), false, "(db)"),
+            (hung(), 0, Some(State::Failed), true, "hangs"),
+            (Sight { health: Some(failing()), ..well() }, 60, Some(State::Degraded), false, "telegram"),
+            (Sight { run_state: State::Degraded, health: Some(failing()), ..well() }, 60, None, false, ""),
+            (Sight { run_state: State::Degraded, ..gone() }, 10, Some(State::Failed), true, "gone"),
+            (Sight { is_forwarding_off: true, ..well() }, 10, Some(State::Degraded), true, "ip_forward"),
+            (Sight { is_unshielded: true, ..well() }, 10, Some(State::Degraded), true, "shield"),
+            (Sight { disk: Some(DiskTrouble::Gone), ..well() }, 10, Some(State::Failed), true, "not mounted"),
+            (Sight { disk: Some(DiskTrouble::ReadOnly), ..well() }, 600, Some(State::Degraded), false, "reboot"),
+            (Sight { low: vec!["/".into()], ..well() }, 600, Some(State::Degraded), false, "less than 5 %"),
+            (Sight { changed: port(), ..well() }, 0, None, true, ""),
+            (Sight { changed: port(), run_state: State::Failed, may_repair: false, ..well() }, 0, None, true, ""),
+            (Sight { changed: port(), for_boot: swap(), ..well() }, 600, Some(State::Degraded), false, "openclaw-swap"),
+        ];
+        for (sight, seconds, state, starts, word) in cases {
+            let decision = after(&sight, seconds);
+            let said = decision.saying.as_ref();
+            assert_eq!(said.map(|said| said.state), state, "{sight:?} after {seconds} s: {decision:?}");
+            assert_eq!(decision.start.is_some(), starts, "{sight:?} after {seconds} s: {decision:?}");
+            assert!(said.is_none_or(|said| said.message.contains(word)), "{word}: {decision:?}");
+        }
+    }
+
+    #[test]
+    fn while_a_run_is_at_work_nothing_is_said_and_after_it_all_is_seen_afresh() {
+        let mut memory = Memory::default();
+        decide(&gone(), &mut memory, at(0));
+        let busy = Decision { saying: None, start: None, next: BUSY_INTERVAL };
+        assert_eq!(decide(&Sight { is_busy: true, ..gone() }, &mut memory, at(9)), busy);
+        assert_eq!(decide(&gone(), &mut memory, at(12)).start, None);
+        assert!(decide(&gone(), &mut memory, at(22)).start.is_some());
+    }
+
+    #[test]
+    fn an_engine_that_an_upgrade_stopped_is_started_when_apt_has_ended() {
+        let mut memory = Memory::default();
+        let upgrading = Sight { is_dpkg_busy: true, ..engine(EngineSight::Inactive) };
+        for second in [0, 60, 700] {
+            assert_eq!(decide(&upgrading, &mut memory, at(second)).start, None, "{second}");
+        }
+        assert!(decide(&engine(EngineSight::Inactive), &mut memory, at(710)).start.is_some());
+        // The run was over before the next look, and so was the engine, this time by hand.
+        let again = Sight { run: Some(SystemTime::UNIX_EPOCH), ..engine(EngineSight::Inactive) };
+        for second in [715, 740, 1300] {
+            assert_eq!(decide(&again, &mut memory, at(second)).start, None, "{second}: by hand");
+        }
+    }
+
+    /// When runs are started within four hours, looking as often as is asked for.
+    fn starts(sight: &Sight) -> Vec<u64> {
+        let (mut memory, mut second, mut starts) = (Memory::default(), 0, Vec::new());
+        while second < 4 * 3600 {
+            let decision = decide(sight, &mut memory, at(second));
+            if let Some(start) = decision.start {
+                memory.started(start.cause, at(second));
+                starts.push(second / 60);
+            }
+            assert!(decision.next <= LONGEST);
+            second += decision.next.as_secs().max(1);
+        }
+        starts
+    }
+
+    #[test]
+    fn starts_for_one_cause_become_rare() {
+        let hung = Sight { health: Some(Health::Silent), is_hung: true, ..well() };
+        for (sight, minutes) in [(gone(), &[0, 1, 3, 8, 23, 83, 143, 203][..]), (hung, &[0, 60, 120, 180])] {
+            assert_eq!(starts(&sight), minutes);
+        }
+    }
+
+    #[test]
+    fn the_next_look_is_when_it_matters() {
+        let mut memory = Memory::default();
+        assert_eq!(decide(&well(), &mut memory, at(0)).next, LONGEST);
+        assert_eq!(decide(&gone(), &mut memory, at(60)).next, CONFIRM);
+        assert_eq!(decide(&gone(), &mut memory, at(66)).next, Duration::from_secs(4));
+    }
+}

@@ -1,0 +1,288 @@
+//! One look at the machine. It changes nothing and starts nothing, not even an engine that waits behind its socket.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use nix::sys::statvfs::{Statvfs, statvfs};
+
+use super::attributes::Believed;
+use super::decide::{DiskTrouble, EngineSight, Sight};
+use super::orders::Orders;
+use crate::config::{ApplyChoice, keys};
+use crate::disk::mount;
+use crate::docker::{self, Engine};
+use crate::gateway::live::{self, Container};
+use crate::gateway::silence::Silence;
+use crate::gateway::{self, Health};
+use crate::host::{Host, blocking};
+use crate::lock::RunLock;
+use crate::paths::{BOOT_UNIT, LOCK, SHIELD_IN_FORCE, STOPPED_BY_SHIELD};
+use crate::report::{RunResult, Status};
+use crate::state::DataDir;
+use crate::systemd::{self, Unit};
+
+/// The target of every way to end.
+const SHUTDOWN: &str = "shutdown.target";
+
+/// Held by whoever installs packages.
+const DPKG_LOCKS: [&str; 2] = ["/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock"];
+
+/// A disk with less room than this is nearly full.
+const LOW_PERCENT: u64 = 5;
+
+/// How long the engine or a disk may take to answer: one that is slower is told as silent.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a look needs to remember.
+pub(super) struct Eyes<'a> {
+    host: &'a Host,
+    engine: Option<Engine>,
+    silence: Silence,
+}
+
+impl<'a> Eyes<'a> {
+    pub(super) fn new(host: &'a Host) -> Self {
+        Self { host, engine: None, silence: Silence::default() }
+    }
+
+    pub(super) fn host(&self) -> &'a Host {
+        self.host
+    }
+
+    /// Whether the engine answered at the last look.
+    pub(super) fn engine_is_up(&self) -> bool {
+        self.engine.is_some()
+    }
+
+    /// How the machine is, `now` after the watcher began.
+    pub(super) async fn look(&mut self, attributes: Option<&Believed>, now: Duration) -> Result<Sight> {
+        let host = self.host;
+        let names = [BOOT_UNIT, docker::UNIT, docker::CONTAINERD, SHUTDOWN];
+        let [boot, docker, containerd, shutdown] = systemd::show(host, names).await?;
+        let (status, orders) = (Status::read(host).await?, Orders::read(host).await?.unwrap_or_default());
+        if docker.active != "active" {
+            self.engine = None;
+        }
+        let is_at_work = boot.is_busy() || docker.is_busy() || is_wanted(&shutdown) || is_locked(host)?;
+        let Some(status) = status.filter(|status| !is_at_work && status.result.is_some()) else {
+            return Ok(Sight::busy());
+        };
+        let (engine, container) = self.ask_engine(&docker).await;
+        let health = match &container {
+            Some(Container::Alive { .. }) => gateway_health(host, &orders).await?,
+            _ => None,
+        };
+        let (changed, for_boot) = changes(&orders, attributes);
+        Ok(Sight {
+            run: Orders::left_at(host).await,
+            run_state: status.words_of_the_run().state,
+            may_repair: may_repair(&status),
+            is_masked: boot.load == "masked",
+            is_dpkg_busy: is_dpkg_busy(host),
+            is_hung: self.is_hung(container.as_ref(), health.as_ref(), now),
+            is_containerd_down: engine == EngineSight::Up && containerd.load == "loaded" && is_down(&containerd),
+            is_stopped_by_shield: host.path(STOPPED_BY_SHIELD).exists(),
+            is_forwarding_off: docker::is_forwarding_off(host).await?,
+            is_unshielded: orders.is_shielded && !host.path(SHIELD_IN_FORCE).exists(),
+            disk: disk(host, &orders).await?,
+            low: low(host, &orders).await?,
+            engine,
+            container,
+            health,
+            changed,
+            for_boot,
+            is_busy: false,
+        })
+    }
+
+    /// The engine, if systemd says that it runs, and its container.
+    async fn ask_engine(&mut self, docker: &Unit) -> (EngineSight, Option<Container>) {
+        if docker.active != "active" {
+            let engine = if docker.active == "failed" { EngineSight::Failed } else { EngineSight::Inactive };
+            return (engine, None);
+        }
+        match tokio::time::timeout(ANSWER_TIMEOUT, self.container()).await {
+            Ok(Ok(container)) => (EngineSight::Up, Some(container)),
+            answer => {
+                tracing::debug!("the engine gives no answer: {answer:?}");
+                self.engine = None;
+                (EngineSight::Silent, None)
+            }
+        }
+    }
+
+    async fn container(&mut self) -> Result<Container> {
+        let engine = match self.engine.take() {
+            Some(engine) => engine,
+            None => Engine::connect(&self.host.path(docker::SOCKET).to_string_lossy()).await?,
+        };
+        let container = live::container(self.host, &engine).await?;
+        self.engine = Some(engine);
+        Ok(container)
+    }
+
+    fn is_hung(&mut self, container: Option<&Container>, health: Option<&Health>, now: Duration) -> bool {
+        let (up, cpu) = match container {
+            Some(Container::Alive { up, cpu }) => (*up, *cpu),
+            _ => (None, None),
+        };
+        self.silence.note(now, health == Some(&Health::Silent), cpu);
+        self.silence.is_hung(now, up)
+    }
+}
+
+/// Whether the system is on its way to the target, or there.
+fn is_wanted(target: &Unit) -> bool {
+    target.has_job || target.active == "active"
+}
+
+fn is_down(unit: &Unit) -> bool {
+    matches!(unit.active.as_str(), "inactive" | "failed")
+}
+
+fn is_locked(host: &Host) -> Result<bool> {
+    Ok(RunLock::try_acquire(&host.path(LOCK))?.is_none())
+}
+
+/// A run that failed is not repeated; a repair that failed is, if that may help.
+fn may_repair(status: &Status) -> bool {
+    match status.result.as_ref().and_then(|result| result.known()) {
+        Some(RunResult::Ready) => true,
+        Some(RunResult::Failed(code)) => status.reason.is_some() && !code.is_permanent(),
+        None => false,
+    }
+}
+
+async fn gateway_health(host: &Host, orders: &Orders) -> Result<Option<Health>> {
+    let (Some(config), Some((root, on_boot_disk))) = (orders.gateway(), &orders.data) else { return Ok(None) };
+    gateway::live::health(host, &DataDir::at(root, *on_boot_disk), &config).await.map(Some)
+}
+
+/// The keys that the latest run has not read: those for a run, and those that wait for the next boot.
+fn changes(orders: &Orders, attributes: Option<&Believed>) -> (Vec<String>, Vec<String>) {
+    match attributes {
+        Some(attributes) if ApplyChoice::of(attributes) == ApplyChoice::Live => {
+            orders.changed(attributes).into_iter().partition(|key| !keys::is_for_boot(key))
+        }
+        _ => (Vec::new(), Vec::new()),
+    }
+}
+
+/// Whether a program holds a lock of dpkg's: it is asked about, not taken.
+fn is_dpkg_busy(host: &Host) -> bool {
+    DPKG_LOCKS.iter().any(|path| match is_held(&host.path(path)) {
+        Ok(is_held) => is_held,
+        Err(error) => {
+            tracing::debug!("{error:#}");
+            false
+        }
+    })
+}
+
+fn is_held(path: &Path) -> Result<bool> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        file => file.with_context(|| format!("opening {}", path.display()))?,
+    };
+    let kind = |kind: libc::c_int| libc::c_short::try_from(kind).context("a kind of lock is a short");
+    let mut lock =
+        libc::flock { l_type: kind(libc::F_WRLCK)?, l_whence: kind(libc::SEEK_SET)?, l_start: 0, l_len: 0, l_pid: 0 };
+    fcntl(&file, FcntlArg::F_GETLK(&mut lock)).with_context(|| format!("asking who locks {}", path.display()))?;
+    Ok(lock.l_type != kind(libc::F_UNLCK)?)
+}
+
+async fn disk(host: &Host, orders: &Orders) -> Result<Option<DiskTrouble>> {
+    let Some((root, false)) = &orders.data else { return Ok(None) };
+    Ok(match mount::find(host, root).await? {
+        None => Some(DiskTrouble::Gone),
+        Some(mount) if mount.read_only => Some(DiskTrouble::ReadOnly),
+        Some(_) => None,
+    })
+}
+
+/// The disks that are nearly full.
+async fn low(host: &Host, orders: &Orders) -> Result<Vec<PathBuf>> {
+    let data = orders.data.iter().filter(|(_, on_boot_disk)| !on_boot_disk).map(|(root, _)| root.clone());
+    let places: Vec<PathBuf> = [PathBuf::from("/")].into_iter().chain(data).collect();
+    let paths: Vec<PathBuf> = places.iter().map(|place| host.path(place)).collect();
+    // A disk that does not answer keeps its thread, not the watcher.
+    let asked = blocking(move || Ok(paths.iter().map(|path| statvfs(path).ok()).collect::<Vec<_>>()));
+    let rooms = tokio::time::timeout(ANSWER_TIMEOUT, asked).await.context("asking for the room on the disks")??;
+    let low = places.into_iter().zip(rooms).filter(|(_, room)| room.as_ref().is_some_and(is_low));
+    Ok(low.map(|(place, _)| place).collect())
+}
+
+fn is_low(room: &Statvfs) -> bool {
+    let (free, used) = (room.blocks_available(), room.blocks().saturating_sub(room.blocks_free()));
+    let (names, all) = (room.files_available(), room.files());
+    is_below(free, used + free) || is_below(names, all)
+}
+
+/// Whether `free` is little of `all`; what has no limit is never low.
+fn is_below(free: u64, all: u64) -> bool {
+    free.saturating_mul(100) < all.saturating_mul(LOW_PERCENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+    use crate::error::Code;
+    use crate::report::RunResult;
+
+    #[test]
+    fn room_is_low_below_five_percent() {
+        for (free, all, low) in [(0, 0, false), (5, 100, false), (4, 100, true), (0, 1, true), (u64::MAX, 1, false)] {
+            assert_eq!(is_below(free, all), low, "{free} of {all}");
+        }
+    }
+
+    #[test]
+    fn a_run_that_failed_is_left_to_its_operator_and_a_repair_may_be_repeated() {
+        let reason = || Some("the container is gone".to_owned());
+        for (result, reason, expected) in [
+            (Some(RunResult::Ready), None, true),
+            (Some(RunResult::Ready), reason(), true),
+            (Some(RunResult::Failed(Code::ImagePullFailed)), None, false),
+            (Some(RunResult::Failed(Code::ImagePullFailed)), reason(), true),
+            (Some(RunResult::Failed(Code::ConfigInvalid)), reason(), false),
+            (None, reason(), false),
+        ] {
+            let status = Status { result: result.map(Into::into), reason, ..Status::default() };
+            assert_eq!(may_repair(&status), expected, "{status:?}");
+        }
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "another process must hold the lock")]
+    fn a_lock_that_another_program_holds_is_seen_and_not_taken() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let host = Host::new(root.path());
+        assert!(!is_dpkg_busy(&host), "no dpkg");
+        let lock = host.path(DPKG_LOCKS[0]);
+        std::fs::create_dir_all(lock.parent().context("it has a directory")?)?;
+        std::fs::write(&lock, "")?;
+        assert!(!is_dpkg_busy(&host), "nobody holds it");
+        let script = "use Fcntl; open my $f, '+<', $ARGV[0] or die; \
+                      my $l = pack 's s x4 q q i x4', F_WRLCK, 0, 0, 0, 0; fcntl $f, F_SETLK, $l or die; print qq(held\\n); <STDIN>";
+        let mut holder = Command::new("perl");
+        holder.args(["-e", &format!("$|=1; {script}")]).arg(&lock).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut holder = holder.spawn()?;
+        let mut said = String::new();
+        let stdout = holder.stdout.take().context("it has an output")?;
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut said)?;
+        assert_eq!(said, "held\n");
+        assert!(is_dpkg_busy(&host));
+        holder.stdin.take().context("it has an input")?.write_all(b"\n")?;
+        holder.wait()?;
+        assert!(!is_dpkg_busy(&host));
+        Ok(())
+    }
+}

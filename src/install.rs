@@ -9,6 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 
+use crate::account;
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Access, Host, blocking, sync_dir};
 use crate::paths::{BOOT_UNIT, PROGRAM, STOP_UNIT};
@@ -32,6 +33,7 @@ pub async fn install(host: &Host) -> Result<bool> {
         refuse_masked(host).await?;
     }
     let program = install_program(host).await?;
+    account::ensure(host).await;
     let units = if is_running { install_units(host).await? } else { install_units_offline(host).await? };
     Ok(program || units)
 }

@@ -6,12 +6,13 @@
 //!
 //! A module imports only from the left; `tests/house.rs` keeps it so:
 //!
-//! ground <- host <- {http, metadata, config, systemd, apt, memory} <- {disk, docker, shield, report} <- state
-//! <- image <- gateway <- update <- {backup, install} <- bake <- bootstrap <- main
+//! ground <- host <- {http, metadata, config, systemd, apt, memory} <- {account, disk, docker, shield, report}
+//! <- state <- image <- gateway <- update <- {backup, install} <- bake <- bootstrap <- main
 //!
 //! Ground is error, stage, secret, version, reference, paths, failpoint, lock and text. Inside a folder: facade,
 //! siblings, leaves. The one ambient thing is the task-local [`stage`] to which changes and progress belong.
 
+mod account;
 pub mod apt;
 pub mod backup;
 pub mod bake;

@@ -56,6 +56,9 @@ pub const MOUNT_DIR: &str = "/mnt/disks";
 /// Where people look for the state: the path that it has in the container.
 pub const STATE_ALIAS: &str = "/home/node/.openclaw";
 
+/// The account that keeps the uid of the container from becoming a person's.
+pub const ACCOUNT: &str = "openclaw-gateway";
+
 /// What root decided for this machine.
 pub const ETC_DIR: &str = "/etc/openclaw-init";
 /// What the boot disk was baked with.

@@ -18,6 +18,7 @@ pub(crate) mod switch;
 
 use anyhow::Result;
 
+use crate::account;
 use crate::disk::Volume;
 use crate::host::{Access, Host};
 use crate::lock::RunLock;
@@ -44,6 +45,7 @@ pub async fn open(
     lock: &RunLock,
     stop: &impl AsyncFn() -> Result<()>,
 ) -> Result<DataDir> {
+    account::ensure(host).await;
     let data = DataDir::on(volume);
     let is_due = relocate::prepare(host, &data, volume, lock).await?;
     let furnished = async {

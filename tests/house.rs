@@ -15,7 +15,7 @@ const FLOORS: &[&[&str]] = &[
     &["log"],
     &["http", "config", "systemd"],
     &["metadata", "apt", "memory"],
-    &["disk", "docker", "shield", "report"],
+    &["account", "disk", "docker", "shield", "report"],
     &["state"],
     &["image"],
     &["gateway"],

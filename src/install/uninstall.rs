@@ -8,7 +8,7 @@ use crate::host::{Host, blocking, remove_tree_if_exists};
 use crate::lock::RunLock;
 use crate::memory::swap;
 use crate::paths::{BAKED, ETC_DIR, LOADER_DIR, LOCK, PER_BOOT_SCRIPT, SYSCTL};
-use crate::{docker, gateway, shield, state};
+use crate::{account, docker, gateway, shield, state};
 
 /// Removes the container (stopped with its full grace), the metadata shield, the units and the program, and
 /// unmounts the data disk, so that it can be detached. Keeps every byte of data, Docker and its images.
@@ -20,6 +20,7 @@ pub async fn run(host: &Host) -> Result<String> {
     }
     let data = state::find(host).await?;
     state::unmount(host).await?;
+    account::remove(host).await?;
     shield::remove(host).await?;
     swap::remove(host).await?;
     host.remove_file(SYSCTL).await?;

@@ -22,7 +22,8 @@ const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuts/programs
 /// The state directory.
 const STATE: &str = "var/lib/openclaw-init/data/openclaw";
 const SHIELD: &str = include_str!("../fixtures/nft/shield.json");
-const NAMES: [&str; 8] = ["apt-get", "chattr", "dpkg", "dpkg-query", "nft", "sysctl", "systemctl", "apt-cache"];
+const NAMES: [&str; 9] =
+    ["apt-get", "chattr", "dpkg", "dpkg-query", "nft", "sysctl", "systemctl", "apt-cache", "useradd"];
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_openclaw-init");
 
@@ -75,6 +76,7 @@ impl Work for Boots {
         ] {
             fs::create_dir_all(machine.join(directory))?;
         }
+        fs::write(machine.join("etc/passwd"), "root:x:0:0:root:/root:/bin/bash\n")?;
         fs::write(machine.join("etc/os-release"), "ID=debian\nVERSION_ID=\"12\"\n")?;
         fs::write(machine.join("shield.json"), SHIELD)?;
         fs::write(machine.join("openclaw-init"), "")?;
@@ -144,6 +146,10 @@ impl Work for Boots {
         let (state, records) = (machine.join(STATE), machine.join(STATE).join("../openclaw-init"));
         ensure!(fs::read_to_string(state.join(".env"))?.contains("OPENCLAW_GATEWAY_TOKEN="));
         ensure!(self.requests.len() == 1 || state.join("kept").exists(), "a file of the state is gone");
+        ensure!(
+            fs::read_to_string(machine.join("etc/passwd"))?.contains("openclaw-gateway:x:1000:"),
+            "uid 1000 is free"
+        );
         let version = fs::read_to_string(state.join(OF_VERSION))?;
         let record = fs::read_to_string(records.join("record.json"))?;
         let half_done =

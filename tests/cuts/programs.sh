@@ -44,6 +44,9 @@ case "$name $*" in
     [ -e $now/table ] || exit 1
     mark=$(sed -n 's/.*comment "\(.*\)"/\1/p' $now/table | head -n 1)
     sed "s/@MARK@/$mark/" /shield.json ;;
+  useradd\ *)
+    grep -q '^openclaw-gateway:' /etc/passwd ||
+      echo 'openclaw-gateway:x:1000:65534:OpenClaw gateway (openclaw-init):/nonexistent:/usr/sbin/nologin' >> /etc/passwd ;;
   chattr\ * | sysctl\ *) ;;
   *) echo "$name $*: not known here" >&2; exit 99 ;;
 esac

@@ -6,6 +6,7 @@
     ! -name '.*' ! -name '*docker-key*'
   ls -d /home/node/.openclaw /mnt/disks/*
   systemctl list-unit-files --no-legend 'openclaw*'
+  getent passwd openclaw-gateway
   nft list table inet openclaw_init
   findmnt --noheadings --list --output TARGET | grep openclaw
 } 2> /dev/null || true

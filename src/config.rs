@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use anyhow::Result;
 
 use crate::reference::ImageReference;
-use crate::secret::Secret;
+use crate::secret::{self, Secret};
 use crate::version::{GatewayVersion, VersionChoice};
 
 pub use baked::read;
@@ -266,7 +266,20 @@ impl Config {
                 self.gateway.bind
             )
         });
-        token.into_iter().chain(bind)
+        token.into_iter().chain(bind).chain(self.visible_secrets())
+    }
+
+    /// About variables whose name says that they are secret: their values are not.
+    fn visible_secrets(&self) -> Option<String> {
+        let secrets = self.gateway.env.iter().filter(|(name, value)| secret::is_secret(name, value));
+        let keys: Vec<_> = secrets.map(|(name, _)| format!("{}{name}", keys::ENV_PREFIX)).collect();
+        (!keys.is_empty()).then(|| {
+            format!(
+                "{}: a secret by its name, and everyone who may read this VM's metadata or run `docker inspect` on it \
+                 can read the value; a line in .env in the state directory is seen by neither",
+                keys.join(", ")
+            )
+        })
     }
 }
 
@@ -446,6 +459,20 @@ mod tests {
         assert_eq!(config.swap, SwapChoice::Size(2 << 30));
         assert_eq!(config.run_id.as_deref(), Some("run 1"));
         assert_eq!(warnings.len(), 2, "the literal token and the open address: {warnings:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_variable_with_the_name_of_a_secret_is_a_warning_without_its_value() -> Result<(), (Code, String)> {
+        let (_, warnings) = read(&[
+            ("openclaw-env-OPENAI_API_KEY", "hunter2"),
+            ("openclaw-env-db_password", "hunter22"),
+            ("openclaw-env-MAX_TOKENS", "4096"),
+            ("openclaw-env-TZ", "Europe/Madrid"),
+        ])?;
+        let [warning] = &warnings[..] else { panic!("not one warning: {warnings:?}") };
+        assert!(warning.starts_with("openclaw-env-OPENAI_API_KEY, openclaw-env-db_password: "), "{warning}");
+        assert!(["hunter2", "MAX_TOKENS", "TZ"].iter().all(|word| !warning.contains(word)), "{warning}");
         Ok(())
     }
 

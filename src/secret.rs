@@ -32,6 +32,18 @@ const SECRET_NAMES: [&str; 6] = ["KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD",
 /// A shorter value is a number or a word that would be missed everywhere.
 const SHORTEST_BYTES: usize = 6;
 
+/// The secrets in the value of a variable, one per line: none, unless its name says that it is secret.
+fn secrets_of<'a>(name: &str, value: &'a str) -> impl Iterator<Item = &'a str> {
+    let name = name.to_ascii_uppercase();
+    let value = if SECRET_NAMES.iter().any(|word| name.contains(word)) { value } else { "" };
+    value.lines().map(str::trim).filter(|line| line.len() >= SHORTEST_BYTES)
+}
+
+/// Whether the variable holds a secret, as far as its name says.
+pub fn is_secret(name: &str, value: &str) -> bool {
+    secrets_of(name, value).next().is_some()
+}
+
 /// The secrets that must not be in any text that leaves the machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Redaction(Vec<Secret>);
@@ -39,10 +51,8 @@ pub struct Redaction(Vec<Secret>);
 impl Redaction {
     /// Of the variables whose name says that they are secret. A value of several lines is one secret per line.
     pub fn of<'a>(variables: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        let is_secret = |name: &str| SECRET_NAMES.iter().any(|word| name.to_ascii_uppercase().contains(word));
-        let variables = variables.into_iter().filter(|(name, _)| is_secret(name));
-        let lines = variables.flat_map(|(_, value)| value.lines().map(str::trim));
-        let mut secrets: Vec<_> = lines.filter(|line| line.len() >= SHORTEST_BYTES).map(Secret::new).collect();
+        let secrets = variables.into_iter().flat_map(|(name, value)| secrets_of(name, value));
+        let mut secrets: Vec<_> = secrets.map(Secret::new).collect();
         // One may be the beginning of another.
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.0.len()));
         Self(secrets)

@@ -4,19 +4,26 @@ use std::ffi::{OsStr, OsString};
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, Command as Process};
 
 use super::Host;
 use crate::failpoint;
-use crate::text::tail;
+use crate::text::{size, tail};
 
 /// Where programs are looked for; the environment's own PATH is not trusted.
 const PROGRAM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How long a program may run when the caller sets no limit.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How much of each stream of a program is kept: its end, where the reason of a failure is. An answer has some
+/// kilobytes.
+const OUTPUT_BYTES: usize = 4 << 20;
+
+/// How much is read at once. A longer line is handed on in parts.
+const CHUNK_BYTES: usize = 64 << 10;
 
 /// How much of a failed program's error output goes into the message: its end, where the reason is.
 const ERROR_TAIL_BYTES: usize = 1024;
@@ -102,24 +109,36 @@ impl Command {
 
     /// Runs the program to its end. An exit code that is not accepted, a signal and the time limit are
     /// errors that name the program, its arguments and the end of its error output.
+    ///
+    /// So is an answer that is longer than any: what is left of it would say something else.
     pub async fn run(self) -> Result<Output> {
-        self.run_lines(|_| {}).await
+        let words = self.words();
+        let (output, is_whole) = self.run_to_end(|_| {}).await?;
+        ensure!(is_whole, "{words} printed more than {}", size(OUTPUT_BYTES as u64));
+        Ok(output)
     }
 
-    /// Like [`Command::run`]; `on_line` gets each line of standard output while the program runs.
+    /// Like [`Command::run`]; `on_line` gets each line of standard output while the program runs. Of long output only
+    /// the end is returned.
     pub async fn run_lines(self, on_line: impl FnMut(&str)) -> Result<Output> {
+        Ok(self.run_to_end(on_line).await?.0)
+    }
+
+    /// What the program printed, and whether its standard output is all there.
+    async fn run_to_end(self, on_line: impl FnMut(&str)) -> Result<(Output, bool)> {
         let (words, failpoint) = (self.words(), failpoint::counted(&self.program.to_string_lossy()));
         tracing::debug!("running {words}");
         failpoint.hit_at("before");
         let child = self.spawn().with_context(|| format!("starting {words}"))?;
-        let output = tokio::time::timeout(self.timeout, collect(child, self.stdin, on_line))
+        let (code, stdout, stderr) = tokio::time::timeout(self.timeout, collect(child, self.stdin, on_line))
             .await
             .map_err(|_| anyhow!("{words} did not end within {} s", self.timeout.as_secs()))?
             .with_context(|| format!("running {words}"))?;
         failpoint.hit_at("after");
-        match output {
-            (Some(code), stdout, stderr) if self.answers.contains(&code) => Ok(Output { code, stdout, stderr }),
-            (code, stdout, stderr) => {
+        let ((stdout, is_whole), (stderr, _)) = (stdout.text(), stderr.text());
+        match code {
+            Some(code) if self.answers.contains(&code) => Ok((Output { code, stdout, stderr }, is_whole)),
+            code => {
                 let ended = code.map_or("was killed".to_owned(), |code| format!("ended with exit code {code}"));
                 let output = if stderr.trim().is_empty() { stdout } else { stderr };
                 bail!("{words} {ended}: {}", tail(output.trim(), ERROR_TAIL_BYTES))
@@ -154,7 +173,7 @@ async fn collect(
     mut child: Child,
     stdin: Option<Vec<u8>>,
     mut on_line: impl FnMut(&str),
-) -> Result<(Option<i32>, String, String)> {
+) -> Result<(Option<i32>, Tail, Tail)> {
     let mut pipe = child.stdin.take();
     let out = child.stdout.take().ok_or_else(|| anyhow!("no standard output"))?;
     let mut err = child.stderr.take().ok_or_else(|| anyhow!("no standard error"))?;
@@ -165,24 +184,73 @@ async fn collect(
         }
         drop(pipe.take());
     };
+    let (mut stdout, mut stderr) = (Tail::new(), Tail::new());
     let read_out = async {
-        let (mut lines, mut all) = (BufReader::new(out), Vec::new());
+        let mut out = BufReader::with_capacity(CHUNK_BYTES, out);
+        let mut line = Vec::new();
         loop {
-            let start = all.len();
-            if lines.read_until(b'\n', &mut all).await? == 0 {
-                return Ok::<_, std::io::Error>(String::from_utf8_lossy(&all).into_owned());
+            let chunk = out.fill_buf().await?;
+            let length = chunk.iter().position(|byte| *byte == b'\n').map_or(chunk.len(), |at| at + 1);
+            line.extend_from_slice(&chunk[..length]);
+            let is_end = length == 0;
+            out.consume(length);
+            if line.ends_with(b"\n") || line.len() >= CHUNK_BYTES || is_end && !line.is_empty() {
+                on_line(String::from_utf8_lossy(&line).trim_end());
+                stdout.push(&line);
+                line.clear();
             }
-            on_line(String::from_utf8_lossy(&all[start..]).trim_end());
+            if is_end {
+                return Ok::<_, std::io::Error>(());
+            }
         }
     };
     let read_err = async {
-        let mut all = Vec::new();
-        err.read_to_end(&mut all).await?;
-        Ok::<_, std::io::Error>(String::from_utf8_lossy(&all).into_owned())
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            match err.read(&mut chunk).await? {
+                0 => return Ok::<_, std::io::Error>(()),
+                length => stderr.push(&chunk[..length]),
+            }
+        }
     };
-    let ((), stdout, stderr) = tokio::join!(feed, read_out, read_err);
+    let ((), read_out, read_err) = tokio::join!(feed, read_out, read_err);
+    read_out.and(read_err).context("reading its output")?;
     let status = child.wait().await.context("waiting for its end")?;
-    Ok((status.code(), stdout?, stderr?))
+    Ok((status.code(), stdout, stderr))
+}
+
+/// The last [`OUTPUT_BYTES`] of a stream.
+struct Tail {
+    bytes: Vec<u8>,
+    is_whole: bool,
+}
+
+impl Tail {
+    fn new() -> Self {
+        Self { bytes: Vec::new(), is_whole: true }
+    }
+
+    /// Cuts when half as much again has come together, so that not every chunk moves what is kept.
+    fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        if self.bytes.len() > OUTPUT_BYTES + OUTPUT_BYTES / 2 {
+            self.cut();
+        }
+    }
+
+    fn cut(&mut self) {
+        let excess = self.bytes.len().saturating_sub(OUTPUT_BYTES);
+        self.bytes.drain(..excess);
+        self.is_whole &= excess == 0;
+    }
+
+    /// And whether it is everything.
+    fn text(mut self) -> (String, bool) {
+        self.cut();
+        let text = String::from_utf8(self.bytes);
+        let text = text.unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+        (text, self.is_whole)
+    }
 }
 
 #[cfg(test)]
@@ -197,6 +265,32 @@ mod tests {
         names.sort_unstable();
         assert_eq!(names, ["LC_ALL", "PATH", "https_proxy"]);
         assert!(output.contains("https_proxy=http://proxy.example:3128"), "{output}");
+        Ok(())
+    }
+
+    /// 10 MB on each stream, in lines, in one line and in none; what is returned is the end.
+    #[tokio::test]
+    async fn output_without_end_takes_little_memory() -> Result<()> {
+        let scripts = [
+            ("yes line | head -c 10000000; echo end", true),
+            ("head -c 10000000 /dev/zero | tr '\\0' x; echo; echo end", true),
+            ("head -c 10000000 /dev/zero | tr '\\0' x >&2; printf end", false),
+        ];
+        for (script, is_cut) in scripts {
+            let mut longest = 0;
+            let command = Host::new("/").command("sh").args(["-c", script]);
+            let output = command.clone().run_lines(|line| longest = longest.max(line.len())).await?;
+            assert!(output.stdout.trim_end().ends_with("end"), "{script}");
+            for stream in [&output.stdout, &output.stderr] {
+                assert!(stream.len() <= OUTPUT_BYTES && stream.capacity() <= 4 * OUTPUT_BYTES, "{script}");
+            }
+            assert!(longest <= 2 * CHUNK_BYTES, "{script}: a line of {longest} bytes");
+            let answer = command.run().await.map_err(|error| format!("{error:#}"));
+            assert_eq!(answer.as_ref().is_err_and(|why| why.contains("printed more than 4.0 MiB")), is_cut, "{script}");
+            let failed = Host::new("/").command("sh").args(["-c", &format!("{script}; exit 3")]).run().await;
+            let why = failed.err().map(|error| format!("{error:#}")).unwrap_or_default();
+            assert!(why.contains("exit code 3") && why.len() < 2 * ERROR_TAIL_BYTES, "{why}");
+        }
         Ok(())
     }
 }

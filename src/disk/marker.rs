@@ -28,7 +28,7 @@ pub(super) async fn write(host: &Host, root: &Path, disk: &LastDisk) -> Result<(
     let records = path.parent().context("the marker has no directory")?;
     host.ensure_dir(records, Access::root(0o700)).await?;
     // An unreadable marker is still a marker; it is written anew.
-    let found = untrusted::read(&host.path(records), FILE).await.ok().flatten();
+    let found = untrusted::read(host, records, FILE).await.ok().flatten();
     let found = found.and_then(|text| serde_json::from_str::<Marker>(&text).ok());
     if let Some(before) = found.as_ref().filter(|marker| marker.instance_id != disk.instance_id) {
         host.changed(format!("took over the disk {} from the instance {}", disk.device_name, before.instance_id));

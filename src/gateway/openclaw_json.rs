@@ -39,7 +39,7 @@ pub(super) enum ConfiguredToken {
 /// a symbolic link. Anything but a regular file is an error. It is left as it is.
 pub(super) async fn read(host: &Host, data: &DataDir) -> Result<Option<Value>> {
     let path = data.state.join(FILE);
-    let Some(text) = untrusted::read(&host.path(&data.state), FILE).await? else { return Ok(None) };
+    let Some(text) = untrusted::read(host, &data.state, FILE).await? else { return Ok(None) };
     let path = path.display();
     document::parse(&text)
         .with_context(|| format!("parsing {path}"))

@@ -34,7 +34,7 @@ pub struct Secrets {
 /// `openclaw.json` has another literal.
 pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig) -> Result<Secrets> {
     let path = data.state.join(FILE);
-    let text = untrusted::read(&host.path(&data.state), FILE).await?.unwrap_or_default();
+    let text = untrusted::read(host, &data.state, FILE).await?.unwrap_or_default();
     let mut env = EnvFile::parse(&text);
     let stored = env.get(TOKEN_VARIABLE);
     let in_config = match openclaw_json::read(host, data).await {
@@ -75,7 +75,7 @@ pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig) 
 
 /// The secrets that the gateway's container knows: those of `.env` and those among its own `variables`.
 pub(super) async fn redaction(host: &Host, data: &DataDir, variables: &[String]) -> Result<Redaction> {
-    let text = untrusted::read(&host.path(&data.state), FILE).await?.unwrap_or_default();
+    let text = untrusted::read(host, &data.state, FILE).await?.unwrap_or_default();
     let env = EnvFile::parse(&text);
     let variables = variables.iter().filter_map(|variable| variable.split_once('='));
     Ok(Redaction::of(env.variables().chain(variables)))

@@ -3,9 +3,11 @@
 //! A record that decides what happens to the state is read with [`read`]: one that cannot be understood stops the
 //! run. A record that only helps is read with [`read_hint`]: one that cannot be understood is a warning.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
+use nix::unistd::geteuid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -17,14 +19,14 @@ pub(crate) const FORMAT: u64 = 1;
 /// The record at `path`, `None` when there is none. Anything but a whole record of a known format is an error.
 pub(crate) async fn read<T: DeserializeOwned>(host: &Host, path: impl AsRef<Path>) -> Result<Option<T>> {
     let path = path.as_ref();
-    let Some(bytes) = host.read(path).await? else { return Ok(None) };
+    let Some(bytes) = content(host, path).await? else { return Ok(None) };
     parse(&bytes).map(Some).with_context(|| format!("reading {}", path.display()))
 }
 
 /// The record at `path`; `None`, with a warning, also for one that cannot be understood.
 pub(crate) async fn read_hint<T: DeserializeOwned>(host: &Host, path: impl AsRef<Path>) -> Result<Option<T>> {
     let path = path.as_ref();
-    let Some(bytes) = host.read(path).await? else { return Ok(None) };
+    let Some(bytes) = content(host, path).await? else { return Ok(None) };
     let record = parse(&bytes)
         .map_err(|error| host.warn(format!("{} cannot be read ({error}): going on without it", path.display())));
     Ok(record.ok())
@@ -40,6 +42,18 @@ pub(crate) async fn write(host: &Host, path: impl AsRef<Path>, record: &impl Ser
     let mut bytes = serde_json::to_vec_pretty(&value)?;
     bytes.push(b'\n');
     host.ensure_file(path, bytes, Access::root(0o600)).await
+}
+
+/// The file's content; a warning names one that another user than root (in tests: this one) could have written.
+async fn content(host: &Host, path: &Path) -> Result<Option<Vec<u8>>> {
+    let Some(bytes) = host.read(path).await? else { return Ok(None) };
+    let owner = std::fs::symlink_metadata(host.path(path)).map(|found| found.uid());
+    if let Ok(owner) = owner
+        && owner != geteuid().as_raw()
+    {
+        host.warn(format!("{} belongs to uid {owner}, and only root writes it: find out who did", path.display()));
+    }
+    Ok(Some(bytes))
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
@@ -80,6 +94,27 @@ mod tests {
             assert_eq!(found.ok(), expected, "{text:?}");
             let hint = read_hint::<Sample>(&host, "/record").await?.map(|sample| sample.a);
             assert_eq!(hint, expected.flatten(), "{text:?}");
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_record_of_somebody_else_is_named() -> Result<()> {
+        if !geteuid().is_root() {
+            return Ok(());
+        }
+        let root = tempfile::tempdir()?;
+        let host = Host::new(root.path());
+        std::fs::write(host.path("/record"), r#"{"format":1,"a":7}"#)?;
+        for (owner, expected) in [(0, 0), (1000, 1)] {
+            std::os::unix::fs::chown(host.path("/record"), Some(owner), None)?;
+            assert_eq!(read::<Sample>(&host, "/record").await?.map(|sample| sample.a), Some(7));
+            assert_eq!(read_hint::<Sample>(&host, "/record").await?.map(|sample| sample.a), Some(7));
+            let warnings = host.ledger().borrow().warnings.clone();
+            assert_eq!(
+                warnings.iter().filter(|warning| warning.contains("/record belongs to uid 1000")).count(),
+                expected
+            );
         }
         Ok(())
     }

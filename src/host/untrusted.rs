@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,15 @@ use anyhow::{Context as _, Result, anyhow};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
-use super::{blocking, if_exists};
+use super::{Access, Host, blocking, if_exists};
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::text;
 
 /// No file of settings is larger; a larger one is not read into memory.
 const MAX_BYTES: u64 = 4 << 20;
+
+/// Whose the files are, root's aside.
+const GATEWAY: Access = Access::gateway(0o600);
 
 /// How long a file is asked for that another process keeps from being opened, and how often.
 const BUSY_DEADLINE: Duration = Duration::from_secs(1);
@@ -27,19 +30,33 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The text of the file `name` in `directory`, `None` when there is no such file. [`Code::GatewayRefused`]: it is none
 /// that the gateway could use either.
-pub(crate) async fn read(directory: &Path, name: &'static str) -> Result<Option<String>> {
-    let (path, directory) = (directory.join(name), directory.to_owned());
+///
+/// A warning names a file that is neither the gateway's nor root's.
+pub(crate) async fn read(host: &Host, directory: &Path, name: &'static str) -> Result<Option<String>> {
+    let directory = host.path(directory);
+    let path = directory.join(name);
     let work = blocking(move || {
         let Some(file) = open(&directory, name)? else { return Ok(None) };
+        let owner = file.metadata()?.uid();
         let mut text = String::new();
         let read = file.take(MAX_BYTES + 1).read_to_string(&mut text);
         refuse(read.map_err(Into::into).and_then(|_| {
             let is_small = text.len() as u64 <= MAX_BYTES;
-            if is_small { Ok(Some(text)) } else { Err(anyhow!("it is larger than {}", text::size(MAX_BYTES))) }
+            if is_small { Ok(Some((text, owner))) } else { Err(anyhow!("it is larger than {}", text::size(MAX_BYTES))) }
         }))
     });
     let read = tokio::time::timeout(READ_TIMEOUT, work).await.map_err(|_| anyhow!("the disk does not answer"));
-    read.and_then(|text| text).with_context(|| format!("reading {}", path.display()))
+    let read = read.and_then(|read| read).with_context(|| format!("reading {}", path.display()))?;
+    Ok(read.map(|(text, owner)| {
+        if ![0, GATEWAY.uid].contains(&owner) {
+            host.warn(format!(
+                "{} belongs to uid {owner}, neither to the gateway ({}) nor to root: find out who put it there",
+                path.display(),
+                GATEWAY.uid
+            ));
+        }
+        text
+    }))
 }
 
 /// Opens the regular file `name` in `directory`; `None` when there is nothing of that name.
@@ -112,7 +129,6 @@ mod tests {
 
     use super::*;
     use crate::error::{code_of, one_line};
-    use crate::host::{Access, Host};
 
     const FILE: &str = ".env";
 
@@ -122,9 +138,9 @@ mod tests {
     #[tokio::test]
     async fn only_a_small_regular_text_is_read() -> Result<()> {
         let root = tempfile::tempdir()?;
-        let (directory, file) = (root.path(), root.path().join(FILE));
-        assert_eq!(read(directory, FILE).await?, None);
-        assert_eq!(read(&directory.join("missing"), FILE).await?, None);
+        let (host, directory, file) = (Host::new(root.path()), Path::new("/"), root.path().join(FILE));
+        assert_eq!(read(&host, directory, FILE).await?, None);
+        assert_eq!(read(&host, &directory.join("missing"), FILE).await?, None);
         let cases: [(&str, Make); 7] = [
             ("symbolic link", |file| std::os::unix::fs::symlink("/etc/hostname", file)),
             ("symbolic link", |file| std::os::unix::fs::symlink("/proc/self/fd/0", file)),
@@ -136,14 +152,35 @@ mod tests {
         ];
         for (reason, make) in cases {
             make(&file)?;
-            let error = read(directory, FILE).await.unwrap_err();
+            let error = read(&host, directory, FILE).await.unwrap_err();
             assert_eq!(code_of(&error), Code::GatewayRefused, "{error:#}");
             let sentence = one_line(&error);
             assert!(sentence.contains(reason) && sentence.contains(&*file.to_string_lossy()), "{sentence}");
             std::fs::remove_file(&file).or_else(|_| std::fs::remove_dir(&file))?;
         }
         std::fs::write(&file, "A=b\n")?;
-        assert_eq!(read(directory, FILE).await?.as_deref(), Some("A=b\n"));
+        assert_eq!(read(&host, directory, FILE).await?.as_deref(), Some("A=b\n"));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_file_of_somebody_else_is_named() -> Result<()> {
+        if !nix::unistd::geteuid().is_root() {
+            return Ok(());
+        }
+        let root = tempfile::tempdir()?;
+        let (host, file) = (Host::new(root.path()), root.path().join(FILE));
+        for (owner, is_named) in [(0, false), (1000, false), (1001, true)] {
+            std::fs::write(&file, "A=b\n")?;
+            std::os::unix::fs::chown(&file, Some(owner), None)?;
+            assert_eq!(read(&host, Path::new("/"), FILE).await?.as_deref(), Some("A=b\n"));
+            let warnings = host.ledger().borrow().warnings.clone();
+            assert_eq!(
+                warnings.iter().any(|warning| warning.contains("belongs to uid 1001")),
+                is_named,
+                "{warnings:?}"
+            );
+        }
         Ok(())
     }
 
@@ -168,7 +205,7 @@ mod tests {
             });
             runtime.block_on(async {
                 for _ in 0..300 {
-                    let outcome = read(root.path(), FILE).await;
+                    let outcome = read(&host, Path::new("/"), FILE).await;
                     assert!(!outcome.is_err_and(|error| code_of(&error) != Code::GatewayRefused));
                     drop(host.ensure_file(Path::new("/").join(FILE), "A=b\n", Access { mode: 0o600, uid, gid }).await);
                 }
@@ -191,13 +228,14 @@ mod tests {
         let mut holder = holder.spawn()?;
         let mut said = tokio::io::BufReader::new(holder.stdout.take().unwrap()).lines();
         assert_eq!(said.next_line().await?.as_deref(), Some("held"));
-        let error = read(root.path(), FILE).await.unwrap_err();
+        let host = Host::new(root.path());
+        let error = read(&host, Path::new("/"), FILE).await.unwrap_err();
         assert_eq!(code_of(&error), Code::GatewayRefused, "{error:#}");
         assert!(one_line(&error).contains("holds a lease"), "{error:#}");
         let access = Access { mode: 0o600, ..Access::root(0) };
         if nix::unistd::geteuid().is_root() {
-            assert!(Host::new(root.path()).ensure_file(Path::new("/").join(FILE), "A=b\n", access).await?);
-            assert_eq!(read(root.path(), FILE).await?.as_deref(), Some("A=b\n"));
+            assert!(host.ensure_file(Path::new("/").join(FILE), "A=b\n", access).await?);
+            assert_eq!(read(&host, Path::new("/"), FILE).await?.as_deref(), Some("A=b\n"));
         }
         Ok(holder.kill().await?)
     }

@@ -32,11 +32,12 @@ fall_back() { # WHY: the last good copy, or else the end of this boot, reported 
 }
 command -v curl > /dev/null || { apt-get -qq update && apt-get -qqy install curl; } ||
     fall_back "curl is missing and cannot be installed"
-exec 9> /run/openclaw-init-loader.lock && flock 9 # two ways in on one machine: one after the other
+private=/run/openclaw-init/private old=/run/openclaw-init-loader.lock # who can open a lock can hold it: only root
+install -d -m 0755 ${private%/*} && install -d -m 0700 $private && exec 9> $private/loader.lock && flock 9
+[ ! -e $old ] || { chmod 0600 $old && exec 8> $old && flock 8; } # an earlier loader's, until the next reboot
 source=$(attribute openclaw-init-url) || fall_back "the attribute openclaw-init-url is not set, or cannot be read"
 sha256=$(attribute openclaw-init-sha256) || fall_back "the attribute openclaw-init-sha256 is not set, or cannot be read"
-rm -rf "$work"
-is_wanted "$installed" && exec "$installed"
+rm -rf "$work" && is_wanted "$installed" && exec "$installed"
 url=$source && header=
 case $source in
 gs://?*/?*)
@@ -54,7 +55,6 @@ why=$(echo "$header" | curl --config - --silent --show-error --fail --location -
     --retry-connrefused --connect-timeout 5 --max-time 300 --output "$work/openclaw-init" "$url" 2>&1) ||
     fall_back "cannot fetch $source: $why"
 is_wanted "$work/openclaw-init" || fall_back "what $source has is not the file with the SHA-256 $sha256"
-chmod 0700 "$work/openclaw-init"
-why=$("$work/openclaw-init" --version 2>&1) ||
+why=$(chmod 0700 "$work/openclaw-init" 2>&1 && "$work/openclaw-init" --version 2>&1) ||
     fall_back "what $source has cannot run here (on $(uname -m), in $work, which must not be mounted noexec): $why"
 exec "$work/openclaw-init"

@@ -424,6 +424,8 @@ fn swap(value: &str) -> Checked<SwapChoice> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::error::{Code, code_of, one_line};
 
@@ -591,6 +593,28 @@ mod tests {
         for (key, shape) in keys.iter().flat_map(|key| shapes.map(|shape| (key, shape))) {
             let Err((_, sentence)) = read(&[(key, shape)]) else { panic!("{key}={shape} was accepted") };
             assert!(sentence.contains(key) && !sentence.contains("hunter2"), "{sentence}");
+        }
+    }
+
+    proptest! {
+        /// Whatever an operator sets: a configuration, or complaints that name the attributes.
+        #[test]
+        fn any_values_are_a_configuration_or_named(
+            chosen in proptest::collection::btree_map(
+                proptest::sample::select(keys::KEYS),
+                "[\\[\\]{}\":,@a-z0-9./=-]{0,40}|\\PC{0,40}|\\[\\{\"name\":\"[a-z]{1,5}\",\"url\":\"\\PC{0,9}\"",
+                0..4,
+            ),
+            (name, value) in ("[A-Za-z0-9_=-]{0,9}", any::<String>()),
+        ) {
+            let mut attributes: BTreeMap<_, _> =
+                chosen.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+            attributes.insert(format!("{}{name}", keys::ENV_PREFIX), value);
+            if let Err(error) = Config::from_attributes(&attributes) {
+                prop_assert_eq!(code_of(&error), Code::ConfigInvalid);
+                let sentence = one_line(&error);
+                prop_assert!(attributes.keys().any(|key| sentence.contains(key.as_str())), "{}", sentence);
+            }
         }
     }
 

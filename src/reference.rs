@@ -175,6 +175,8 @@ pub(crate) fn is_component(component: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -210,5 +212,28 @@ mod tests {
         assert_eq!(reference.in_repository("m.io/h/a".to_owned()).to_string(), "m.io/h/a:1");
         assert_eq!(ImageReference::tagged("r.io/a", "1.2+b").to_string(), "r.io/a:1.2-b");
         Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_no_reference_or_one_that_is_written_as_it_was(text in "[a-z0-9./:@_-]{0,80}|\\PC{0,80}") {
+            if let Ok(reference) = text.parse::<ImageReference>() {
+                prop_assert_eq!(reference.to_string(), text);
+            }
+        }
+
+        #[test]
+        fn the_parts_of_a_reference_are_found_again(
+            repository in "([a-z]{1,9}\\.io(:[0-9]{1,4})?/)?[a-z0-9]{1,9}([._-][a-z0-9]{1,9})?(/[a-z0-9]{1,9}){0,3}",
+            tag in proptest::option::of("[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"),
+            digest in proptest::option::of("sha256:[0-9a-f]{64}"),
+        ) {
+            let (after, at) = (tag.as_ref().map(|tag| format!(":{tag}")), digest.as_ref().map(|digest| format!("@{digest}")));
+            let text = format!("{repository}{}{}", after.unwrap_or_default(), at.unwrap_or_default());
+            let Ok(reference) = text.parse::<ImageReference>() else { panic!("{text} was refused") };
+            prop_assert_eq!(reference.repository(), repository);
+            prop_assert_eq!(reference.tag(), tag.as_deref());
+            prop_assert_eq!(reference.digest().map(ToString::to_string), digest);
+        }
     }
 }

@@ -94,6 +94,8 @@ fn is_invisible(character: char) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -133,5 +135,15 @@ mod tests {
         assert_eq!((head("a\u{e9}b", 2), tail("a\u{e9}b", 2)), ("a", "b"));
         assert_eq!((head("ab", 9), tail("ab", 9)), ("ab", "ab"));
         assert_eq!(hex([0, 255]), "00ff");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_printable_in_the_end(text in any::<String>(), bytes in 0..200_usize) {
+            let shown = printable(&text, bytes);
+            prop_assert!(!shown.contains(|character: char| character.is_control() || is_invisible(character)));
+            prop_assert!(shown.len() <= 10 * bytes + 3);
+            prop_assert_eq!(printable(&shown, shown.len()), shown);
+        }
     }
 }

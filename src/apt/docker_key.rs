@@ -137,6 +137,8 @@ fn fingerprint(body: &[u8]) -> Result<Fingerprint> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const ONE: &str = include_str!("../../tests/fixtures/keys/one-key.asc");
@@ -210,6 +212,38 @@ mod tests {
         assert_eq!(spaced.parse::<Fingerprint>().unwrap().to_string(), DOCKER_FINGERPRINT);
         for wrong in ["", "9DC8", &DOCKER_FINGERPRINT[1..], &format!("{DOCKER_FINGERPRINT}0"), "not hexadecimal"] {
             assert!(wrong.parse::<Fingerprint>().is_err(), "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_file_is_one_key_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300), tag in any::<u8>()) {
+            drop(only_key(&bytes));
+            drop(packet(&bytes));
+            let armored = |bytes: &[u8]| format!("{BEGIN}\n\n{}\n{END}\n", BASE64.encode(bytes));
+            drop(only_key(armored(&bytes).as_bytes()));
+            drop(only_key(armored(&[&[tag], &bytes[..]].concat()).as_bytes()));
+        }
+
+        /// A packet of any length, in the old format and in the new one, is found with what follows it.
+        #[test]
+        fn a_packet_is_as_long_as_it_says(
+            body in proptest::collection::vec(any::<u8>(), 0..9000),
+            rest in proptest::collection::vec(any::<u8>(), 0..9),
+            tag in 0..16_u8,
+        ) {
+            let length = u32::try_from(body.len()).unwrap_or_default();
+            let short = match length {
+                0..=191 => vec![u8::try_from(length).unwrap_or_default()],
+                192..=8383 => (length - 192 + (192 << 8)).to_be_bytes()[2..].to_vec(),
+                _ => [&[255], &length.to_be_bytes()[..]].concat(),
+            };
+            let heads = [[&[0x80 | tag << 2 | 2], &length.to_be_bytes()[..]].concat(), [&[0xc0 | tag], &short[..]].concat()];
+            for head in heads {
+                let bytes = [&head[..], &body, &rest].concat();
+                let Ok(found) = packet(&bytes) else { panic!("{head:x?}") };
+                prop_assert_eq!(found, (tag, &body[..], &rest[..]));
+            }
         }
     }
 }

@@ -93,6 +93,8 @@ pub(super) fn parse_candidate(policy: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -184,6 +186,21 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(parse_candidate(policy), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_output_has_a_cause(text in "(dlstatus|pmstatus|pmerror|Candidate| ended with exit code |held by process )?[:0-9a-z(). ]{0,40}|\\PC{0,80}") {
+            drop((parse_status(&text), parse_candidate(&text), output(&text)));
+            let locked = cause(&["Could not get lock. ", &text].concat());
+            prop_assert!(matches!(locked, Cause::Locked(_)));
+        }
+
+        #[test]
+        fn the_holder_of_a_lock_is_named(pid in any::<u32>(), name in "[a-z-]{1,15}") {
+            let message = format!("E: Could not get lock /var/lib/x. It is held by process {pid} ({name})");
+            prop_assert_eq!(cause(&message), Cause::Locked(format!("{name} (process {pid})")));
         }
     }
 }

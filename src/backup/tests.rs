@@ -9,6 +9,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use proptest::prelude::*;
 use tar::{EntryType, Header as TarHeader};
 
 use super::*;
@@ -414,4 +415,53 @@ fn a_backup_is_put_where_the_agent_cannot_reach_and_nothing_is_overwritten() -> 
         assert_eq!(code, Some(Code::ConfigInvalid), "{refused}");
     }
     Ok(())
+}
+
+/// What a state would look like as a tar archive, before it is compressed.
+fn inflated(members: &[Forged<'_>]) -> Vec<u8> {
+    let mut tar = Vec::new();
+    let packed = forged(members, &serde_json::to_string(&header()).unwrap());
+    flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut tar).unwrap();
+    tar
+}
+
+fn deflated(tar: &[u8]) -> Vec<u8> {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(tar).unwrap();
+    gzip.finish().unwrap()
+}
+
+proptest! {
+    /// Nothing that was changed is verified, and nothing in it is waited for or kept in memory.
+    #[test]
+    fn any_change_of_an_archive_is_an_error(
+        changes in proptest::collection::vec((0..10_000_usize, any::<u8>()), 1..6),
+        length in 0..10_000_usize,
+        random in proptest::collection::vec(any::<u8>(), 0..600),
+    ) {
+        use EntryType::{Directory, GNULongName, Link, Regular, Symlink, XHeader};
+        let mut tar = inflated(&[
+            ("state", Directory, ""),
+            ("state/a", Regular, ""),
+            ("state/b", Link, "state/a"),
+            ("state/c", Symlink, "a"),
+            ("././@LongLink", GNULongName, ""),
+            ("pax", XHeader, ""),
+            ("config/key", Regular, ""),
+        ]);
+        let bytes = tar.len();
+        for (at, byte) in changes {
+            tar[at % bytes] = byte;
+        }
+        tar.truncate(bytes.min(length));
+        for tar in [&tar, &random] {
+            prop_assert!(archive::read(&deflated(tar)[..], |_, _| Ok(())).is_err());
+            let mut archive = tar::Archive::new(&tar[..]);
+            let mut members = members::Members::new(&mut archive).unwrap();
+            while let Ok(Some(member)) = members.next() {
+                drop(member.link());
+            }
+        }
+        prop_assert!(archive::read(&random[..], |_, _| Ok(())).is_err());
+    }
 }

@@ -7,7 +7,7 @@ macro_rules! keys {
         $(pub(crate) const $name: &str = $key;)*
 
         /// Every attribute without a free name. The nearest of them is offered when a key is unknown.
-        const KEYS: &[&str] = &[$($name),*];
+        pub(super) const KEYS: &[&str] = &[$($name),*];
     };
 }
 

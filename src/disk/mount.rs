@@ -245,6 +245,8 @@ pub(crate) async fn detach(host: &Host, point: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const TABLE: &str = "\
@@ -274,6 +276,26 @@ mod tests {
     fn nonsense_is_an_error() {
         for line in ["x", "1 2 3 - ext4 a b", "1 2 8:x / / rw - ext4 a b", "1 2 8:1 / / rw - ext4"] {
             assert!(line.parse::<Mounts>().is_err(), "{line}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_table_is_one_or_an_error(text in "[0-9a-z/:, \\\\\\n-]{0,120}|\\PC{0,80}") {
+            drop(text.parse::<Mounts>());
+            drop(unescape(&text));
+        }
+
+        #[test]
+        fn a_point_of_any_name_is_found(name in "[^\\x00/]{1,40}", major in any::<u16>(), minor in any::<u16>()) {
+            let escaped: String = name.chars().map(|character| match character {
+                ' ' | '\t' | '\n' | '\\' => format!("\\{:03o}", u32::from(character)),
+                other => other.to_string(),
+            }).collect();
+            let line = format!("36 35 {major}:{minor} / /mnt/{escaped} rw - ext4 /dev/sda rw");
+            let Ok(mount) = parse(&line) else { panic!("{line:?}") };
+            prop_assert_eq!(mount.point, Path::new("/mnt").join(name));
+            prop_assert_eq!(mount.device.to_string(), format!("{major}:{minor}"));
         }
     }
 }

@@ -103,6 +103,8 @@ impl<'de> Visitor<'de> for Room<'_> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -134,5 +136,34 @@ mod tests {
             assert!(error.contains(reason), "{}: {error}", &text[..8]);
         }
         assert!(parse(&nested("[", "]", 128)).is_ok());
+    }
+
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(6, 40, 5, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                proptest::collection::btree_map(any::<String>(), inner, 0..5)
+                    .prop_map(|object| Value::Object(object.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_json_is_what_it_is(value in json()) {
+            prop_assert_eq!(parse(&value.to_string()).unwrap(), value);
+        }
+
+        #[test]
+        fn any_text_is_a_document_or_an_error(text in "[\\[\\]{}:,'\"/*\\\\ua0-9.+ \\n-]{0,60}|\\PC{0,60}") {
+            let (ours, theirs) = (parse(&text), json5::from_str::<Value>(&text));
+            prop_assert_eq!(ours.ok(), theirs.ok());
+        }
     }
 }

@@ -84,6 +84,8 @@ fn quoted(key: &str, value: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
     use super::*;
 
     fn secret(text: &str) -> Secret {
@@ -115,6 +117,29 @@ mod tests {
         ];
         for (line, value) in cases {
             assert_eq!(value_of(line, "K"), value, "{line}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_set_is_read_again_and_no_other_line_changes(
+            lines in proptest::collection::vec("[A-Z]{1,3} ?= ?[^\\n\\r]{0,20}|(export )?[KL]=['\"`a#]{0,8}|[^\\n\\r]{0,30}", 0..8),
+            value in "[^']{1,40}",
+        ) {
+            let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            let mut env = EnvFile::parse(&text);
+            prop_assert_eq!(env.text(), text);
+            let others: Vec<_> = lines.iter().filter(|line| value_of(line, "K").is_none()).cloned().collect();
+            prop_assert!(env.variables().all(|(name, _)| !name.contains('=')));
+            let secret = Secret::new(value.clone());
+            if env.set("K", &secret).is_err() {
+                prop_assert!(value.contains(char::is_control));
+                return Ok(());
+            }
+            let written = EnvFile::parse(&env.text());
+            prop_assert_eq!(written.get("K"), Some(secret));
+            let left: Vec<_> = written.lines.iter().filter(|line| value_of(line, "K").is_none()).cloned().collect();
+            prop_assert_eq!(left, others);
         }
     }
 }

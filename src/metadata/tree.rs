@@ -101,6 +101,8 @@ fn last_part(path: &str) -> String {
 mod tests {
     use anyhow::Result;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     const INSTANCE: &str = r#"{
@@ -152,5 +154,39 @@ mod tests {
             assert_eq!(merge(instance, Project::default()).spot, spot, "{scheduling}");
         }
         Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn any_answer_is_a_machine_or_an_error(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+            cut in 0..INSTANCE.len(),
+            byte in any::<u8>(),
+        ) {
+            drop(serde_json::from_slice::<Instance>(&bytes));
+            let mut changed = INSTANCE.as_bytes().to_vec();
+            changed[cut] = byte;
+            if let Ok(instance) = serde_json::from_slice::<Instance>(&changed) {
+                drop(merge(instance, Project::default()));
+            }
+        }
+
+        #[test]
+        fn attributes_arrive_as_they_were_set(
+            own in proptest::collection::btree_map(any::<String>(), any::<String>(), 0..6),
+            all in proptest::collection::btree_map(any::<String>(), any::<String>(), 0..6),
+        ) {
+            let parse = |text: String| serde_json::from_str::<serde_json::Value>(&text);
+            let instance = serde_json::json!({"id": 1, "attributes": own}).to_string();
+            let project = serde_json::json!({"attributes": all}).to_string();
+            prop_assert!(parse(instance.clone()).is_ok());
+            let (Ok(instance), Ok(project)) = (serde_json::from_str(&instance), serde_json::from_str(&project)) else {
+                panic!("{instance} {project}")
+            };
+            let found = merge(instance, project).attributes;
+            let mut expected = all;
+            expected.extend(own);
+            prop_assert_eq!(found, expected);
+        }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::io::Write as _;
 
+use proptest::prelude::*;
+
 use super::*;
 
 const SIZE: u64 = 1024 * MIB;
@@ -90,4 +92,21 @@ async fn what_is_not_ext4_is_named() {
     run("mkfs.ext4", &["-q"], &both).await;
     both.write_all(&table).unwrap();
     assert!(matches!(look_at(&both).await.unwrap(), Content::Other(_)));
+}
+
+proptest! {
+    /// With the magic number and a plausible size of blocks, whatever the rest is.
+    #[test]
+    fn any_superblock_is_one_or_none(mut bytes in proptest::collection::vec(any::<u8>(), 2048), size in any::<u64>(), bits in 0..8_u8) {
+        let mut file = tempfile::tempfile().unwrap();
+        bytes[0x400 + 0x38..0x400 + 0x3a].copy_from_slice(&[0x53, 0xef]);
+        bytes[0x400 + 0x18..0x400 + 0x1c].copy_from_slice(&[bits, 0, 0, 0]);
+        file.write_all(&bytes).unwrap();
+        let found = read_superblock(&file, size).unwrap();
+        prop_assert_eq!(found.is_some(), bits <= 6);
+        if let Some(found) = found {
+            prop_assert_eq!(found.uuid.len(), 36);
+            prop_assert!(!found.truncated || found.spare == 0);
+        }
+    }
 }

@@ -78,6 +78,7 @@ pub(super) fn script_with_every_turn_of_the_loader(rig: &Rig) -> Result<()> {
         rig.attribute(&format!("openclaw-init-sha256={}", case.sha256))?;
         says(rig, &case).with_context(|| format!("with {} and {}", case.url, case.sha256))?;
     }
+    only_root_holds_its_lock(rig, &fake)?;
     attributes_of_the_project_and_none(rig, &fake)?;
     without_curl_and_without_exec(rig)?;
     temporary_directory_without_exec(rig)
@@ -141,6 +142,25 @@ fn says(rig: &Rig, case: &Case) -> Result<()> {
 fn asked(rig: &Rig) -> Result<usize> {
     let program = |host: &serde_json::Value| host == "files" || host == "storage";
     Ok(rig.requests()?.iter().filter(|request| program(&request["host"])).count())
+}
+
+/// Also that of an earlier loader, which anybody could open.
+fn only_root_holds_its_lock(rig: &Rig, sha256: &str) -> Result<()> {
+    rig.attribute(&format!("openclaw-init-url={WEB}/fake-program"))?;
+    rig.attribute(&format!("openclaw-init-sha256={sha256}"))?;
+    let (lock, old) = ("/run/openclaw-init/private/loader.lock", "/run/openclaw-init-loader.lock");
+    for prepare in [format!("rm -f {old}"), format!(": > {old} && chmod 0666 {old}")] {
+        let said = rig.shell(&format!("{prepare} && {RUN}"))?;
+        ensure!(said.contains("fake program at"), "it says {said}");
+        for lock in [lock, old] {
+            let hold =
+                format!("setpriv --reuid 65534 --clear-groups flock --nonblock {lock} true 2>&1 || echo refused");
+            let outcome = rig.shell(&format!("[ ! -e {lock} ] && echo refused || {hold}"))?;
+            ensure!(outcome.ends_with("refused"), "nobody holds {lock}: {outcome}");
+        }
+        rig.shell(&format!("flock --nonblock {lock} true && [ \"$(stat -c %a /run/openclaw-init)\" = 755 ]"))?;
+    }
+    rig.shell(&format!("rm {old}")).map(drop)
 }
 
 fn attributes_of_the_project_and_none(rig: &Rig, sha256: &str) -> Result<()> {

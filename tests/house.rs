@@ -250,3 +250,34 @@ fn every_failure_code_is_constructed() {
         .collect();
     assert!(never.is_empty(), "{never:?}");
 }
+
+/// The name by which a link finds a heading.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
+#[test]
+fn links_between_the_pages_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = fs::read_dir(root.join("docs")).expect("the pages are there").flatten().map(|entry| entry.path());
+    let pages = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|page| root.join(page)).into_iter().chain(docs);
+    let (mut checked, mut broken) = (0, Vec::new());
+    for page in pages.filter(|page| page.extension().is_some_and(|extension| extension == "md")) {
+        let text = fs::read_to_string(&page).expect("a page is text");
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.starts_with("https://") {
+                continue;
+            }
+            checked += 1;
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { page.clone() } else { page.with_file_name(file) };
+            let target_text = fs::read_to_string(&target).unwrap_or_default();
+            let mut headings = target_text.lines().filter_map(|line| line.strip_prefix('#')?.split_once(' '));
+            if !target.exists() || !heading.is_empty() && !headings.any(|(_, text)| anchor(text) == heading) {
+                broken.push(format!("{}: {link}", page.display()));
+            }
+        }
+    }
+    assert!(checked > 10 && broken.is_empty(), "of {checked} links: {}", broken.join("\n"));
+}

@@ -25,7 +25,7 @@ Examples:
   sudo openclaw-init boot              brings the gateway up again; safe at any time
   sudo openclaw-init status            how the last run went, and what to do
 
-Settings are instance attributes (openclaw-*), listed in README.md:
+Settings are instance attributes (openclaw-*), listed in docs/settings.md:
   gcloud compute instances add-metadata VM --zone=ZONE --metadata=openclaw-port=18790
 
 Exit codes: 0 ready; otherwise one per class of failure, see docs/failures.md.

@@ -105,9 +105,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_readme_has_every_attribute_in_this_order() {
-        let readme = include_str!("../../README.md");
-        let places: Vec<_> = KEYS.iter().map(|key| readme.find(&format!("`{key}`"))).collect();
+    fn the_page_of_settings_has_every_attribute_in_this_order() {
+        let page = include_str!("../../docs/settings.md");
+        let places: Vec<_> = KEYS.iter().map(|key| page.find(&format!("`{key}`"))).collect();
         assert!(places.is_sorted() && places.iter().all(Option::is_some), "{places:?}");
     }
 }

@@ -108,6 +108,11 @@ fn port_of_own_origins(current: &Value) -> Option<u16> {
     (*current == origins(port)).then_some(port)
 }
 
+/// Whether the gateway starts beside a token: in this one mode it does not (measured, 2026.9.6).
+pub(super) fn takes_token(document: Option<&Value>) -> bool {
+    document.and_then(|document| document.pointer("/gateway/auth/mode")).is_none_or(|mode| mode != "trusted-proxy")
+}
+
 /// Where the gateway takes its token from.
 pub(super) fn token(document: Option<&Value>) -> ConfiguredToken {
     match document.and_then(|document| document.pointer("/gateway/auth/token")) {

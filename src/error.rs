@@ -75,15 +75,15 @@ codes! {
     ImagePullFailed = 21, "image-pull-failed", transient;
     /// The image could not be built.
     ImageBuildFailed = 22, "image-build-failed", transient;
-    /// The kernel killed the gateway or the build for lack of memory.
+    /// The gateway or the build ended for lack of memory.
     OutOfMemory = 23, "out-of-memory", permanent;
     /// A disk is full.
     NoSpace = 24, "no-space", permanent;
-    /// `openclaw.json` and the configured token differ.
+    /// `openclaw.json` and the attribute `openclaw-gateway-token` differ.
     TokenConflict = 25, "token-conflict", permanent;
     /// Another program listens on the published port.
     PortTaken = 27, "port-taken", permanent;
-    /// The gateway refused to start (its exit code 78).
+    /// The gateway does not start with its settings or its state; the message names the cause where its log does.
     GatewayRefused = 28, "gateway-refused", permanent;
     /// The gateway did not become ready within its deadline.
     GatewayNotReady = 29, "gateway-not-ready", transient;

@@ -7,6 +7,7 @@ mod baked;
 mod binary;
 mod checks;
 mod cloud_init;
+mod configured;
 mod contents;
 mod cuts;
 mod disks;
@@ -38,6 +39,7 @@ pub(crate) const GATE: &[Scenario] = &[
     ("silent-metadata", failures::metadata_server_silent_for_ever),
     ("update-broken", updates::broken_versions_are_undone),
     ("main-job", first_boot::main_job_reboots_and_updates),
+    ("configured", configured::every_way_of_use),
     ("update-real", updates::real_versions_there_and_back),
     ("data-disk", disks::data_disk_outlives_its_machine),
     ("moving-in", moving::state_moves_to_a_data_disk),

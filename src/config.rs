@@ -10,6 +10,7 @@ mod source;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -32,6 +33,10 @@ pub const DEFAULT_VERSION: &str = match option_env!("OPENCLAW_INIT_DEFAULT_VERSI
 
 /// The published port on the VM, the gateway's own default.
 pub const DEFAULT_PORT: u16 = 18789;
+
+/// How long a start of the gateway may take: upstream's own budget. A check of the databases on a cold disk alone took
+/// 45 s (openclaw issue 150762).
+pub const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Base of Docker's apt repositories.
 pub const DEFAULT_DOCKER_APT_URL: &str = "https://download.docker.com/linux";
@@ -189,6 +194,8 @@ pub struct GatewayConfig {
     pub token: Option<Secret>,
     /// `openclaw-env-NAME`.
     pub env: BTreeMap<String, String>,
+    /// `openclaw-ready-timeout`: how long a start may take.
+    pub ready_timeout: Duration,
     /// `openclaw-metadata-access`: whether containers may reach the metadata server.
     pub metadata_access: MetadataAccess,
     /// `openclaw-container-root`.
@@ -202,6 +209,7 @@ impl Default for GatewayConfig {
             bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
             token: None,
             env: BTreeMap::new(),
+            ready_timeout: DEFAULT_READY_TIMEOUT,
             metadata_access: MetadataAccess::Block,
             root: ContainerRoot::ReadOnly,
         }
@@ -378,6 +386,7 @@ fn gateway(attributes: &mut Attributes<'_>) -> GatewayConfig {
         bind: attributes.get(keys::BIND, check::bind).unwrap_or(default.bind),
         token: attributes.get_secret(keys::GATEWAY_TOKEN, check::token),
         env: attributes.env(),
+        ready_timeout: attributes.get(keys::READY_TIMEOUT, check::ready_timeout).unwrap_or(default.ready_timeout),
         metadata_access: attributes.get(keys::METADATA_ACCESS, metadata_access).unwrap_or(default.metadata_access),
         root: attributes.get(keys::CONTAINER_ROOT, container_root).unwrap_or(default.root),
     }
@@ -473,6 +482,7 @@ mod tests {
             ("openclaw-bind", "0.0.0.0"),
             ("openclaw-gateway-token", &token),
             ("openclaw-env-TZ", "Europe/Madrid"),
+            ("openclaw-ready-timeout", "10m"),
             ("openclaw-docker", "distro"),
             ("openclaw-docker-apt-url", "http://10.0.0.2/docker/"),
             ("openclaw-metadata-access", "allow"),
@@ -490,6 +500,7 @@ mod tests {
         assert_eq!((config.gateway.port, config.gateway.bind.to_string().as_str()), (8080, "0.0.0.0"));
         assert_eq!(config.gateway.token, Some(Secret::new(token)));
         assert_eq!(config.gateway.env.get("TZ").map(String::as_str), Some("Europe/Madrid"));
+        assert_eq!(config.gateway.ready_timeout, Duration::from_secs(600));
         assert_eq!(config.docker.apt_url, "http://10.0.0.2/docker");
         assert_eq!(config.docker.source, DockerSource::Distro);
         assert_eq!(config.gateway.metadata_access, MetadataAccess::Allow);
@@ -525,6 +536,11 @@ mod tests {
             ("openclaw-binaries", "gog@latest", &["gog@0.28.0", "\"sha256\""]),
             ("openclaw-apt-packages", "jq;id", &["Debian package"]),
             ("openclaw-swap", "2T", &["auto, off", "such as 2G"]),
+            ("openclaw-ready-timeout", "10", &["openclaw-ready-timeout=\"10\"", "from 1m to 30m"]),
+            ("openclaw-ready-timeout", "31m", &["from 1m to 30m"]),
+            ("openclaw-ready-timeout", "59s", &["from 1m to 30m"]),
+            ("openclaw-ready-timeout", "+9m", &["from 1m to 30m"]),
+            ("openclaw-ready-timeout", "99999999999999999999m", &["from 1m to 30m"]),
             ("openclaw-watch", "yes", &["on, off"]),
             ("openclaw-apply", "now", &["live, boot"]),
             ("openclaw-config", "{}", &["not implemented", "remove it"]),

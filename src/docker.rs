@@ -11,6 +11,8 @@ mod repository;
 mod settings;
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -37,6 +39,9 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(90);
 
 /// How often a started engine is asked whether it answers.
 const ANSWER_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The kernel's words, in messages of the engine.
+pub(crate) const NO_SPACE: &str = "no space left on device";
 
 /// What later stages need on every machine, most of it part of most images. With `pigz` the engine unpacks an image
 /// beside decompressing it.
@@ -224,14 +229,34 @@ async fn start(host: &Host) -> Result<Engine> {
         }
     }
     let messages = systemd::last_messages(host, UNIT, 5).await;
-    let (code, remedy) = if messages.contains("no space left on device") {
-        (Code::NoSpace, format!("Make room on the disk of /var/lib/docker or enlarge it, then run `{RUN_AGAIN}`"))
-    } else {
-        let remedy = format!("See: sudo journalctl --boot --unit docker; when it is mended, run `{RUN_AGAIN}`");
-        (Code::DockerUnusable, remedy)
-    };
-    Err(if messages.is_empty() { error } else { error.context(format!("the engine says: {messages}")) })
-        .classify(code, remedy)
+    let error = if messages.is_empty() { error } else { error.context(format!("the engine says: {messages}")) };
+    // What it says last is that it ends.
+    for unit in [UNIT, "containerd.service"] {
+        if let Some(path) = full_path(&systemd::last_messages(host, unit, 50).await) {
+            let disk = disk_of(host, path);
+            return Err(error.context(format!("there is no space left for {path}, on {disk}"))).classify(
+                Code::NoSpace,
+                format!("Make room on {disk} (`df -h {path}`, `df -i {path}`) or enlarge it, then run `{RUN_AGAIN}`."),
+            );
+        }
+    }
+    let remedy = format!("See: sudo journalctl --boot --unit docker; when it is mended, run `{RUN_AGAIN}`");
+    Err(error).classify(Code::DockerUnusable, remedy)
+}
+
+/// The place that is full, if the engine's `messages` say that one is.
+fn full_path(messages: &str) -> Option<&str> {
+    let (before, _) = messages.rsplit_once(&format!(": {NO_SPACE}"))?;
+    let word = before.rsplit([' ', '"', '=']).next().filter(|word| word.starts_with('/') && !word.contains('`'));
+    Some(word.unwrap_or("/var/lib/docker"))
+}
+
+/// What people call the disk that `path` is on.
+fn disk_of(host: &Host, path: &str) -> String {
+    let device = |path: &Path| std::fs::metadata(host.path(path)).ok().map(|found| found.dev());
+    let nearest = Path::new(path).ancestors().find_map(device);
+    let is_boot_disk = nearest.is_some() && nearest == device(Path::new("/"));
+    if is_boot_disk { "the boot disk".to_owned() } else { format!("the disk of {path}") }
 }
 
 /// Restarts the engine, and with it every container whose restart policy asks for that.
@@ -256,6 +281,24 @@ async fn wait_for_answer(host: &Host) -> Result<Engine> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_place_is_found_in_the_engines_words() {
+        let cases = [
+            ("failed to start daemon: mkdir /var/lib/docker/tmp: no space left on device", Some("/var/lib/docker/tmp")),
+            (r#"error="write /mnt/d/x.db: no space left on device" / failed"#, Some("/mnt/d/x.db")),
+            ("failed to start daemon: Unable to get the TempDir: no space left on device", Some("/var/lib/docker")),
+            ("failed to start daemon: permission denied", None),
+            ("", None),
+        ];
+        for (messages, path) in cases {
+            assert_eq!(full_path(messages), path, "{messages}");
+        }
+        let root = tempfile::tempdir().unwrap();
+        let host = Host::new(root.path());
+        assert_eq!(disk_of(&host, "/var/lib/docker"), "the boot disk");
+        assert_eq!(disk_of(&Host::new("/"), "/proc/self"), "the disk of /proc/self");
+    }
 
     #[test]
     fn what_is_installed_decides_what_is_needed() {

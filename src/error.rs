@@ -115,27 +115,26 @@ codes! {
     ///
     /// A step of the build failed, mostly for want of network; the message has its last lines.
     ImageBuildFailed = 22, "image-build-failed", transient;
-    /// The kernel killed the gateway or the build for lack of memory.
+    /// The gateway or the build ended for lack of memory.
     ///
-    /// The machine type is too small: choose a larger one, or let `openclaw-swap` make more swap.
+    /// The machine type is too small: choose a larger one, or let `openclaw-swap` make more swap. If the message speaks
+    /// of Node's heap, `openclaw-env-NODE_OPTIONS` makes it too small.
     OutOfMemory = 23, "out-of-memory", permanent;
     /// A disk is full.
     ///
     /// The message names the disk: make room there (`df -h`, `df -i`), or resize the disk and run it again.
     NoSpace = 24, "no-space", permanent;
-    /// `openclaw.json` and the configured token differ.
+    /// `openclaw.json` and the attribute `openclaw-gateway-token` differ.
     ///
-    /// Somebody set `gateway.auth.token` there. Remove it from `openclaw.json`, or set the attribute
-    /// `openclaw-gateway-token` to the same value.
+    /// Remove `gateway.auth.token` from `openclaw.json`, or set the attribute to the same value.
     TokenConflict = 25, "token-conflict", permanent;
     /// Another program listens on the published port.
     ///
     /// `sudo ss -ltnp` shows which. Stop it, or set `openclaw-port` to another port.
     PortTaken = 27, "port-taken", permanent;
-    /// The gateway refused to start (its exit code 78).
+    /// The gateway does not start with its settings or its state; the message names the cause where its log does.
     ///
-    /// Mostly a key or value in `openclaw.json` that this version does not accept. Its own last lines are in the
-    /// message: correct the file as they say.
+    /// Mostly a key or value in `openclaw.json` that this version does not accept: do what the message says.
     GatewayRefused = 28, "gateway-refused", permanent;
     /// The gateway did not become ready within its deadline.
     ///

@@ -3,15 +3,18 @@
 mod document;
 mod dotenv;
 mod env;
+mod failure;
 pub mod live;
 mod logs;
 mod native_backup;
 mod one_off;
 mod openclaw_json;
 mod probe;
+mod processes;
 mod readiness;
 pub(crate) mod secrets;
 pub(crate) mod silence;
+mod space;
 mod spec;
 mod start;
 mod swap;
@@ -49,6 +52,9 @@ const SPEC_LABEL: &str = "openclaw-init.spec";
 /// How long a repair may take: migrations of large databases on a small disk.
 const DOCTOR_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// Killed: in a container nearly always by the kernel for lack of memory, certainly so if the kernel's count rose.
+const EXIT_KILLED: i64 = 137;
+
 /// How long the engine may take to answer a stop when the grace is over.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -73,14 +79,17 @@ impl Gateway<'_> {
     /// that is to be restarted or replaced comes back when that fails.
     pub async fn ensure(&self, image: &Image, secrets: &Secrets) -> Result<()> {
         let Self { host, engine, data, config } = *self;
+        space::warn(host, data).await;
         one_off::remove_leftover(host, engine).await?;
         let observed = self.recover_names().await?;
+        self.warn_of_kill(observed.as_ref()).await;
         openclaw_json::ensure_access(host, data).await?;
         let document = openclaw_json::read(host, data).await;
         let has_none = matches!(document, Ok(None));
         let edits =
             document.as_ref().map_or_else(|_| Vec::new(), |found| openclaw_json::missing(found.as_ref(), config));
-        let inputs = Inputs::observe(*self, image).await?;
+        let has_tls = document.as_ref().is_ok_and(|found| openclaw_json::has_tls(found.as_ref()));
+        let inputs = Inputs::observe(*self, image, has_tls).await?;
         let spec = inputs.gateway()?;
         let secrets_changed = secrets::changed_at(host, data).await?;
 
@@ -114,6 +123,17 @@ impl Gateway<'_> {
         }
     }
 
+    /// Says that the last shutdown killed the gateway: it counts that as a crash.
+    async fn warn_of_kill(&self, observed: Option<&Observed>) {
+        let killed_at = observed.and_then(|observed| observed.killed_at);
+        if killed_at.is_some() && killed_at < processes::booted_at(self.host).await {
+            self.host.warn(format!(
+                "the gateway had not ended when the last shutdown's grace was over and was killed (exit code \
+                 {EXIT_KILLED}), which it counts as a crash: `sudo docker logs {NAME}` shows what held it up"
+            ));
+        }
+    }
+
     /// A value that is still missing is only a warning: the gateway itself knows best whether it can start.
     async fn verify(&self, edits: &[Value]) -> Result<()> {
         let Self { host, data, config, .. } = *self;
@@ -134,7 +154,7 @@ impl Gateway<'_> {
     /// its success (openclaw issue 138892): the gateway's next start does.
     pub async fn doctor(&self, image: &Image, secrets: &Secrets) -> Result<()> {
         self.host.progress("repairing the state with the gateway's own doctor");
-        let container = Inputs::observe(*self, image).await?.doctor();
+        let container = Inputs::observe(*self, image, false).await?.doctor();
         if let Err(error) = one_off::run(self.engine, container, secrets, DOCTOR_TIMEOUT).await {
             tracing::info!("openclaw doctor --fix: {error:#}");
         }
@@ -159,6 +179,8 @@ struct Observed {
     fingerprint: String,
     status: Status,
     started_at: Option<Timestamp>,
+    /// When it was killed, of one that does not run since then. Not for lack of memory.
+    killed_at: Option<Timestamp>,
     /// Where it is published on the VM.
     port: Option<u16>,
     /// It runs without its endpoint, as after an engine that could not publish ports: nothing reaches it.
@@ -196,11 +218,14 @@ async fn observe(engine: &Engine, name: &str) -> Result<Option<Observed>> {
         format!("Rename or remove it: `sudo docker rename {name} {name}-old`, then run `{RUN_AGAIN}`."),
     )?;
     let endpoints = found.network_settings.and_then(|network| network.ports);
+    let is_killed = state.status == Some(Status::EXITED) && state.exit_code == Some(EXIT_KILLED);
+    let killed_at = state.finished_at.filter(|_| is_killed && state.oom_killed != Some(true));
     let published = found.host_config.and_then(|host| host.port_bindings?.into_values().flatten().flatten().next());
     Ok(Some(Observed {
         fingerprint,
         status: state.status.unwrap_or(Status::EMPTY),
         started_at: state.started_at.and_then(|at| at.parse().ok()),
+        killed_at: killed_at.and_then(|at| at.parse().ok()),
         port: published.and_then(|published| published.host_port?.parse().ok()),
         is_cut_off: state.running == Some(true) && endpoints.is_some_and(|ports| ports.is_empty()),
     }))
@@ -225,7 +250,7 @@ async fn remove_if_exists(engine: &Engine, name: &str) -> Result<bool> {
 
 /// Whether the gateway's log says that its state needs the doctor.
 pub async fn asks_for_doctor(engine: &Engine) -> bool {
-    logs::contain(engine, NAME, "doctor --fix").await
+    logs::read(engine, NAME, Timestamp::UNIX_EPOCH).await.contains("doctor --fix")
 }
 
 /// Whether there is a container of the gateway's name, running or not.
@@ -248,8 +273,9 @@ pub async fn describe_health(address: SocketAddr, token: &Secret) -> Result<Stri
         Health::Silent => "does not answer".to_owned(),
         Health::Starting(what) => format!("starting ({what})"),
         Health::Unhealthy { failing, .. } => format!("degraded: {}", failing.join(", ")),
-        Health::Ready { version: Some(version) } => format!("ready, version {version}"),
-        Health::Ready { version: None } => "ready".to_owned(),
+        Health::Ready { suppressed: Some(what), .. } => format!("degraded: {what}"),
+        Health::Ready { version: Some(version), .. } => format!("ready, version {version}"),
+        Health::Ready { version: None, .. } => "ready".to_owned(),
     })
 }
 
@@ -338,6 +364,7 @@ mod tests {
             fingerprint: fingerprint.into(),
             status,
             started_at: at(100),
+            killed_at: None,
             is_cut_off: false,
             port: None,
         };

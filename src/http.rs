@@ -66,6 +66,18 @@ pub fn metadata_client() -> Result<Client> {
         .context("building the metadata server's HTTP client")
 }
 
+/// The same for a server of this machine, which may have TLS with any certificate: no name is there to be verified.
+pub fn unverified_client() -> Result<Client> {
+    install_crypto_provider();
+    Client::builder()
+        .no_proxy()
+        .redirect(redirect::Policy::none())
+        .tls_danger_accept_invalid_certs(true)
+        .connect_timeout(METADATA_CONNECT_TIMEOUT)
+        .build()
+        .context("building an HTTP client for this machine")
+}
+
 /// A client for the internet: trusts the compiled-in roots and the machine's own store (a company's
 /// proxy may sign with its own), and honours the environment's proxy variables.
 pub async fn internet_client() -> Result<Client> {

@@ -1,6 +1,7 @@
 //! What a value may look like. Every check returns what is allowed as its error: "must be …".
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
 use super::env;
 use crate::reference::{ImageReference, is_component, is_registry};
@@ -24,6 +25,9 @@ const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254);
 
 /// Less swap helps nobody, more is a slip.
 const SWAP_SIZES: std::ops::RangeInclusive<u64> = (64 << 20)..=(64 << 30);
+
+/// A start takes ten seconds where all goes well; who waits for longer than half an hour would rather know.
+const READY_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(30 * 60);
 
 /// What people leave in a template. The gateway exits on some of these, takes others for real.
 const PLACEHOLDERS: &[&str] = &["change-me", "changeme", "undefined", "null", "blank", "placeholder", "your-token"];
@@ -129,6 +133,18 @@ pub(super) fn swap_size(value: &str) -> Checked<u64> {
     bytes
         .filter(|bytes| SWAP_SIZES.contains(bytes))
         .ok_or_else(|| "must be one of: auto, off, or a size from 64M to 64G such as 2G".to_owned())
+}
+
+/// How long a start may take, in minutes (`m`) or seconds (`s`).
+pub(super) fn ready_timeout(value: &str) -> Checked<Duration> {
+    let seconds = |number: &str, unit: u64| {
+        let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
+        is_number.then(|| number.parse::<u64>().ok()?.checked_mul(unit)).flatten()
+    };
+    let time =
+        value.strip_suffix('m').map_or_else(|| seconds(value.strip_suffix('s')?, 1), |number| seconds(number, 60));
+    let time = time.map(Duration::from_secs).filter(|time| READY_TIMEOUTS.contains(time));
+    time.ok_or_else(|| "must be a time from 1m to 30m, such as 10m or 90s".to_owned())
 }
 
 /// The URL of one file.

@@ -27,6 +27,7 @@ keys! {
     PORT = "openclaw-port";
     BIND = "openclaw-bind";
     GATEWAY_TOKEN = "openclaw-gateway-token";
+    READY_TIMEOUT = "openclaw-ready-timeout";
     DOCKER = "openclaw-docker";
     DOCKER_APT_URL = "openclaw-docker-apt-url";
     SWAP = "openclaw-swap";

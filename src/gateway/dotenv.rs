@@ -12,6 +12,9 @@ pub(super) const FILE: &str = ".env";
 /// The variable of the gateway's token.
 pub(super) const TOKEN_VARIABLE: &str = "OPENCLAW_GATEWAY_TOKEN";
 
+/// The variable in which the token is kept while the gateway's mode of authentication takes none.
+pub(super) const KEPT_TOKEN_VARIABLE: &str = "OPENCLAW_INIT_KEPT_TOKEN";
+
 /// The variable that unlocks `gog`'s keyring; a new one would make the stored logins unreadable.
 pub(super) const KEYRING_VARIABLE: &str = "GOG_KEYRING_PASSWORD";
 
@@ -40,6 +43,11 @@ impl EnvFile {
         self.lines.retain(|line| value_of(line, key).is_none());
         self.lines.push(line);
         Ok(())
+    }
+
+    /// Leaves no line that sets `key`.
+    pub(super) fn remove(&mut self, key: &str) {
+        self.lines.retain(|line| value_of(line, key).is_none());
     }
 
     /// Every name with its value, each line by itself.
@@ -103,6 +111,8 @@ mod tests {
         assert_eq!(env.text(), "# mine\nOPENAI_API_KEY=\"x y\"\nEMPTY=\nOPENCLAW_GATEWAY_TOKEN='n#w'\n");
         assert_eq!(env.get(TOKEN_VARIABLE), Some(secret("n#w")));
         assert!(env.set(TOKEN_VARIABLE, &secret("a'b")).is_err());
+        env.remove(TOKEN_VARIABLE);
+        assert_eq!(env.text(), "# mine\nOPENAI_API_KEY=\"x y\"\nEMPTY=\n");
     }
 
     #[test]

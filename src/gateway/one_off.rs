@@ -7,6 +7,7 @@ use bollard::errors::Error as DockerError;
 use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder};
 use futures_util::StreamExt as _;
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::secrets::Secrets;
@@ -70,7 +71,7 @@ async fn finish(engine: &Engine, secrets: &Secrets, timeout: Duration) -> Result
         }
     };
     if code != 0 {
-        let lines = logs::last_lines(engine, NAME, &secrets.redaction).await;
+        let lines = logs::last_lines(&logs::read(engine, NAME, Timestamp::UNIX_EPOCH).await, &secrets.redaction);
         return Err(anyhow!("it ended with exit code {code}: {lines}")).classify(
             Code::GatewayRefused,
             format!(

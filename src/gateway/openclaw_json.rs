@@ -126,6 +126,16 @@ fn port_of_own_origins(current: &Value) -> Option<u16> {
     (*current == origins(port)).then_some(port)
 }
 
+/// Whether the gateway starts beside a token: in this one mode it does not (measured, 2026.9.6).
+pub(super) fn takes_token(document: Option<&Value>) -> bool {
+    document.and_then(|document| document.pointer("/gateway/auth/mode")).is_none_or(|mode| mode != "trusted-proxy")
+}
+
+/// Whether the gateway's port has TLS.
+pub(super) fn has_tls(document: Option<&Value>) -> bool {
+    document.and_then(|document| document.pointer("/gateway/tls/enabled")).is_some_and(|enabled| enabled == true)
+}
+
 /// Where the gateway takes its token from.
 pub(super) fn token(document: Option<&Value>) -> ConfiguredToken {
     match document.and_then(|document| document.pointer("/gateway/auth/token")) {
@@ -227,6 +237,21 @@ mod tests {
             let document: Value = json5::from_str(text).unwrap();
             assert_eq!(token(Some(&document)), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn settings_that_change_how_the_gateway_is_used_are_found() {
+        let cases = [
+            ("{}", true, false),
+            ("{gateway: {auth: {mode: 'token'}, tls: {}}}", true, false),
+            ("{gateway: {auth: {mode: 'password'}, tls: {enabled: true}}}", true, true),
+            ("{gateway: {auth: {mode: 'trusted-proxy'}, tls: {enabled: 'true'}}}", false, false),
+        ];
+        for (text, token, tls) in cases {
+            let document: Value = json5::from_str(text).unwrap();
+            assert_eq!((takes_token(Some(&document)), has_tls(Some(&document))), (token, tls), "{text}");
+        }
+        assert_eq!((takes_token(None), has_tls(None)), (true, false));
     }
 
     #[tokio::test]

@@ -1,7 +1,6 @@
 //! Waiting for the gateway, and telling its failures apart.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -11,18 +10,18 @@ use bollard::query_parameters::EventsOptionsBuilder;
 use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 
+use super::failure::{Ends, Failure};
 use super::probe::{Health, Probe};
 use super::silence::{Silence, cpu_time};
-use super::{Gateway, NAME, STOP_SECONDS, Secrets, inspect, logs, stop_container};
+use super::{Gateway, NAME, STOP_SECONDS, Secrets, inspect, logs, processes, stop_container};
+use crate::config::DEFAULT_READY_TIMEOUT;
 use crate::docker::Engine;
-use crate::error::{Code, Diagnosis, RUN_AGAIN};
+use crate::error::Code;
 use crate::image::Image;
-use crate::memory::{self, LARGER_MACHINE};
-use crate::paths::{HUNG, STATE_ALIAS};
+use crate::memory;
+use crate::paths::HUNG;
 use crate::report::Ready;
-
-/// Upstream's own budget for a start; a check of the databases on a cold disk alone took 45 s (openclaw issue 150762).
-const READY_DEADLINE: Duration = Duration::from_secs(300);
+use crate::text::MIB;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -38,29 +37,24 @@ const HUNG_SECONDS: i32 = 30;
 /// A gateway that has been up for longer is not starting.
 const STARTUP_DEADLINE: Duration = Duration::from_secs(120);
 
-/// The gateway's "restarting me will not help".
-const EXIT_REFUSED: i64 = 78;
-
-/// Killed: in a container nearly always by the kernel for lack of memory, certainly so if the kernel's count rose.
-const EXIT_KILLED: i64 = 137;
-
-/// How often the gateway may end in one wait before its code is taken for its final word.
-const CERTAIN_EXITS: usize = 2;
-const LOOP_EXITS: usize = 3;
+/// A start that has read as much from disks was slowed by them. What the next one needs of it is in memory.
+const COLD_BYTES: u64 = 8 * MIB;
 
 impl Gateway<'_> {
     /// Waits until the gateway says that it is ready.
     ///
-    /// A gateway that runs but whose checks keep failing is returned as degraded. [`Code::GatewayRefused`] and
-    /// [`Code::OutOfMemory`]: the container was stopped. [`Code::GatewayNotReady`]: anything else. The error has the
-    /// last lines of its log, without secrets. A gateway that hangs is restarted, once.
+    /// A gateway that runs but whose checks keep failing is returned as degraded. [`Code::GatewayNotReady`]: it may be
+    /// by the next run. With any other code the container was stopped. The error has the last lines of its log, without
+    /// secrets. A gateway that hangs is restarted, once.
     pub async fn wait_ready(&self, image: &Image, secrets: &Secrets) -> Result<Ready> {
-        let probe = Probe::new(self.config, &secrets.token)?;
+        let timeout = self.config.ready_timeout;
+        self.host.extend_deadline(timeout.saturating_sub(DEFAULT_READY_TIMEOUT));
+        let mut probe = Probe::new(self.config, &secrets.token)?;
         let mut wait = Wait::begin(self).await;
         loop {
             let (state, failure) = wait.container().await?;
             if let Some(failure) = failure {
-                return Err(self.give_up(secrets, failure).await);
+                return Err(self.give_up(secrets, failure, wait.since).await);
             }
             let health = if is_up(&state) { probe.ask().await } else { Health::Silent };
             if wait.is_hung(&state, &health).await {
@@ -73,8 +67,8 @@ impl Gateway<'_> {
                 ControlFlow::Continue(note) => note,
             };
             self.host.progress(format!("waiting for the gateway ({note}), {} s", wait.begun.elapsed().as_secs()));
-            if wait.begun.elapsed() >= READY_DEADLINE {
-                return Err(self.give_up(secrets, Failure::Late(note)).await);
+            if wait.begun.elapsed() >= timeout {
+                return Err(self.give_up(secrets, Failure::Late { note, after: timeout }, wait.since).await);
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
@@ -89,15 +83,16 @@ impl Gateway<'_> {
     }
 
     /// The error for the operator. What will not heal is stopped, or the engine would start it for ever.
-    async fn give_up(&self, secrets: &Secrets, failure: Failure) -> Error {
-        let lines = logs::last_lines(self.engine, NAME, &secrets.redaction).await;
-        if matches!(failure, Failure::Refused | Failure::OutOfMemory) {
+    async fn give_up(&self, secrets: &Secrets, failure: Failure, since: Timestamp) -> Error {
+        let log = logs::read(self.engine, NAME, since).await;
+        let diagnosis = failure.diagnosis(&log);
+        if diagnosis.code != Code::GatewayNotReady {
             match stop_container(self.engine, STOP_SECONDS).await {
                 Ok(()) => self.host.changed(format!("stopped container {NAME}")),
                 Err(error) => tracing::warn!("{error:#}"),
             }
         }
-        anyhow!("{failure}; its last lines: {lines}").context(failure.diagnosis())
+        anyhow!("{failure}; its last lines: {}", logs::last_lines(&log, &secrets.redaction)).context(diagnosis)
     }
 }
 
@@ -110,6 +105,7 @@ struct Wait<'a> {
     kills: u64,
     /// How often the engine had restarted the container when it was first seen up.
     restarts: Option<i64>,
+    tries: Tries,
     unhealthy_since: Option<Instant>,
     silence: Silence,
     /// The watcher has seen that it hangs.
@@ -127,6 +123,7 @@ impl<'a> Wait<'a> {
             since,
             kills,
             restarts: None,
+            tries: Tries::default(),
             unhealthy_since: None,
             silence: Silence::default(),
             is_known_to_hang,
@@ -155,13 +152,23 @@ impl<'a> Wait<'a> {
         let container = inspect(self.gateway.engine, NAME).await?.ok_or_else(|| anyhow!("container {NAME} is gone"))?;
         let state = container.state.unwrap_or_default();
         let count = container.restart_count.unwrap_or_default();
+        self.look_at_reads(state.pid.unwrap_or_default()).await;
         if is_up(&state) && *self.restarts.get_or_insert(count) == count {
             return Ok((state, None));
         }
-        let exits = exits(self.gateway.engine, self.since, &state).await?;
-        let starved = memory::kills(self.gateway.host).await > self.kills;
-        let failure = Failure::of(&exits, &state, starved);
+        let ends = Ends {
+            codes: exits(self.gateway.engine, self.since, &state).await?,
+            cold: self.tries.cold,
+            starved: memory::kills(self.gateway.host).await > self.kills,
+        };
+        let failure = Failure::of(&ends, &state);
         Ok((state, failure))
+    }
+
+    /// `pid` is the first process of the container, 0 while it does not run.
+    async fn look_at_reads(&mut self, pid: i64) {
+        let bytes = if pid == 0 { 0 } else { processes::read_bytes(self.gateway.host, pid).await };
+        self.tries.see(pid, bytes);
     }
 
     /// Ready or degraded, else what is waited for.
@@ -170,7 +177,8 @@ impl<'a> Wait<'a> {
             ControlFlow::Break(Ready { version: version.unwrap_or_else(|| image.version.to_string()), degraded })
         };
         match health {
-            Health::Ready { version } => up(version, Vec::new()),
+            // The breaker holds for minutes: there is nothing to wait for.
+            Health::Ready { version, suppressed } => up(version, suppressed.into_iter().collect()),
             Health::Unhealthy { failing, uptime, version } => {
                 let deadline = if uptime > Some(STARTUP_DEADLINE) { OVERLOAD_DEADLINE } else { UNHEALTHY_DEADLINE };
                 if self.unhealthy_since.get_or_insert_with(Instant::now).elapsed() >= deadline {
@@ -181,6 +189,27 @@ impl<'a> Wait<'a> {
             Health::Starting(reason) => ControlFlow::Continue(reason),
             Health::Silent => ControlFlow::Continue("no answer yet".to_owned()),
         }
+    }
+}
+
+/// The gateway's starts in one wait.
+#[derive(Debug, Default)]
+struct Tries {
+    /// The first process of the present one, 0 when there is none, and what it has read from disks.
+    pid: i64,
+    bytes: u64,
+    /// How many have ended that were slowed by a disk.
+    cold: usize,
+}
+
+impl Tries {
+    fn see(&mut self, pid: i64, bytes: u64) {
+        if pid != self.pid {
+            self.cold += usize::from(self.bytes >= COLD_BYTES);
+            (self.pid, self.bytes) = (pid, 0);
+        }
+        // Processes that have ended take their count with them.
+        self.bytes = self.bytes.max(bytes);
     }
 }
 
@@ -208,98 +237,27 @@ async fn exits(engine: &Engine, since: Timestamp, state: &ContainerState) -> Res
     Ok(codes)
 }
 
-/// Why waiting longer is of no use.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Failure {
-    Refused,
-    OutOfMemory,
-    Looping(i64),
-    Stopped(i64),
-    Late(String),
-}
-
-impl Failure {
-    /// `None` while the engine may still bring the gateway up. `starved`: the kernel has killed a process for lack of
-    /// memory since the gateway was started.
-    fn of(exits: &[i64], state: &ContainerState, starved: bool) -> Option<Self> {
-        let gone = !matches!(state.status, Some(Status::RUNNING | Status::RESTARTING));
-        let count = |code| exits.iter().filter(|&&exit| exit == code).count();
-        let certain = if gone { 1 } else { CERTAIN_EXITS };
-        if count(EXIT_REFUSED) >= certain {
-            return Some(Self::Refused);
-        }
-        let certain = if starved { 1 } else { CERTAIN_EXITS };
-        if state.oom_killed == Some(true) || count(EXIT_KILLED) >= certain {
-            return Some(Self::OutOfMemory);
-        }
-        let last = exits.last().copied();
-        if gone {
-            return Some(Self::Stopped(last.or(state.exit_code).unwrap_or_default()));
-        }
-        last.filter(|_| exits.len() >= LOOP_EXITS).map(Self::Looping)
-    }
-
-    fn diagnosis(&self) -> Diagnosis {
-        let (code, remedy) = match self {
-            Self::Refused => (
-                Code::GatewayRefused,
-                format!(
-                    "It was stopped, since starting it again cannot help. Correct {STATE_ALIAS}/openclaw.json as its \
-                     last lines say, then run `{RUN_AGAIN}`."
-                ),
-            ),
-            Self::OutOfMemory => (Code::OutOfMemory, LARGER_MACHINE.to_owned()),
-            Self::Looping(_) | Self::Stopped(_) | Self::Late(_) => {
-                (Code::GatewayNotReady, format!("See `sudo docker logs {NAME}`, then run `{RUN_AGAIN}`."))
-            }
-        };
-        Diagnosis { code, remedy }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Refused => write!(out, "the gateway refused to start (exit code {EXIT_REFUSED})"),
-            Self::OutOfMemory => out.write_str("the gateway was killed for lack of memory, and stays stopped"),
-            Self::Looping(code) => write!(out, "the gateway ended {LOOP_EXITS} times, last with exit code {code}"),
-            Self::Stopped(code) => write!(out, "the gateway's container stopped with exit code {code}"),
-            Self::Late(note) => {
-                write!(out, "the gateway was not ready after {} s ({note})", READY_DEADLINE.as_secs())
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_failures_are_told_apart() {
-        let state = |status, oom| ContainerState { status: Some(status), oom_killed: Some(oom), ..Default::default() };
-        #[rustfmt::skip]
-        let cases: [(&[i64], _, _, Option<Failure>); 13] = [
-            (&[], Status::RUNNING, false, None),
-            (&[78], Status::RUNNING, false, None),
-            (&[78], Status::RESTARTING, false, None),
-            (&[78, 78], Status::RUNNING, false, Some(Failure::Refused)),
-            (&[78], Status::EXITED, false, Some(Failure::Refused)),
-            (&[137], Status::RESTARTING, true, Some(Failure::OutOfMemory)),
-            (&[137], Status::RESTARTING, false, None),
-            (&[137, 137], Status::RUNNING, false, Some(Failure::OutOfMemory)),
-            (&[137], Status::EXITED, false, Some(Failure::Stopped(137))),
-            (&[1, 1], Status::RESTARTING, false, None),
-            (&[1, 0, 1], Status::RESTARTING, false, Some(Failure::Looping(1))),
-            (&[0], Status::EXITED, false, Some(Failure::Stopped(0))),
-            (&[], Status::CREATED, false, Some(Failure::Stopped(0))),
+    fn a_try_is_cold_when_it_has_read_much_before_it_ended() {
+        let mut tries = Tries::default();
+        let seen = [
+            (0, 0, 0),
+            (7, 4096, 0),
+            (7, COLD_BYTES, 0),
+            (7, 5, 0),
+            (0, 0, 1),
+            (0, 0, 1),
+            (8, COLD_BYTES - 1, 1),
+            (9, COLD_BYTES, 1),
+            (10, 0, 2),
         ];
-        for (exits, status, oom, failure) in cases {
-            assert_eq!(Failure::of(exits, &state(status, oom), false), failure, "{exits:?} {status:?} {oom}");
+        for (pid, bytes, cold) in seen {
+            tries.see(pid, bytes);
+            assert_eq!(tries.cold, cold, "{pid} {bytes}");
         }
-        let starved = |exits: &[i64], status| Failure::of(exits, &state(status, false), true);
-        assert_eq!(starved(&[137], Status::RESTARTING), Some(Failure::OutOfMemory));
-        assert_eq!(starved(&[137], Status::EXITED), Some(Failure::OutOfMemory));
-        assert_eq!(starved(&[1], Status::RESTARTING), None);
     }
 }

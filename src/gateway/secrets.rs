@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, anyhow};
 use jiff::Timestamp;
 
-use super::dotenv::{EnvFile, FILE, KEYRING_VARIABLE, TOKEN_VARIABLE};
+use super::dotenv::{EnvFile, FILE, KEPT_TOKEN_VARIABLE, KEYRING_VARIABLE, TOKEN_VARIABLE};
 use super::openclaw_json::{self, ConfiguredToken};
 use crate::config::GatewayConfig;
 use crate::error::{Classify as _, Code, RUN_AGAIN};
@@ -14,6 +14,10 @@ use crate::text::hex;
 
 /// Values of published examples, with which the gateway exits with code 1.
 const PLACEHOLDERS: &[&str] = &["change-me-now", "undefined", "null"];
+
+/// What is said once, when the gateway's token becomes another one.
+const ADOPTED: &str = "gateway.auth.token in openclaw.json is another token than the one in .env: it is the gateway's \
+    token from now on, and .env has it, too";
 
 /// Bytes of randomness in a generated secret; upstream's own setup uses as many.
 const RANDOM_BYTES: usize = 32;
@@ -29,20 +33,21 @@ pub struct Secrets {
 
 /// Makes sure that `.env` holds the token and the keyring's password, mode 0600, owned by the gateway's user.
 ///
-/// The token is the configured one, applied at each boot; else the one in `.env`; else the literal in `openclaw.json`,
-/// which came with the state; else a new one. Other lines are the user's and stay. [`Code::TokenConflict`]:
-/// `openclaw.json` has another literal.
+/// The token is the configured one, applied at each boot; else the literal in `openclaw.json`, which wins there; else
+/// the one in `.env`; else a new one. Other lines are the user's and stay. In a mode of authentication that takes no
+/// token it is kept under another name. [`Code::TokenConflict`]: `openclaw.json` has another one than the configured.
 pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig) -> Result<Secrets> {
     let path = data.state.join(FILE);
     let text = untrusted::read(host, &data.state, FILE).await?.unwrap_or_default();
     let mut env = EnvFile::parse(&text);
-    let stored = env.get(TOKEN_VARIABLE);
-    let in_config = match openclaw_json::read(host, data).await {
-        Ok(document) => openclaw_json::token(document.as_ref()),
+    let kept = env.get(KEPT_TOKEN_VARIABLE);
+    let stored = env.get(TOKEN_VARIABLE).or_else(|| kept.clone());
+    let (in_config, takes_token) = match openclaw_json::read(host, data).await {
+        Ok(document) => (openclaw_json::token(document.as_ref()), openclaw_json::takes_token(document.as_ref())),
         // A running gateway does not need the file; whether one runs is for the gateway stage to find out.
         Err(error) if stored.is_some() => {
             tracing::debug!("{error:#}");
-            ConfiguredToken::Unset
+            (ConfiguredToken::Unset, kept.is_none())
         }
         Err(error) => return Err(error),
     };
@@ -66,7 +71,10 @@ pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig) 
         }
     };
     let password = env.get(KEYRING_VARIABLE).map_or_else(generate, Ok)?;
-    env.set(TOKEN_VARIABLE, &token)?;
+    let (name, other) =
+        if takes_token { (TOKEN_VARIABLE, KEPT_TOKEN_VARIABLE) } else { (KEPT_TOKEN_VARIABLE, TOKEN_VARIABLE) };
+    env.set(name, &token)?;
+    env.remove(other);
     env.set(KEYRING_VARIABLE, &password)?;
     host.ensure_file(&path, env.text(), Access::gateway(0o600)).await?;
     let variables = config.env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -117,7 +125,12 @@ fn choose(configured: Option<&Secret>, stored: Option<Secret>, in_config: Config
     let stored = stored.filter(|stored| !PLACEHOLDERS.contains(&stored.expose()));
     let ours = configured.cloned().or(stored);
     match (ours, in_config) {
-        (Some(token), ConfiguredToken::Literal(literal)) if literal != token => Choice::Conflict,
+        (Some(token), ConfiguredToken::Literal(literal)) if literal != token && configured.is_some() => {
+            Choice::Conflict
+        }
+        (Some(token), ConfiguredToken::Literal(literal)) if literal != token => {
+            Choice::Use { token: literal, warning: Some(ADOPTED.to_owned()) }
+        }
         (Some(token), ConfiguredToken::Unset | ConfiguredToken::Literal(_))
         | (None, ConfiguredToken::Literal(token)) => Choice::Use { token, warning: None },
         (Some(token), ConfiguredToken::Elsewhere(source)) => Choice::Use {
@@ -160,7 +173,8 @@ mod tests {
             (None, Some("change-me-now"), ConfiguredToken::Unset, Choice::Generate),
             (None, None, literal("c"), using("c")),
             (None, Some("c"), literal("c"), using("c")),
-            (None, Some("b"), literal("c"), Choice::Conflict),
+            (None, Some("b"), literal("c"), Choice::Use { token: secret("c"), warning: Some(ADOPTED.to_owned()) }),
+            (Some("c"), Some("b"), literal("c"), using("c")),
             (Some("a"), Some("c"), literal("c"), Choice::Conflict),
             (None, None, elsewhere(), Choice::Generate),
         ];
@@ -216,6 +230,18 @@ mod tests {
             assert_eq!(first, second);
             assert_eq!(first.token.expose().len(), 64);
             assert_eq!(host.ledger().borrow().changes.len(), 1);
+            let settings = root.path().join("data/openclaw/openclaw.json");
+            std::fs::write(&settings, "{gateway: {auth: {mode: 'trusted-proxy'}}}").unwrap();
+            assert_eq!(ensure(&host, &data, &config).await.unwrap().token, first.token);
+            let text = std::fs::read_to_string(host.path(data.state.join(FILE))).unwrap();
+            assert!(!text.contains(TOKEN_VARIABLE) && text.contains(first.token.expose()), "{text}");
+            // What cannot be read changes nothing.
+            std::fs::write(&settings, "{gateway: ").unwrap();
+            assert_eq!(ensure(&host, &data, &config).await.unwrap().token, first.token);
+            assert_eq!(std::fs::read_to_string(host.path(data.state.join(FILE))).unwrap(), text);
+            std::fs::remove_file(&settings).unwrap();
+            assert_eq!(ensure(&host, &data, &config).await.unwrap().token, first.token);
+            assert_eq!(std::fs::read_to_string(host.path(data.state.join(FILE))).unwrap().lines().count(), 2);
             std::fs::remove_file(root.path().join("data/openclaw/.env")).unwrap();
         }
         std::os::unix::fs::symlink("/etc/shadow", root.path().join("data/openclaw/.env")).unwrap();

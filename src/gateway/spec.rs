@@ -52,8 +52,8 @@ const SCRATCH_PERCENT: u64 = 10;
 /// The label with the boot in which a container with a writable root was made: it is not used in the next one.
 const BOOT_LABEL: &str = "openclaw-init.boot";
 
-/// For so long the engine counts no failed health check: a first boot on a shared core and a cold disk.
-const HEALTH_START_NANOSECONDS: i64 = 300_000_000_000;
+/// The health check of a gateway with TLS, for Node. The image's own knows only plain HTTP.
+const TLS_HEALTH_CHECK: &str = include_str!("spec/tls-health-check.js");
 
 /// What the containers of one gateway are made from.
 #[derive(Debug, Clone)]
@@ -61,6 +61,7 @@ pub(super) struct Inputs<'a> {
     image: &'a Image,
     data: &'a DataDir,
     config: &'a GatewayConfig,
+    has_tls: bool,
     capabilities: Capabilities,
 }
 
@@ -128,9 +129,10 @@ pub(super) struct Spec {
 }
 
 impl<'a> Inputs<'a> {
-    pub(super) async fn observe(gateway: Gateway<'a>, image: &'a Image) -> Result<Self> {
+    /// `has_tls`: the gateway's port has TLS.
+    pub(super) async fn observe(gateway: Gateway<'a>, image: &'a Image, has_tls: bool) -> Result<Self> {
         let Gateway { host, engine, data, config } = gateway;
-        Ok(Self { image, data, config, capabilities: Capabilities::observe(host, engine, image).await? })
+        Ok(Self { image, data, config, has_tls, capabilities: Capabilities::observe(host, engine, image).await? })
     }
 
     /// The gateway's container. No secret is part of it: they are in the state directory's `.env`.
@@ -148,9 +150,7 @@ impl<'a> Inputs<'a> {
             });
         });
         body.exposed_ports = Some(vec![port]);
-        // An empty test means the image's own.
-        let (test, start_period) = (Some(Vec::new()), Some(HEALTH_START_NANOSECONDS));
-        body.healthcheck = Some(HealthConfig { test, start_period, ..Default::default() });
+        body.healthcheck = Some(self.health_check());
         let mut labels = HashMap::new();
         if self.config.root == ContainerRoot::Writable {
             labels.insert(BOOT_LABEL.to_owned(), self.capabilities.boot_id.clone());
@@ -160,6 +160,15 @@ impl<'a> Inputs<'a> {
         labels.insert(SPEC_LABEL.to_owned(), fingerprint.clone());
         body.labels = Some(labels);
         Ok(Spec { body, fingerprint })
+    }
+
+    /// The engine counts no failed check for as long as a start may take.
+    fn health_check(&self) -> HealthConfig {
+        let words = ["CMD", "node", "-e", TLS_HEALTH_CHECK.trim()].map(str::to_owned);
+        // An empty test means the image's own.
+        let test = if self.has_tls { words.to_vec() } else { Vec::new() };
+        let start_period = i64::try_from(self.config.ready_timeout.as_nanos()).ok();
+        HealthConfig { test: Some(test), start_period, ..Default::default() }
     }
 
     /// A container that repairs the state. With network: the repair may bring plugins up to the image's version.
@@ -181,7 +190,7 @@ impl<'a> Inputs<'a> {
     /// What every container has in common; `adapt` adds to its host's part. Entry point and working directory are the
     /// image's.
     fn body(&self, command: &[&str], adapt: impl FnOnce(&mut HostConfig)) -> ContainerCreateBody {
-        let Self { image, data, config, ref capabilities } = *self;
+        let Self { image, data, config, ref capabilities, .. } = *self;
         let bind = |source: &Path, target: &str| Mount {
             typ: Some(MountType::BIND),
             source: Some(source.display().to_string()),
@@ -235,6 +244,8 @@ fn fingerprint(body: &ContainerCreateBody, image: &Image) -> Result<String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
     use expect_test::expect_file;
 
     use super::*;
@@ -260,7 +271,17 @@ mod tests {
     }
 
     fn spec(image: &Image, config: &GatewayConfig, capabilities: Capabilities) -> Spec {
-        Inputs { image, data: &data(), config, capabilities }.gateway().unwrap()
+        Inputs { image, data: &data(), config, has_tls: false, capabilities }.gateway().unwrap()
+    }
+
+    #[test]
+    fn a_gateway_with_tls_is_checked_with_tls() {
+        let (image, data, config) =
+            (image(), data(), GatewayConfig { ready_timeout: Duration::from_secs(60), ..config() });
+        let inputs = Inputs { image: &image, data: &data, config: &config, has_tls: true, capabilities: allowed() };
+        let check = inputs.gateway().unwrap().body.healthcheck.unwrap();
+        assert_eq!(check.start_period, Some(60_000_000_000));
+        assert!(check.test.unwrap().last().unwrap().contains("https"));
     }
 
     #[test]
@@ -344,7 +365,7 @@ mod tests {
     #[test]
     fn a_one_off_has_the_same_state_and_no_way_out() {
         let (image, data, config) = (image(), data(), config());
-        let inputs = Inputs { image: &image, data: &data, config: &config, capabilities: allowed() };
+        let inputs = Inputs { image: &image, data: &data, config: &config, has_tls: false, capabilities: allowed() };
         let body = inputs.one_off(&["config", "validate"]);
         let host = body.host_config.unwrap();
         assert_eq!(host.network_mode.as_deref(), Some("none"));

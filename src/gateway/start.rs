@@ -9,7 +9,7 @@ use bollard::errors::Error as DockerError;
 
 use super::{Gateway, NAME};
 use crate::config::GatewayConfig;
-use crate::docker::{self, Engine};
+use crate::docker::{self, Engine, NO_SPACE};
 use crate::error::{Code, Diagnosis, RUN_AGAIN};
 
 /// The engine's words for a port that it holds itself, for a container of its own.
@@ -80,10 +80,19 @@ async fn publisher(engine: &Engine, port: u16) -> Result<Option<String>> {
     Ok(names.next().map(|name| name.unwrap_or_default().trim_start_matches('/').to_owned()))
 }
 
+/// Says so when a disk of the engine is full.
+pub(super) fn explain_creation(error: DockerError) -> Error {
+    let is_full = error.to_string().contains(NO_SPACE);
+    let error = Error::from(error).context(format!("creating container {NAME}"));
+    if is_full { full(error) } else { error }
+}
+
 fn explain(error: DockerError, config: &GatewayConfig, holder: Option<&str>) -> Error {
     let text = error.to_string();
     let error = Error::from(error).context(format!("starting container {NAME}"));
-    if text.contains(PORT_ALLOCATED) || text.contains("address already in use") {
+    if text.contains(NO_SPACE) {
+        full(error)
+    } else if text.contains(PORT_ALLOCATED) || text.contains("address already in use") {
         error.context(taken(config, holder))
     } else if text.contains("cannot assign requested address") {
         missing_address(error, config.bind)
@@ -105,6 +114,14 @@ fn taken(config: &GatewayConfig, holder: Option<&str>) -> Diagnosis {
     };
     let remedy = format!("{found}, or choose another port with the attribute openclaw-port.");
     Diagnosis { code: Code::PortTaken, remedy }
+}
+
+fn full(error: Error) -> Error {
+    let remedy = format!(
+        "Make room on the disk of the engine, mostly the boot disk (`df -h /var/lib/docker`, `df -i /var/lib/docker`), or \
+         enlarge it, then run `{RUN_AGAIN}`."
+    );
+    error.context(Diagnosis { code: Code::NoSpace, remedy })
 }
 
 /// Not [`Code::ConfigInvalid`]: what is no address of this VM now may be one later.
@@ -131,6 +148,7 @@ mod tests {
             (taken, Some("other"), Code::PortTaken, "docker stop other"),
             ("listen tcp4 127.0.0.1:18789: bind: address already in use", None, Code::PortTaken, "ss -ltnp"),
             ("listen tcp4 10.9.9.9:18789: bind: cannot assign requested address", None, Code::GatewayNotReady, "openclaw-bind"),
+            ("OCI runtime create failed: write /run/x: no space left on device", None, Code::NoSpace, "df -h"),
             ("OCI runtime create failed: exec: \"runc\": executable file not found", None, Code::DockerUnusable, "docker info"),
             ("context deadline exceeded", None, Code::Internal, "starting container"),
         ];

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Error, Result};
 use bollard::query_parameters::{CreateContainerOptionsBuilder, RenameContainerOptionsBuilder};
 
 use super::spec::{STOP_SECONDS, Spec};
+use super::start::explain_creation;
 use super::{Action, Gateway, NAME, Observed, Secrets, inspect, observe, remove_if_exists, stop_container};
 use crate::docker::Engine;
 use crate::error::{Code, code_of};
@@ -39,7 +40,7 @@ impl Gateway<'_> {
         if matches!(action, Action::Create | Action::Replace) {
             let options = CreateContainerOptionsBuilder::default().name(NEXT).build();
             let created = self.engine.client.create_container(Some(options), spec.body.clone()).await;
-            let created = created.with_context(|| format!("creating container {NAME}"))?;
+            let created = created.map_err(explain_creation)?;
             created.warnings.iter().for_each(|warning| tracing::debug!("creating container {NAME}: {warning}"));
             self.host.changed(format!("created container {NAME}"));
         }

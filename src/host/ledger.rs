@@ -62,7 +62,7 @@ impl Host {
 
     /// Lets the run take this much longer, in all, than its deadline.
     pub fn extend_deadline(&self, extension: Duration) {
-        self.ledger.send_modify(|ledger| ledger.extension = extension);
+        self.ledger.send_modify(|ledger| ledger.extension = ledger.extension.max(extension));
     }
 
     /// A view of the ledger that wakes its reader at every new entry.

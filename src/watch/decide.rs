@@ -223,7 +223,9 @@ impl Sight {
     fn of_health(&self) -> Option<Finding> {
         let failed = |cause, what: &str, cure| Finding { state: State::Failed, ..finding(cause, what, cure) };
         match self.health.as_ref()? {
-            Health::Ready { .. } => None,
+            Health::Ready { suppressed, .. } => {
+                suppressed.as_ref().map(|what| finding(Cause::Unhealthy, what, Cure::Nobody))
+            }
             Health::Silent if self.is_hung => {
                 Some(failed(Cause::Hung, "the gateway hangs: it gives no answer and does nothing", Cure::Run))
             }
@@ -286,9 +288,18 @@ impl Sight {
             (run, _) => run == State::Ready,
         };
         let news: Vec<&Finding> = findings.iter().filter(is_news).collect();
+        if news.is_empty() && self.has_recovered() {
+            let message = "what the run missed in the gateway works again".to_owned();
+            return Some(Saying { state: State::Ready, message });
+        }
         let state = news.iter().map(|finding| finding.state).max_by_key(|state| severity(*state))?;
         let messages: Vec<String> = news.iter().map(|finding| self.sentence(finding, memory)).collect();
         Some(Saying { state, message: messages.join("; ") })
+    }
+
+    /// The gateway was degraded at the end of the run, and is not any more.
+    fn has_recovered(&self) -> bool {
+        self.run_state == State::Degraded && matches!(self.health, Some(Health::Ready { suppressed: None, .. }))
     }
 
     /// What, since when, and what comes next.
@@ -416,7 +427,7 @@ mod tests {
             run_state: State::Ready,
             may_repair: true,
             container: Some(Container::Alive { up: None, cpu: None }),
-            health: Some(Health::Ready { version: None }),
+            health: Some(Health::Ready { version: None, suppressed: None }),
             ..Sight::default()
         }
     }
@@ -478,12 +489,23 @@ mod tests {
             (engine(Failed), 10, Some(State::Failed), true, "failed"),
             (engine(Silent), 600, Some(State::Failed), false, "no answer"),
             (Sight { is_containerd_down: true, ..well() }, 10, Some(State::Degraded), true, "containerd"),
+            (
+                Sight {
+                    health: Some(Health::Ready { version: None, suppressed: Some("telegram is kept off".into()) }),
+                    ..well()
+                },
+                60,
+                Some(State::Degraded),
+                false,
+                "telegram is kept off",
+            ),
             (Sight { health: Some(Health::Silent), ..well() }, 59, None, false, ""),
             (Sight { health: Some(Health::Silent), ..well() }, 60, Some(State::Failed), false, "no answer"),
             (Sight { health: Some(Health::Starting("db".into())), ..well() }, 60, Some(State::Failed), false, "(db)"),
             (hung(), 0, Some(State::Failed), true, "hangs"),
             (Sight { health: Some(failing()), ..well() }, 60, Some(State::Degraded), false, "telegram"),
             (Sight { run_state: State::Degraded, health: Some(failing()), ..well() }, 60, None, false, ""),
+            (Sight { run_state: State::Degraded, ..well() }, 0, Some(State::Ready), false, "works again"),
             (Sight { run_state: State::Degraded, ..gone() }, 10, Some(State::Failed), true, "gone"),
             (Sight { is_forwarding_off: true, ..well() }, 10, Some(State::Degraded), true, "ip_forward"),
             (Sight { is_unshielded: true, ..well() }, 10, Some(State::Degraded), true, "shield"),

@@ -35,13 +35,19 @@ struct Release {
     starts: bool,
     /// Whether it leaves the migration of an older state to its doctor.
     wants_doctor: bool,
+    /// How it ends twice, as if a database took too long to read from a cold disk.
+    ends_cold: Option<u8>,
 }
 
-const RELEASES: [Release; 4] = [
-    Release { version: "0.1.1", schema: 1, starts: true, wants_doctor: false },
-    Release { version: "0.1.2", schema: 2, starts: true, wants_doctor: false },
-    Release { version: "0.1.3", schema: 2, starts: true, wants_doctor: true },
-    Release { version: "0.1.66", schema: 2, starts: false, wants_doctor: false },
+const GOOD: Release = Release { version: "0.1.1", schema: 1, starts: true, wants_doctor: false, ends_cold: None };
+
+const RELEASES: [Release; 6] = [
+    GOOD,
+    Release { version: "0.1.2", schema: 2, ..GOOD },
+    Release { version: "0.1.3", schema: 2, wants_doctor: true, ..GOOD },
+    Release { version: "0.1.4", schema: 2, ends_cold: Some(1), ..GOOD },
+    Release { version: "0.1.5", schema: 2, ends_cold: Some(REFUSED), ..GOOD },
+    Release { version: "0.1.66", schema: 2, starts: false, ..GOOD },
 ];
 
 fn main() -> ExitCode {
@@ -114,6 +120,12 @@ fn gateway(release: Release, options: &[&str]) -> Result<()> {
     println!("[gateway] starting...");
     let state = State::open(release)?;
     println!("[gateway] state schema {}, start number {}", state.schema, state.starts);
+    if let Some(code) = release.ends_cold
+        && state::is_cold(release.version)?
+    {
+        eprintln!("[gateway] the check of the databases did not end in time");
+        std::process::exit(code.into());
+    }
     let port = option("--port").unwrap_or("18789").parse().context("reading --port")?;
     http::serve(lan, port, release, token)?;
     if release.starts {

@@ -3,11 +3,13 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
+use std::time::Duration;
+use std::{fs, io, thread};
 
 use anyhow::{Context as _, Result, ensure};
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -51,6 +53,27 @@ impl State {
     fn write(&self) -> Result<()> {
         write(&path(), &serde_json::to_vec(self)?)
     }
+}
+
+/// How often a version finds its databases cold, and how large they are.
+const COLD_STARTS: usize = 2;
+const COLD_BYTES: usize = 64 << 20;
+
+/// Reads all of the version's databases from the disk, if it has not done so often enough.
+pub(crate) fn is_cold(version: &str) -> Result<bool> {
+    let (database, counter) = (directory().join("state/cold"), directory().join(format!("state/cold-{version}")));
+    let count = fs::read(&counter).unwrap_or_default().len();
+    if count >= COLD_STARTS {
+        return Ok(false);
+    }
+    write(&counter, &vec![b'x'; count + 1])?;
+    write(&database, &vec![1; COLD_BYTES])?;
+    let file = fs::File::open(&database)?;
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).context("dropping the cache of a file")?;
+    io::copy(&mut &file, &mut io::sink()).with_context(|| format!("reading {}", database.display()))?;
+    // The disk of a test is faster than any that this happens on.
+    thread::sleep(Duration::from_secs(2));
+    Ok(true)
 }
 
 fn path() -> PathBuf {

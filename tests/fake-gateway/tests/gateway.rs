@@ -100,3 +100,17 @@ fn its_probes_speak_like_the_gateways_and_a_backup_holds_the_state() {
     assert!(names[0].ends_with("manifest.json") && names.iter().any(|it| it.ends_with("openclaw.json")), "{names:?}");
     assert!(!run("0.1.2", state.path(), &create).status.success(), "it must not replace an archive");
 }
+
+#[test]
+fn a_version_that_finds_its_databases_cold_ends_twice_and_then_starts() {
+    for (version, code) in [("0.1.4", 1), ("0.1.5", 78)] {
+        let state = tempfile::tempdir().unwrap();
+        fs::write(state.path().join(".env"), format!("OPENCLAW_GATEWAY_TOKEN={TOKEN}\n")).unwrap();
+        assert!(run(version, state.path(), &["config", "set", "--batch-json", MODE]).status.success());
+        for _ in 0..2 {
+            let words = ["gateway", "--bind", "lan", "--port", &free_port().to_string()];
+            assert_eq!(run(version, state.path(), &words).status.code(), Some(code));
+        }
+        assert_eq!(stop(start(version, state.path(), free_port())), Some(0));
+    }
+}

@@ -7,6 +7,7 @@ mod baked;
 mod binary;
 mod checks;
 mod cloud_init;
+mod configured;
 mod contents;
 mod cuts;
 mod disks;
@@ -50,6 +51,7 @@ pub(crate) const GATE: &[Scenario] = &[
     ("loader", loader::script_with_every_turn_of_the_loader),
     ("readme", readme::loader_way_from_top_to_bottom),
     ("watch", watch::what_happens_between_boots),
+    ("configured", configured::every_way_of_use),
     ("update-real", updates::real_versions_there_and_back),
     ("data-disk", disks::data_disk_outlives_its_machine),
     ("moving-in", moving::state_moves_to_a_data_disk),

@@ -23,8 +23,12 @@ pub const FIRST: &str = "0.1.1";
 pub const SECOND: &str = "0.1.2";
 /// A version with schema 2 that refuses an older state until its own `doctor --fix` has brought it there.
 pub const WANTS_DOCTOR: &str = "0.1.3";
+/// Versions that end twice, with exit code 1 and 78, as if their databases were read from a cold disk, and then start.
+pub const COLD: [&str; 2] = ["0.1.4", "0.1.5"];
 /// A version that brings the state to schema 2 and then never becomes ready.
 pub const NEVER_READY: &str = "0.1.66";
+
+const VERSIONS: [&str; 6] = [FIRST, SECOND, WANTS_DOCTOR, COLD[0], COLD[1], NEVER_READY];
 
 /// All that determines the program.
 const SOURCES: [&str; 4] = [
@@ -52,7 +56,7 @@ const OWN: [(&str, u32); 6] = [
 /// have it (20 s).
 pub fn add(cache: &Cache, storage: &Path) -> Result<PathBuf> {
     let others = storage.to_str().context("the cache's path is not text")?;
-    let parts = [&SOURCES[..], &[RECIPE, others, FIRST, SECOND, WANTS_DOCTOR, NEVER_READY]].concat();
+    let parts = [&SOURCES[..], &[RECIPE, others], &VERSIONS].concat();
     let entry = cache.entry("registry", &parts, |directory| build(directory, storage))?;
     Ok(entry.join("storage"))
 }
@@ -66,7 +70,7 @@ fn build(directory: &Path, storage: &Path) -> Result<()> {
     File::create(&mark).and_then(|it| it.set_modified(SystemTime::UNIX_EPOCH)).context("making a mark")?;
     let layout = Layout::create(&directory.join("oci"))?;
     let layer = [layout.layer(&root, &mark)?];
-    for version in [FIRST, SECOND, WANTS_DOCTOR, NEVER_READY] {
+    for version in VERSIONS {
         layout.image(GATEWAY_REPOSITORY, version, &layer, &config(version))?;
     }
     images::push(&layout, directory)?;

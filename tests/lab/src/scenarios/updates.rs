@@ -108,7 +108,15 @@ pub(super) fn broken_versions_are_undone(rig: &Rig) -> Result<()> {
     init(rig, 0, &["rollback", "--set-newer-state-aside"])?;
     rig.lab_ends(0, "reboot", &[])?;
     runs(rig, fake_gateway::FIRST)?;
-    is_first_state(rig, &token)
+    is_first_state(rig, &token)?;
+
+    // A start that a cold disk makes fail is repeated, whatever its exit code.
+    for version in fake_gateway::COLD {
+        init(rig, 0, &["update", "--to", version])?.has(&["updated OpenClaw"])?;
+        let restarts = rig.shell("docker inspect -f '{{.RestartCount}}' openclaw-gateway")?;
+        ensure!(restarts == "2", "{version} was started again {restarts} times");
+    }
+    Ok(())
 }
 
 fn is_first_state(rig: &Rig, token: &str) -> Result<()> {

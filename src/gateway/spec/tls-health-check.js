@@ -1,0 +1,1 @@
+const ask = require("https").get({ host: "127.0.0.1", port: 18789, path: "/healthz", rejectUnauthorized: false }, (r) => process.exit(r.statusCode === 200 ? 0 : 1)); ask.on("error", () => process.exit(1));

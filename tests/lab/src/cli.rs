@@ -91,7 +91,7 @@ pub enum Action {
     },
     /// Run the tests: without a tier all of them
     Test(Tests),
-    /// Build the files of a release into `dist/`: the static program, the loader, their digests
+    /// Build the files of a release into `dist/`: the static program, the loader, `openclaw-gcp`, their digests
     Release,
     #[command(hide = true)]
     Serve {
@@ -176,6 +176,9 @@ pub struct Up {
     /// Use this binary instead of building one
     #[arg(long, value_name = "FILE")]
     pub binary: Option<PathBuf>,
+    /// A directory whose files are at `https://github.com/`, too
+    #[arg(long, value_name = "DIRECTORY")]
+    pub forge: Option<PathBuf>,
     /// How the repository that stands for Docker's own answers
     #[arg(long, value_enum, default_value = "good")]
     pub docker_repository: DockerRepository,

@@ -17,13 +17,14 @@ pub mod signing;
 pub mod tls;
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use axum::serve::Listener;
 use clap::ValueEnum;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -33,6 +34,7 @@ use crate::background;
 use crate::cache::Cache;
 use crate::process::Process;
 use crate::state::Lab;
+use ca::Ca;
 use content::Content;
 use docker_apt::DockerRepository;
 use metadata_server::{Metadata, Server, control};
@@ -44,7 +46,7 @@ const HELPERS: [&str; 2] = ["slirp4netns", "dnsmasq"];
 /// The name of Cloud Storage's API.
 const STORAGE_NAME: &str = "storage.googleapis.com";
 /// Where upstream's source is; the lab has archives of its own under the same paths.
-const FORGE_NAME: &str = "github.com";
+pub const FORGE_NAME: &str = "github.com";
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Starts the cloud's process, whose metadata server tells `metadata`; returns when all its servers answer.
@@ -154,6 +156,22 @@ async fn internet(
             ended = content.run() => ended,
         }
     })
+}
+
+/// Serves the files below `directory` as the forge does, at a port of this machine's own 127.0.0.1, as long as this
+/// process lives: for a user's workstation, which is in no lab's network.
+pub fn serve_forge_here(ca: &Ca, directory: PathBuf) -> Result<SocketAddr> {
+    let certificate = ca.server_certificate(&[FORGE_NAME])?;
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        runtime()?.block_on(async {
+            let listener = TlsListener::bind((Ipv4Addr::LOCALHOST, 0).into(), &certificate).await?;
+            tell.send(Listener::local_addr(&listener)?)?;
+            let router = Server::new(Metadata::default()).files_router(directory);
+            axum::serve(listener, router).await.context("serving GitHub to the workstation")
+        })
+    });
+    told.recv().context("the workstation's GitHub did not start")
 }
 
 async fn listen(address: Ipv4Addr) -> Result<TcpListener> {

@@ -14,6 +14,9 @@ pub const PROGRAM: &str = "openclaw-init-x86_64-linux";
 /// The digests of the other files, in the format of `sha256sum`.
 pub const DIGESTS: &str = "SHA256SUMS";
 const LOADER_FILE: &str = "startup-script.sh";
+/// What makes the VM, from the user's computer.
+const SCRIPT_FILE: &str = "openclaw-gcp";
+const SCRIPT: &str = include_str!("../../../openclaw-gcp");
 
 /// Builds the program and fills `dist/` at the top of the working tree.
 pub fn build() -> Result<()> {
@@ -32,8 +35,9 @@ pub fn make(directory: &Path, binary: &Path) -> Result<()> {
     let program = directory.join(PROGRAM);
     fs::copy(binary, &program).with_context(|| format!("copying {}", binary.display()))?;
     write(&directory.join(LOADER_FILE), LOADER.as_bytes(), 0o755)?;
+    write(&directory.join(SCRIPT_FILE), SCRIPT.as_bytes(), 0o755)?;
     let digest = |name: &str| Ok(format!("{}  {name}\n", sha256(&directory.join(name))?));
-    let digests = [PROGRAM, LOADER_FILE].into_iter().map(digest).collect::<Result<String>>()?;
+    let digests = [PROGRAM, LOADER_FILE, SCRIPT_FILE].into_iter().map(digest).collect::<Result<String>>()?;
     write(&directory.join(DIGESTS), digests.as_bytes(), 0o644)
 }
 
@@ -57,7 +61,7 @@ mod tests {
             names.push(entry?.file_name());
         }
         names.sort();
-        assert_eq!(names, [DIGESTS, PROGRAM, LOADER_FILE]);
+        assert_eq!(names, [DIGESTS, SCRIPT_FILE, PROGRAM, LOADER_FILE]);
         let check = |options: &[&str]| run(Command::new("sha256sum").args(options).arg(DIGESTS).current_dir(&dist));
         assert_eq!(check(&["--check", "--strict"])?.lines().count(), names.len() - 1, "a file has no digest");
         fs::write(dist.join(LOADER_FILE), "another")?;

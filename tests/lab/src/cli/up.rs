@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -18,6 +19,7 @@ use crate::machine::disks::{self, DataDisk};
 use crate::machine::{boot_image, control_group};
 use crate::process::Process;
 use crate::product::{BINARY, DATA_DISK, LOADER, USER_DATA};
+use crate::program::run;
 use crate::state::{AttachedDisk, Lab, Spec};
 use crate::{cloud, host, machine};
 
@@ -43,6 +45,10 @@ fn build(lab: &Lab, options: &Up) -> Result<()> {
     let cache = Cache::from_env()?;
     step("preparing the registries and package repositories", || Content::prepare(&cache))?;
     fs::copy(&binary, lab.files().join(BINARY)).with_context(|| format!("copying {}", binary.display()))?;
+    if let Some(forge) = &options.forge {
+        run(Command::new("cp").args(["--recursive", "--"]).arg(forge.join(".")).arg(lab.files()))
+            .with_context(|| format!("copying {}", forge.display()))?;
+    }
     let disks = data_disks(lab, &options.disk)?;
     lab.save(&Spec { os: options.os, memory: options.memory, disks })?;
     step("making the boot disk", || match (&options.image, options.boot) {

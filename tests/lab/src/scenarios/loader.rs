@@ -32,7 +32,7 @@ struct Case {
 /// Every shell script of the checkout: the loader, the gate, and what tests run.
 pub(super) fn shell_scripts_are_clean(rig: &Rig) -> Result<()> {
     let checkout = host::workspace()?;
-    let mut scripts = vec![checkout.join(".ci/run")];
+    let mut scripts = vec![checkout.join(".ci/run"), checkout.join("openclaw-gcp")];
     for directory in ["cloud-init", "tests"] {
         find_scripts(&checkout.join(directory), &mut scripts)?;
     }

@@ -1,4 +1,5 @@
-//! The README's commands, run as a reader would: taken out of the README itself, typed in its order.
+//! The commands of the README and of `docs/ways-in.md`, run as a reader would: taken out of the pages themselves, typed
+//! in their order.
 //!
 //! `gcloud`, `packer` and `cargo` are the lab's (see [`crate::workstation`]); a command for the VM runs in the machine.
 
@@ -10,21 +11,28 @@ use super::checks::is_ready;
 use super::rig::{Rig, Said};
 use crate::cache::Cache;
 use crate::cloud::content::Content;
+use crate::cloud::serve_forge_here;
 use crate::host;
 use crate::watch::Watch;
 use crate::workstation::Session;
 
-const README: &str = include_str!("../../../../README.md");
+/// Every page whose commands are run here.
+const PAGES: [&str; 2] = [include_str!("../../../../README.md"), include_str!("../../../../docs/ways-in.md")];
 
 /// A block of commands, known by words that no other has. Each is run by a scenario: the compiler warns of one that
 /// nobody names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Block {
+    /// The script's commands.
+    QuickStart,
+    Open,
+    Update,
+    Delete,
     /// The lab itself.
     Lab,
     /// The program in a bucket, and an account that can read it.
     Upload,
-    /// The three ways in.
+    /// The three ways in by plain commands.
     LoaderWay,
     CloudInitWay,
     BinaryWay,
@@ -40,7 +48,11 @@ pub(super) enum Block {
 
 impl Block {
     #[cfg(test)]
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 14] = [
+        Self::QuickStart,
+        Self::Open,
+        Self::Update,
+        Self::Delete,
         Self::Lab,
         Self::Upload,
         Self::LoaderWay,
@@ -55,6 +67,10 @@ impl Block {
 
     fn mark(self) -> &'static str {
         match self {
+            Self::QuickStart => "openclaw-gcp create",
+            Self::Open => "openclaw-gcp open",
+            Self::Update => "openclaw-gcp update",
+            Self::Delete => "openclaw-gcp delete",
             Self::Lab => "cargo lab up",
             Self::Upload => "gcloud storage cp",
             Self::LoaderWay => "=startup-script=",
@@ -68,10 +84,20 @@ impl Block {
         }
     }
 
-    /// Its text in the README.
+    /// Its text in the pages.
     fn text(self) -> Result<String> {
-        let found = blocks(README).into_iter().find(|block| block.contains(self.mark()));
-        found.with_context(|| format!("the README has no commands with {:?}", self.mark()))
+        let found = PAGES.into_iter().flat_map(blocks).find(|block| block.contains(self.mark()));
+        found.with_context(|| format!("no page has commands with {:?}", self.mark()))
+    }
+
+    /// The lines of it that set variables: what a reader's shell still knows when the next block is typed.
+    fn variables(self) -> Result<String> {
+        let text = self.text()?;
+        let sets = |line: &&str| {
+            let name = line.trim_start_matches("export ").split_once('=').map(|(name, _)| name);
+            name.is_some_and(|name| name.chars().all(|c| c.is_ascii_uppercase()))
+        };
+        Ok(text.lines().filter(sets).collect::<Vec<_>>().join("\n"))
     }
 }
 
@@ -98,73 +124,121 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn of(rig: &Rig) -> Result<Self> {
         // A user's directory is no checkout: from there the lab cannot build what its cache does not have.
-        Content::prepare(&Cache::from_env()?)?;
+        let content = Content::prepare(&Cache::from_env()?)?;
         let machine = rig.machine()?;
         let session = Session::new(&host::workspace()?, &rig.lab_program(), machine.name(), &rig.binary())?;
+        let ca = content.ca();
+        session.publish(&release()?, |directory| serve_forge_here(ca, directory), &ca.pem_path())?;
         Ok(Self { session, watch: Arc::clone(rig.watch()) })
     }
 
-    /// Types the blocks one after the other into one shell, which ends with the first command that fails.
-    fn types(&self, blocks: &[Block]) -> Result<Said> {
-        let text = blocks.iter().map(|block| block.text()).collect::<Result<Vec<_>>>()?.join("\n");
+    /// Types `text` into a shell, which ends with the first command that fails, and then the `answers`.
+    fn types(&self, text: &str, answers: &str) -> Result<Said> {
         let mut shell = self.session.shell()?;
-        let output = self.watch.output(shell.arg(text))?;
+        let output = self.watch.output(shell.arg(format!("{{\n{text}\n}} << 'ANSWERS'\n{answers}\nANSWERS")))?;
         Ok(Said::of(&output))
     }
 
-    /// The same; all must succeed.
+    /// Types the blocks one after the other; all must succeed.
     pub(super) fn succeeds(&self, blocks: &[Block]) -> Result<Said> {
-        let said = self.types(blocks)?;
-        ensure!(said.code == 0, "{blocks:?} ended with {}:\n{}", said.code, said.text);
+        self.ends(0, Block::Lab, blocks, "")
+    }
+
+    /// Types the blocks into a shell that knows the variables of the block `known`; it must end with `code`.
+    fn ends(&self, code: i32, known: Block, blocks: &[Block], answers: &str) -> Result<Said> {
+        let texts = blocks.iter().map(|block| block.text()).collect::<Result<Vec<_>>>()?;
+        let said = self.types(&[vec![known.variables()?], texts].concat().join("\n"), answers)?;
+        ensure!(said.code == code, "{blocks:?} ended with {}:\n{}", said.code, said.text);
         Ok(said)
     }
-
-    /// The same; the last one must fail, and say why.
-    fn fails(&self, blocks: &[Block], why: &str) -> Result<()> {
-        let said = self.types(blocks)?;
-        ensure!(said.code != 0, "{blocks:?} succeeded:\n{}", said.text);
-        said.has(&[why]).map(|_| ())
-    }
 }
 
-/// From nothing to a gateway in a browser, then through a reboot and a failure, each of which an old result could hide.
-pub(super) fn loader_way_from_top_to_bottom(rig: &Rig) -> Result<()> {
+/// The address of the release, as the README's first block sets it.
+fn release() -> Result<String> {
+    let variables = Block::QuickStart.variables()?;
+    let found = variables.lines().find_map(|line| line.strip_prefix("export RELEASE="));
+    found.map(str::to_owned).context("the README does not set RELEASE")
+}
+
+/// From nothing to a gateway in a browser; then through an update, a failure, and a new VM with the old disk.
+pub(super) fn script_from_top_to_bottom(rig: &Rig) -> Result<()> {
     let reader = Reader::of(rig)?;
-    reader.succeeds(&[Block::Upload, Block::LoaderWay, Block::Wait])?.has(&["ready"])?;
+    let script = |code, block, answers| reader.ends(code, Block::QuickStart, &[block], answers);
+    let made = script(0, Block::QuickStart, "")?;
+    made.has(&["+ gcloud compute instances create", "ready after", "Next: sh openclaw-gcp open"])?;
+    is_ready(rig)?;
+    let token = rig.shell(TOKEN)?;
+    opens_the_control_ui(&reader, &token).context("opening the Control UI")?;
+    approves_a_client(rig).context("approving a client")?;
+    script(0, Block::QuickStart, "")?.has(&["The VM openclaw-gateway is there", "ready after"])?;
+
+    script(0, Block::Update, "")?.has(&["ready after"])?;
+    is_ready(rig).context("when the wait after a restart has ended")?;
+    let version =
+        "curl -s -H 'Metadata-Flavor: Google' 169.254.169.254/computeMetadata/v1/instance/attributes/openclaw-version";
+    ensure!(rig.shell(version)? == "2026.9.6", "the version was not asked for");
+    saw_the_old_result(&reader, rig, "stop")?;
+    rig.attribute("openclaw-port=banana")?;
+    let failed = script(1, Block::Update, "")?;
+    failed.has(&["failed:config-invalid after", "banana", "Correct it with", "/docs/failures.md"])?;
+
+    script(1, Block::Delete, "no")?.has(&["nothing was deleted"])?;
+    script(1, Block::Delete, "y\nyes")?.has(&["+ gcloud compute instances delete", "nothing was deleted"])?;
+    script(0, Block::QuickStart, "")?.has(&["is used with what it holds", "ready after"])?;
+    is_ready(rig).context("with the old disk")?;
+    ensure!(rig.shell(TOKEN)? == token, "it is another gateway");
+    script(0, Block::Delete, "y\nopenclaw-gateway-data")?.has(&["+ gcloud compute disks delete"])?;
+    script(0, Block::Delete, "").map(drop).context("deleting what is not there")
+}
+
+/// The program as startup script, then the loader with a bucket, by plain commands: each on a new machine.
+pub(super) fn plain_ways(rig: &Rig) -> Result<()> {
+    let reader = Reader::of(rig)?;
+    reader.succeeds(&[Block::Upload, Block::BinaryWay, Block::Wait])?.has(&["ready"])?;
     is_ready(rig)?;
     control_ui_is_at_the_other_end(&reader).context("the tunnel")?;
-    approves_a_client(rig).context("approving a client")?;
-
-    reader.succeeds(&[Block::Reset, Block::Wait])?.has(&["ready"])?;
+    rig.lab_ends(0, "down", &[])?;
+    let known = |blocks| reader.ends(0, Block::Upload, blocks, "");
+    known(&[Block::LoaderWay, Block::Wait])?.has(&["ready"])?;
+    is_ready(rig)?;
+    known(&[Block::Reset, Block::Wait])?.has(&["ready"])?;
     is_ready(rig).context("when the wait after a reset has ended")?;
-    saw_the_old_result(&reader, rig)?;
-    rig.attribute("openclaw-port=banana")?;
-    reader.fails(&[Block::Reset, Block::Wait], "failed:config-invalid")
+    saw_the_old_result(&reader, rig, "reset")
 }
 
-pub(super) fn binary_way(rig: &Rig) -> Result<()> {
-    Reader::of(rig)?.succeeds(&[Block::Upload, Block::BinaryWay, Block::Wait])?.has(&["ready"])?;
-    is_ready(rig)
-}
-
-/// The wait was put to the test: right after the reset it was shown the `ready` of the boot before.
-fn saw_the_old_result(reader: &Reader, rig: &Rig) -> Result<()> {
+/// The wait was put to the test: right after the reset or stop it was shown the `ready` of the boot before.
+fn saw_the_old_result(reader: &Reader, rig: &Rig, verb: &str) -> Result<()> {
     let calls = reader.session.calls()?;
-    let (_, after) = calls.split_once("\nreset\n").context("there was no reset")?;
+    let (_, after) = calls.rsplit_once(&format!("\n{verb}\n")).with_context(|| format!("there was no {verb}"))?;
     let first = after.split("get-guest-attributes").nth(1).unwrap_or_default();
     let boot_id = rig.shell("cat /proc/sys/kernel/random/boot_id")?;
-    ensure!(first.contains("result\tready") && !first.contains(&boot_id), "the first answer after the reset: {first}");
+    ensure!(first.contains("result\tready") && !first.contains(&boot_id), "the first answer after the {verb}: {first}");
     Ok(())
 }
 
-/// In a separate network, where no other tunnel can have the port.
-fn control_ui_is_at_the_other_end(reader: &Reader) -> Result<()> {
-    let mut shell = reader.session.shell()?;
-    shell.arg("exec unshare --net sh -c \"$0\" visit \"$1\"").arg(VISIT).arg(Block::Tunnel.text()?);
-    let output = reader.watch.output(&mut shell)?;
-    Said::of(&output).has(&["<html"]).map(|_| ())
+/// The link has the gateway's token, the page at it is the Control UI, and the gateway's state is shown.
+fn opens_the_control_ui(reader: &Reader, token: &str) -> Result<()> {
+    let token = token.split_once('=').map(|(_, token)| token).context("the gateway has no token")?;
+    let said =
+        in_a_network_of_its_own(reader, OPEN, &[Block::QuickStart.variables()?, Block::Open.text()?].join("\n"))?;
+    said.has(&["<html", &format!("http://localhost:18789/#token={token}"), "gateway: ready"]).map(drop)
 }
 
+fn control_ui_is_at_the_other_end(reader: &Reader) -> Result<()> {
+    in_a_network_of_its_own(reader, VISIT, &Block::Tunnel.text()?)?.has(&["<html"]).map(drop)
+}
+
+/// Runs a script with `command` where no other tunnel can have the port.
+fn in_a_network_of_its_own(reader: &Reader, script: &str, command: &str) -> Result<Said> {
+    let mut shell = reader.session.shell()?;
+    shell.arg("exec unshare --net sh -c \"$0\" script \"$1\"").arg(script).arg(command);
+    Ok(Said::of(&reader.watch.output(&mut shell)?))
+}
+
+/// The line with the gateway's token.
+const TOKEN: &str = "grep ^OPENCLAW_GATEWAY_TOKEN= /home/node/.openclaw/.env";
+/// Opens the Control UI with the script, and visits the link that it prints.
+const OPEN: &str = include_str!("../../scripts/readme/open-control-ui.sh");
 /// Starts a client of the gateway that nobody has approved.
 const CLIENT: &str = include_str!("../../scripts/readme/start-client.sh");
 /// Waits until it was refused.
@@ -205,15 +279,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_block_of_the_readme_is_known_and_short() {
-        for block in blocks(README) {
+    fn every_block_of_the_pages_is_known_and_short() {
+        for block in PAGES.into_iter().flat_map(blocks) {
             let known: Vec<_> = Block::ALL.iter().filter(|known| block.contains(known.mark())).collect();
             assert_eq!(known.len(), 1, "{known:?} is this block:\n{block}");
             assert!(block.lines().count() <= 10, "more than ten lines:\n{block}");
         }
         for block in Block::ALL {
-            assert!(block.text().is_ok(), "{block:?} is not in the README");
+            assert!(block.text().is_ok(), "{block:?} is on no page");
         }
-        assert_eq!(README.matches("```").count(), 2 * Block::ALL.len());
+        let fences: usize = PAGES.map(|page| page.matches("```").count()).into_iter().sum();
+        assert_eq!(fences, 2 * Block::ALL.len());
+    }
+
+    #[test]
+    fn variables_are_what_a_later_block_needs() -> Result<()> {
+        assert!(Block::QuickStart.variables()?.starts_with("export PROJECT="));
+        assert_eq!(Block::Upload.variables()?.lines().count(), 3);
+        assert!(release()?.starts_with("https://github.com/"));
+        Ok(())
     }
 }

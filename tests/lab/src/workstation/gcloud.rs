@@ -4,11 +4,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
-use super::instances::{self, ACCOUNTS, Instance, READERS, object};
-use super::session::Used;
+use super::instances::{self, ACCOUNTS, INSTANCE, Instance, READERS, ZONE, object};
+use super::session::{DISKS, Used};
+use crate::cli::up;
+use crate::machine::{self, disks};
 use crate::product::BINARY;
+use crate::size::Size;
 use crate::state::Lab;
 
 /// The project that the CLI is set to: the one of the lab's metadata.
@@ -80,13 +83,57 @@ pub(super) enum Buckets {
 pub(super) enum Compute {
     #[command(subcommand)]
     Instances(Instances),
+    #[command(subcommand)]
+    Disks(Disks),
     Ssh {
         #[command(flatten)]
         of: Instance,
-        /// `-L PORT:127.0.0.1:PORT`
+        /// `-L PORT:127.0.0.1:PORT`, and a command for the VM
         #[arg(last = true, required = true)]
         ssh_arguments: Vec<String>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Disks {
+    Create {
+        #[command(flatten)]
+        of: Disk,
+        #[arg(long, value_parser = gigabytes)]
+        size: Size,
+        #[arg(long, value_parser = ["pd-balanced"])]
+        r#type: String,
+    },
+    List(List),
+    Delete {
+        #[command(flatten)]
+        of: Disk,
+        /// Without it gcloud asks.
+        #[arg(long, required = true)]
+        quiet: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Disk {
+    name: String,
+    #[arg(long, value_parser = [ZONE])]
+    zone: String,
+    #[arg(long)]
+    project: Option<String>,
+}
+
+/// Whether there is one of this name: the only list that the documents ask for.
+#[derive(Debug, Args)]
+pub(super) struct List {
+    #[arg(long, value_parser = [ZONE])]
+    zones: String,
+    #[arg(long)]
+    project: Option<String>,
+    #[arg(long, value_parser = |text: &str| text.strip_prefix("name=").map(str::to_owned).ok_or("expected name=NAME"))]
+    filter: String,
+    #[arg(long, value_parser = ["value(name)"])]
+    format: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -97,6 +144,8 @@ pub(super) enum Instances {
         of: Instance,
         #[arg(long, value_parser = instances::dictionary)]
         metadata: instances::Dictionary,
+        #[arg(long, value_parser = instances::dictionary)]
+        metadata_from_file: Option<instances::Dictionary>,
     },
     GetGuestAttributes {
         #[command(flatten)]
@@ -109,6 +158,24 @@ pub(super) enum Instances {
     Reset {
         #[command(flatten)]
         of: Instance,
+    },
+    Stop {
+        #[command(flatten)]
+        of: Instance,
+    },
+    Start {
+        #[command(flatten)]
+        of: Instance,
+    },
+    List(List),
+    Delete {
+        #[command(flatten)]
+        of: Instance,
+        #[arg(long, value_parser = ["data"], required = true)]
+        keep_disks: String,
+        /// Without it gcloud asks.
+        #[arg(long, required = true)]
+        quiet: bool,
     },
 }
 
@@ -123,22 +190,63 @@ impl Gcloud {
                 session.create(ACCOUNTS, &format!("{name}@{PROJECT}.iam.gserviceaccount.com"))?;
             }
             Self::Storage(command) => storage(session, command)?,
-            Self::Compute(Compute::Instances(Instances::Create(create))) => create.run(session)?,
-            Self::Compute(Compute::Instances(Instances::AddMetadata { metadata, .. })) => {
-                instances::add_metadata(&lab, metadata)?;
-            }
-            Self::Compute(Compute::Instances(Instances::GetGuestAttributes { query_path, format, .. })) => {
-                let answer = instances::guest_attributes(&lab, &query_path, &format)?;
-                session.note(&format!("get-guest-attributes {query_path}\n{answer}"))?;
-                print!("{answer}");
-            }
-            Self::Compute(Compute::Instances(Instances::Reset { .. })) => {
-                session.note("reset")?;
-                instances::reset(&lab)?;
-            }
-            Self::Compute(Compute::Ssh { ssh_arguments, .. }) => instances::tunnel(&lab, &ssh_arguments)?,
+            Self::Compute(Compute::Instances(command)) => command.run(session, &lab)?,
+            Self::Compute(Compute::Disks(command)) => command.run(session)?,
+            Self::Compute(Compute::Ssh { ssh_arguments, .. }) => return instances::ssh(&lab, &ssh_arguments),
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Instances {
+    fn run(self, session: &Used, lab: &Lab) -> Result<()> {
+        match self {
+            Self::Create(create) => create.run(session),
+            Self::AddMetadata { metadata, metadata_from_file, .. } => {
+                instances::add_metadata(lab, instances::attributes(metadata, metadata_from_file.as_ref())?)
+            }
+            Self::GetGuestAttributes { query_path, format, .. } => {
+                let answer = instances::guest_attributes(lab, &query_path, &format)?;
+                session.note(&format!("get-guest-attributes {query_path}\n{answer}"))?;
+                print!("{answer}");
+                Ok(())
+            }
+            Self::Reset { .. } => session.note("reset").and_then(|()| instances::reset(lab)),
+            Self::Stop { .. } => session.note("stop").and_then(|()| machine::stop(lab)),
+            Self::Start { .. } => machine::start(lab),
+            Self::List(list) => {
+                list.print(list.filter == INSTANCE && lab.exists());
+                Ok(())
+            }
+            Self::Delete { .. } => {
+                machine::stop(lab).context("shutting the VM down")?;
+                up::down(lab, &up::Keep::default())
+            }
+        }
+    }
+}
+
+impl Disks {
+    fn run(self, session: &Used) -> Result<()> {
+        match self {
+            Self::Create { of, size, .. } => {
+                session.create(DISKS, &of.name)?;
+                disks::create(&session.disk(&of.name), size)
+            }
+            Self::List(list) => {
+                list.print(session.has(DISKS, &list.filter));
+                Ok(())
+            }
+            Self::Delete { of, .. } => session.delete(DISKS, &of.name),
+        }
+    }
+}
+
+impl List {
+    fn print(&self, exists: bool) {
+        if exists {
+            println!("{}", self.filter);
+        }
     }
 }
 
@@ -157,6 +265,11 @@ fn storage(session: &Used, command: Storage) -> Result<()> {
             session.create(READERS, &member)
         }
     }
+}
+
+fn gigabytes(text: &str) -> Result<Size> {
+    let number = text.strip_suffix("GB").context("expected a size like 20GB")?;
+    format!("{number}G").parse()
 }
 
 fn bucket(text: &str) -> Result<String> {
@@ -187,6 +300,7 @@ mod tests {
             (" --no-service-account", false),
             (" --no-scopes --scopes=storage-ro", false),
             (" --scope=storage-ro", false),
+            (" --disk=name=d", false),
             (" --metadata-from-file=startup-script", false),
         ];
         for (more, accepted) in cases {

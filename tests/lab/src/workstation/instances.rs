@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser as _};
 
 use super::packer::IMAGES;
-use super::session::Used;
+use super::session::{DISKS, Used};
 use crate::cli::{Action, Cli, up};
 use crate::cloud::metadata_server::{BUCKET, Level};
 use crate::machine::tunnel;
@@ -24,6 +25,10 @@ const IMAGE_FAMILIES: [(&str, Option<&str>, &[&str]); 3] = [
     ("openclaw", None, &["--os", "debian-13", "--boot", "baked", "--cloud-init"]),
 ];
 
+/// The one VM's name, and where it is.
+pub(super) const INSTANCE: &str = "openclaw-gateway";
+pub(super) const ZONE: &str = "us-central1-a";
+
 pub(super) const ACCOUNTS: &str = "service accounts";
 /// Service accounts that may read a bucket.
 pub(super) const READERS: &str = "readers";
@@ -37,10 +42,12 @@ pub(super) type Dictionary = BTreeMap<String, String>;
 /// The one VM.
 #[derive(Debug, Args)]
 pub(super) struct Instance {
-    #[arg(value_parser = ["openclaw-gateway"])]
-    pub(super) instance: String,
-    #[arg(long, value_parser = ["us-central1-a"])]
+    #[arg(value_parser = [INSTANCE])]
+    pub(super) name: String,
+    #[arg(long, value_parser = [ZONE])]
     pub(super) zone: String,
+    #[arg(long)]
+    pub(super) project: Option<String>,
 }
 
 /// `gcloud compute instances create`.
@@ -54,8 +61,16 @@ pub(super) struct Create {
     image_family: String,
     #[arg(long)]
     image_project: Option<String>,
-    #[arg(long = "create-disk", value_parser = dictionary)]
-    disk: Dictionary,
+    #[arg(long, requires = "boot_disk_type", value_parser = ["20GB"])]
+    boot_disk_size: Option<String>,
+    #[arg(long, value_parser = ["pd-balanced"])]
+    boot_disk_type: Option<String>,
+    #[arg(long)]
+    shielded_secure_boot: bool,
+    #[arg(long = "create-disk", value_parser = dictionary, required_unless_present = "disk")]
+    new_disk: Option<Dictionary>,
+    #[arg(long, value_parser = dictionary, conflicts_with = "new_disk")]
+    disk: Option<Dictionary>,
     #[arg(long)]
     service_account: Option<String>,
     #[arg(long, value_parser = ["storage-ro"])]
@@ -74,11 +89,7 @@ impl Create {
     /// Makes the lab and switches it on: with the attributes of the command line and no others, with the program as it
     /// was uploaded. Like gcloud it does not wait for the boot.
     pub(super) fn run(self, session: &Used) -> Result<()> {
-        let mut attributes = self.metadata.clone();
-        for (key, file) in self.metadata_from_file.iter().flatten() {
-            let value = std::fs::read_to_string(file).with_context(|| format!("reading {file}"))?;
-            ensure!(attributes.insert(key.clone(), value).is_none(), "the attribute {key} is given twice");
-        }
+        let attributes = attributes(self.metadata.clone(), self.metadata_from_file.as_ref())?;
         let binary = self.fetched(session, &attributes)?;
         let family = (self.image_family.as_str(), self.image_project.as_deref());
         let found = IMAGE_FAMILIES.iter().find(|(name, project, _)| (*name, *project) == family);
@@ -86,8 +97,12 @@ impl Create {
         if project.is_none() {
             session.needs(IMAGES, family)?;
         }
-        let size = data_disk(&self.disk)?;
-        let mut line = vec!["lab", "up", "--name", &session.machine, "--only-attr", "--disk", &size];
+        let disk = match (&self.new_disk, &self.disk) {
+            (Some(new), _) => data_disk(new)?,
+            (None, Some(disk)) => existing_disk(session, disk)?,
+            (None, None) => bail!("the VM has no data disk"),
+        };
+        let mut line = vec!["lab", "up", "--name", &session.machine, "--only-attr", "--disk", &disk];
         line.extend(*machine);
         if self.no_service_account {
             line.push("--no-service-account");
@@ -96,6 +111,7 @@ impl Create {
         line.extend(pairs.iter().flat_map(|pair| ["--attr", pair]));
         let Action::Up(mut options) = Cli::try_parse_from(line)?.action else { bail!("this is not `lab up`") };
         options.binary = Some(binary);
+        options.forge = session.forge();
         up::up(&options).map(drop)
     }
 
@@ -132,6 +148,18 @@ fn data_disk(disk: &Dictionary) -> Result<String> {
     Ok(format!("{size}G"))
 }
 
+/// The file of a disk that was made before, attached so that it outlives the VM.
+fn existing_disk(session: &Used, disk: &Dictionary) -> Result<String> {
+    let value = |key: &str| disk.get(key).map(String::as_str).unwrap_or_default();
+    session.needs(DISKS, value("name"))?;
+    for (key, expected) in [("device-name", "openclaw-data"), ("mode", "rw"), ("boot", "no"), ("auto-delete", "no")] {
+        ensure!(value(key) == expected, "the disk's {key} is {:?}", value(key));
+    }
+    ensure!(disk.len() == 5, "--disk has something else than name, device-name, mode, boot and auto-delete");
+    let file = session.disk(value("name"));
+    file.into_os_string().into_string().ok().context("the disk's path is not text")
+}
+
 /// Reads `KEY=VALUE,…` as gcloud does: a comma always begins the next pair.
 pub(super) fn dictionary(text: &str) -> Result<Dictionary> {
     let pair = |pair: &str| {
@@ -139,6 +167,15 @@ pub(super) fn dictionary(text: &str) -> Result<Dictionary> {
         anyhow::Ok((key.to_owned(), value.to_owned()))
     };
     text.split(',').map(pair).collect()
+}
+
+/// The attributes of `--metadata` and those whose values are in files.
+pub(super) fn attributes(mut attributes: Dictionary, from_file: Option<&Dictionary>) -> Result<Dictionary> {
+    for (key, file) in from_file.into_iter().flatten() {
+        let value = std::fs::read_to_string(file).with_context(|| format!("reading {file}"))?;
+        ensure!(attributes.insert(key.clone(), value).is_none(), "the attribute {key} is given twice");
+    }
+    Ok(attributes)
 }
 
 pub(super) fn add_metadata(lab: &Lab, metadata: Dictionary) -> Result<()> {
@@ -168,15 +205,34 @@ pub(super) fn reset(lab: &Lab) -> Result<()> {
     machine::start(lab)
 }
 
-/// `-L PORT:127.0.0.1:PORT` for one port.
-pub(super) fn tunnel(lab: &Lab, ssh_arguments: &[String]) -> Result<()> {
-    let [option, forward] = ssh_arguments else { bail!("expected -L PORT:127.0.0.1:PORT for ssh") };
-    let (port, target) = forward.split_once(':').context("-L needs PORT:HOST:PORT")?;
-    ensure!(
-        option == "-L" && target == format!("127.0.0.1:{port}"),
-        "the lab's tunnel has one port, the same on both ends"
-    );
-    tunnel::open(lab, port.parse().context("reading the port")?)
+/// `-L PORT:127.0.0.1:PORT` for one port, and a command for the VM if there is one. Its end is the end of the tunnel.
+pub(super) fn ssh(lab: &Lab, arguments: &[String]) -> Result<ExitCode> {
+    let mut words = arguments.iter().map(String::as_str);
+    let port = loop {
+        match words.next().context("ssh has no -L")? {
+            "-t" => {}
+            "-o" => ensure!(words.next() == Some("ExitOnForwardFailure=yes"), "an unknown option of ssh"),
+            "-L" => break forwarded(words.next().unwrap_or_default())?,
+            other => bail!("ssh does not know {other}"),
+        }
+    };
+    let command: Vec<_> = words.collect();
+    if command.is_empty() {
+        return tunnel::open(lab, port).map(|()| ExitCode::SUCCESS);
+    }
+    let name = lab.name().to_owned();
+    // It has a thread of its own, which it takes into the machine's network.
+    std::thread::spawn(move || Lab::named(&name).and_then(|lab| tunnel::open(&lab, port)));
+    // Who is root in the lab has no sudo.
+    let command = command.strip_prefix(&["sudo"]).unwrap_or(&command);
+    let status = machine::inside(lab)?.args(command).status().context("running the command in the VM")?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+fn forwarded(text: &str) -> Result<u16> {
+    let (port, target) = text.split_once(':').context("-L needs PORT:HOST:PORT")?;
+    ensure!(target == format!("127.0.0.1:{port}"), "the lab's tunnel has one port, the same on both ends");
+    port.parse().context("reading the port")
 }
 
 #[cfg(test)]

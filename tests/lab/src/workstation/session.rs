@@ -3,12 +3,21 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
+
+use crate::cloud::FORGE_NAME;
+use crate::release;
+
+/// The disks that were made by themselves.
+pub(super) const DISKS: &str = "disks";
+/// What is published at the forge.
+const FORGE: &str = "forge";
 
 /// The names by which the fakes are called.
 pub(super) const NAMES: [&str; 3] = ["gcloud", "packer", "cargo"];
@@ -50,8 +59,24 @@ impl Session {
         let path = std::env::join_paths([root.join("bin")].into_iter().chain(std::env::split_paths(&path)))?;
         let mut shell = Command::new("sh");
         shell.args(["-e", "-c"]).current_dir(root.join("work"));
-        shell.env("PATH", path).env(DIRECTORY, root).env(MACHINE, &self.machine).env(BINARY, &self.binary);
+        shell
+            .env("PATH", path)
+            .env("CURL_HOME", root)
+            .env(DIRECTORY, root)
+            .env(MACHINE, &self.machine)
+            .env(BINARY, &self.binary);
         Ok(shell)
+    }
+
+    /// Publishes a release of the program under `address` at the forge; it is served at `server`, too, whose authority
+    /// `ca` has signed for. The user's curl knows both, as it would know those of the internet.
+    pub fn publish(&self, address: &str, server: impl FnOnce(PathBuf) -> Result<SocketAddr>, ca: &Path) -> Result<()> {
+        let path = address.strip_prefix("https://").and_then(|rest| rest.strip_prefix(FORGE_NAME));
+        let path = path.with_context(|| format!("{address} is not at {FORGE_NAME}"))?;
+        let forge = self.directory.path().join(FORGE);
+        release::make(&forge.join(path.trim_start_matches('/')), &self.binary)?;
+        let settings = format!("connect-to = \"{FORGE_NAME}:443:{}\"\ncacert = \"{}\"\n", server(forge)?, ca.display());
+        fs::write(self.directory.path().join(".curlrc"), settings).context("writing curl's settings")
     }
 
     /// Every call of `gcloud` so far with what it printed, oldest first.
@@ -81,6 +106,16 @@ impl Used {
         })
     }
 
+    /// What was published at the forge, if anything was.
+    pub(super) fn forge(&self) -> Option<PathBuf> {
+        Some(self.directory.join(FORGE)).filter(|forge| forge.exists())
+    }
+
+    /// The file that is the disk `name`.
+    pub(super) fn disk(&self, name: &str) -> PathBuf {
+        self.directory.join(DISKS).join(name).join("content")
+    }
+
     /// Where an object of Cloud Storage is kept.
     pub(super) fn object(&self, bucket: &str, object: &str) -> PathBuf {
         self.directory.join("buckets").join(bucket).join(object)
@@ -93,9 +128,20 @@ impl Used {
         fs::create_dir_all(&path).with_context(|| format!("creating {name} among the {kind}"))
     }
 
+    /// Makes a thing not exist any more; it is an error when it did not.
+    pub(super) fn delete(&self, kind: &str, name: &str) -> Result<()> {
+        self.needs(kind, name)?;
+        fs::remove_dir_all(self.directory.join(kind).join(name)).with_context(|| format!("deleting {name}"))
+    }
+
+    /// Whether the thing was created.
+    pub(super) fn has(&self, kind: &str, name: &str) -> bool {
+        self.directory.join(kind).join(name).exists()
+    }
+
     /// An error unless the thing was created.
     pub(super) fn needs(&self, kind: &str, name: &str) -> Result<()> {
-        ensure!(self.directory.join(kind).join(name).exists(), "there is no {name} among the {kind}");
+        ensure!(self.has(kind, name), "there is no {name} among the {kind}");
         Ok(())
     }
 

@@ -28,6 +28,7 @@ pub(super) fn main_job_reboots_and_updates(rig: &Rig) -> Result<()> {
     is_ready(rig)?;
     needs_little_memory(rig)?;
     data_is_on_the_disk(rig).context("the data disk")?;
+    uid_is_the_gateways(rig).context("the gateway's uid")?;
     container_keeps_nothing(rig).context("the container's own files")?;
     container_reaches_the_internet(rig).context("forwarding")?;
     shield_holds(rig).context("the metadata shield")?;
@@ -55,6 +56,18 @@ fn data_is_on_the_disk(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
+/// Whoever gets an account on the VM is not the gateway.
+fn uid_is_the_gateways(rig: &Rig) -> Result<()> {
+    let account = rig.shell("getent passwd 1000")?;
+    ensure!(account.starts_with("openclaw-gateway:x:1000:65534:"), "uid 1000 is {account}");
+    let login =
+        rig.shell("setpriv --reuid 1000 --clear-groups true && su openclaw-gateway -c true 2>&1 || echo refused")?;
+    ensure!(login.contains("not available") && login.ends_with("refused"), "it can log in: {login}");
+    let first = rig.shell("useradd --create-home first && id -u first && userdel --remove first 2> /dev/null")?;
+    ensure!(first == "1001", "the first account gets uid {first}");
+    Ok(())
+}
+
 /// A container's request to the metadata server crosses the forward hook: with our table it ends there, without it, it
 /// arrives. A flushed table comes back by itself. Where it cannot, the gateway ends, and nobody can start it.
 fn shield_holds(rig: &Rig) -> Result<()> {
@@ -63,6 +76,11 @@ fn shield_holds(rig: &Rig) -> Result<()> {
     let answer = rig.shell(ask)?;
     ensure!(answer.ends_with("refused"), "a container reaches the metadata server: {answer}");
     rig.shell("docker exec openclaw-gateway getent hosts metadata.google.internal").context("DNS in a container")?;
+    let answer = rig.shell(&format!(
+        "docker network create other > /dev/null; {}; docker network rm other > /dev/null",
+        ask.replace("docker exec openclaw-gateway", &run_beside(rig, "--network other")?)
+    ))?;
+    ensure!(answer.ends_with("refused"), "a container of another network reaches the metadata server: {answer}");
     for flush in ["nft delete table inet openclaw_init", "nft flush ruleset; systemctl restart docker"] {
         rig.shell(flush)?;
         rig.shell("for i in $(seq 10); do nft list table inet openclaw_init && break; sleep 0.1; done")?;
@@ -90,14 +108,18 @@ fn shield_fails_closed(rig: &Rig, ask: &str) -> Result<()> {
 
     // Without its unit, a container that does not depend on it arrives: the network itself is not what stops it.
     rig.shell("rm /usr/local/sbin/nft")?;
-    let image = rig.shell("docker inspect -f '{{.Image}}' openclaw-gateway")?;
-    let answer =
-        rig.shell(&ask.replace("docker exec openclaw-gateway", &format!("docker run --rm --entrypoint= {image}")))?;
+    let answer = rig.shell(&ask.replace("docker exec openclaw-gateway", &run_beside(rig, "")?))?;
     ensure!(answer.ends_with("reached"), "the request did not cross the forward hook: {answer}");
     rig.boot(0)?.has(&["stage=shield status=ok changes=1"])?;
     let answer = rig.shell(ask)?;
     ensure!(answer.ends_with("refused"), "the table did not come back: {answer}");
     Ok(())
+}
+
+/// What runs a command in a container of the gateway's image that is not the gateway.
+fn run_beside(rig: &Rig, options: &str) -> Result<String> {
+    let image = rig.shell("docker inspect -f '{{.Image}}' openclaw-gateway")?;
+    Ok(format!("docker run --rm --entrypoint= {options} {image}"))
 }
 
 /// Google's own `sysctl --system` switches forwarding off, and with it the container's internet.

@@ -38,7 +38,6 @@ pub async fn install(host: &Host) -> Result<bool> {
     }
     account::ensure(host).await;
     let program = install_program(host).await?;
-    account::ensure(host).await;
     let units = if is_running { install_units(host).await? } else { install_units_offline(host).await? };
     Ok(program || units)
 }

@@ -41,7 +41,13 @@ const FIRST_BOOT: Course = Course {
     begin: with_a_blank_disk,
     run: BOOT,
     of: "",
-    chosen: &["disk.mkfs.ext4#1.after", "disk.changed#5", "secrets.write#1.written", "gateway.docker-delete#2.before"],
+    chosen: &[
+        "disk.mkfs.ext4#1.after",
+        "disk.changed#5",
+        "secrets.write#1.written",
+        "gateway.write#1.written",
+        "gateway.docker-post#2.before",
+    ],
 };
 
 const REBOOT: Course = Course { begin: power_cut, run: BOOT, of: "", chosen: &["disk.changed#1"] };

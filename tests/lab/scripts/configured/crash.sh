@@ -1,5 +1,7 @@
+#!/bin/sh
 set -eu
 pid=$(docker inspect --format '{{.State.Pid}}' openclaw-gateway)
+# shellcheck disable=SC2046 # Several processes, each a word.
 kill -9 $(cat "/proc/$pid/task/$pid/children") "$pid"
 for _ in $(seq 120); do
     sleep 0.5

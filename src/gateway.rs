@@ -19,11 +19,12 @@ mod spec;
 mod start;
 mod swap;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum as Status};
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum as Status, HostConfig, PortBinding};
 use bollard::query_parameters::StopContainerOptionsBuilder;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -211,24 +212,35 @@ fn decide(observed: Option<&Observed>, spec: &str, secrets_changed: Option<Times
 
 async fn observe(engine: &Engine, name: &str) -> Result<Option<Observed>> {
     let Some(found) = inspect(engine, name).await? else { return Ok(None) };
+    let has_no_endpoint = has_no_endpoint(&found);
     let label = found.config.and_then(|config| config.labels?.remove(SPEC_LABEL));
     let state = found.state.unwrap_or_default();
     let fingerprint = label.ok_or_else(|| anyhow!("container {name} was not made by openclaw-init")).classify(
         Code::DockerUnusable,
         format!("Rename or remove it: `sudo docker rename {name} {name}-old`, then run `{RUN_AGAIN}`."),
     )?;
-    let endpoints = found.network_settings.and_then(|network| network.ports);
     let is_killed = state.status == Some(Status::EXITED) && state.exit_code == Some(EXIT_KILLED);
     let killed_at = state.finished_at.filter(|_| is_killed && state.oom_killed != Some(true));
-    let published = found.host_config.and_then(|host| host.port_bindings?.into_values().flatten().flatten().next());
+    let published = binding(found.host_config);
     Ok(Some(Observed {
         fingerprint,
         status: state.status.unwrap_or(Status::EMPTY),
         started_at: state.started_at.and_then(|at| at.parse().ok()),
         killed_at: killed_at.and_then(|at| at.parse().ok()),
         port: published.and_then(|published| published.host_port?.parse().ok()),
-        is_cut_off: state.running == Some(true) && endpoints.is_some_and(|ports| ports.is_empty()),
+        is_cut_off: state.running == Some(true) && has_no_endpoint,
     }))
+}
+
+/// Where the container's one port is published, as its settings say.
+fn binding(settings: Option<HostConfig>) -> Option<PortBinding> {
+    settings?.port_bindings?.into_values().flatten().flatten().next()
+}
+
+/// Whether its network has lost it, as after an engine that could not publish ports: while it runs, nothing reaches it.
+fn has_no_endpoint(found: &ContainerInspectResponse) -> bool {
+    let ports = found.network_settings.as_ref().and_then(|network| network.ports.as_ref());
+    ports.is_some_and(HashMap::is_empty)
 }
 
 async fn inspect(engine: &Engine, name: &str) -> Result<Option<ContainerInspectResponse>> {
@@ -260,9 +272,7 @@ pub async fn exists(engine: &Engine) -> Result<bool> {
 
 /// Where the container's port is published on the VM; `None` when there is no container.
 pub async fn published(engine: &Engine) -> Result<Option<SocketAddr>> {
-    let found = inspect(engine, NAME).await?;
-    let bindings = found.and_then(|found| found.host_config?.port_bindings).unwrap_or_default();
-    let binding = bindings.into_values().flatten().flatten().next();
+    let binding = inspect(engine, NAME).await?.and_then(|found| binding(found.host_config));
     Ok(binding.and_then(|it| Some(SocketAddr::new(it.host_ip?.parse().ok()?, it.host_port?.parse().ok()?))))
 }
 

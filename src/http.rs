@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use reqwest::header::HeaderMap;
-use reqwest::{Client, RequestBuilder, Response, StatusCode, redirect};
+use reqwest::{Client, ClientBuilder, RequestBuilder, Response, StatusCode, redirect};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::failpoint;
@@ -57,25 +57,18 @@ impl Retry {
 /// A client for the metadata server: never through a proxy, follows no redirect, knows no TLS roots.
 pub fn metadata_client() -> Result<Client> {
     install_crypto_provider();
-    Client::builder()
-        .no_proxy()
-        .redirect(redirect::Policy::none())
-        .tls_certs_only([])
-        .connect_timeout(METADATA_CONNECT_TIMEOUT)
-        .build()
-        .context("building the metadata server's HTTP client")
+    nearby().tls_certs_only([]).build().context("building the metadata server's HTTP client")
+}
+
+/// A client's settings for a server that is reached directly, and at once if at all.
+fn nearby() -> ClientBuilder {
+    Client::builder().no_proxy().redirect(redirect::Policy::none()).connect_timeout(METADATA_CONNECT_TIMEOUT)
 }
 
 /// The same for a server of this machine, which may have TLS with any certificate: no name is there to be verified.
 pub fn unverified_client() -> Result<Client> {
     install_crypto_provider();
-    Client::builder()
-        .no_proxy()
-        .redirect(redirect::Policy::none())
-        .tls_danger_accept_invalid_certs(true)
-        .connect_timeout(METADATA_CONNECT_TIMEOUT)
-        .build()
-        .context("building an HTTP client for this machine")
+    nearby().tls_danger_accept_invalid_certs(true).build().context("building an HTTP client for this machine")
 }
 
 /// A client for the internet: trusts the compiled-in roots and the machine's own store (a company's
@@ -89,6 +82,11 @@ pub async fn internet_client() -> Result<Client> {
         .read_timeout(INTERNET_READ_TIMEOUT)
         .build()
         .context("building the internet's HTTP client")
+}
+
+/// The pause after so many failures in a row: `first`, doubled each time, at most `longest`.
+pub(crate) fn backoff(first: Duration, failures: u32, longest: Duration) -> Duration {
+    first.saturating_mul(1 << failures.min(16)).min(longest)
 }
 
 /// What one exchange may cost, whatever the other side sends: with its end the request has failed.

@@ -1,10 +1,10 @@
 //! The way to the Control UI: its address with the gateway's token, for a browser at the other end of an SSH tunnel.
 
-use std::fmt::Write as _;
 use std::io;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::docker::{Engine, SOCKET};
 use crate::error::{Classify as _, Code, RUN_AGAIN};
@@ -17,6 +17,9 @@ use crate::state;
 /// How often the gateway is looked at while the link is held.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
+/// What may not stand in a fragment's value as it is (RFC 3986).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
 /// Where the gateway of this machine is reached, and with what.
 #[derive(Debug)]
 pub struct Link {
@@ -27,7 +30,7 @@ pub struct Link {
 impl Link {
     /// The address for a browser. The token is in its fragment, which no browser sends to a server.
     pub fn url(&self) -> String {
-        format!("http://localhost:{}/#token={}", self.port, encoded(self.token.expose()))
+        format!("http://localhost:{}/#token={}", self.port, utf8_percent_encode(self.token.expose(), RESERVED))
     }
 }
 
@@ -81,19 +84,6 @@ async fn look(link: &Link) -> Result<String> {
         None => Ok("there is no container".to_owned()),
         Some(address) => gateway::describe_health(address, &link.token).await,
     }
-}
-
-/// Percent-encodes what may not stand in a fragment's value as it is.
-fn encoded(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut encoded, byte| {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
-            encoded.push(byte.into());
-        } else {
-            // Writing to a string cannot fail.
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-        encoded
-    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! The gateway as it is seen between two runs: one look, which changes nothing.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,7 +9,7 @@ use jiff::Timestamp;
 use super::dotenv::{EnvFile, FILE, TOKEN_VARIABLE};
 use super::probe::{Health, Probe};
 use super::silence::cpu_time;
-use super::{NAME, inspect};
+use super::{NAME, has_no_endpoint, inspect};
 use crate::config::GatewayConfig;
 use crate::docker::Engine;
 use crate::host::{Host, untrusted};
@@ -51,9 +50,8 @@ pub async fn container(host: &Host, engine: &Engine) -> Result<Container> {
 
 fn judge(found: &ContainerInspectResponse) -> Container {
     let state = found.state.clone().unwrap_or_default();
-    let has_endpoint = found.network_settings.as_ref().and_then(|network| network.ports.as_ref());
     match state.status.unwrap_or(Status::EMPTY) {
-        Status::RUNNING if has_endpoint.is_some_and(HashMap::is_empty) => Container::CutOff,
+        Status::RUNNING if has_no_endpoint(found) => Container::CutOff,
         Status::RUNNING | Status::RESTARTING => {
             let started: Option<Timestamp> = state.started_at.and_then(|at| at.parse().ok());
             let up = started.map(|at| Timestamp::now().duration_since(at));

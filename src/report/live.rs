@@ -12,6 +12,7 @@ use super::status::{Detail, State, Status, Words};
 use super::write_status;
 use super::writer::NAMESPACE;
 use crate::host::Host;
+use crate::http::backoff;
 use crate::lock::RunLock;
 use crate::metadata::{Client, WriteOutcome};
 use crate::paths::LOCK;
@@ -159,7 +160,7 @@ impl LiveReport {
             }
             Err(error) => {
                 tracing::debug!("guest attributes: {error:#}");
-                let pause = FIRST_BACKOFF.saturating_mul(1 << self.failures.min(4)).min(MAX_BACKOFF);
+                let pause = backoff(FIRST_BACKOFF, self.failures, MAX_BACKOFF);
                 self.failures += 1;
                 Some(pause)
             }

@@ -10,7 +10,7 @@ use super::run::View;
 use super::status::{RunResult, Status};
 use crate::error::one_line;
 use crate::host::Host;
-use crate::http::Retry;
+use crate::http::{Retry, backoff};
 use crate::metadata::{Client, RequestError, WriteOutcome};
 use crate::paths::RESULT_CLEARED;
 
@@ -195,7 +195,7 @@ impl Writer {
         }
         tracing::debug!("guest attributes: {reason}");
         let longest = if ending { END_MAX_BACKOFF } else { MAX_BACKOFF };
-        let pause = FIRST_BACKOFF.saturating_mul(1 << self.failures.min(5)).min(longest);
+        let pause = backoff(FIRST_BACKOFF, self.failures, longest);
         self.failures += 1;
         self.not_before = Some(Instant::now() + pause);
         if self.is_too_late_after(pause) {

@@ -8,11 +8,15 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use nix::sys::statvfs::{Statvfs, statvfs};
 
 use super::copy::tree::{DEPTH, Dir};
 use crate::error::{Classify as _, Code};
 use crate::host::{Host, blocking};
 use crate::text;
+
+/// A file system with a smaller share of it left is nearly full.
+pub(crate) const LOW_PERCENT: u128 = 5;
 
 /// The room that a tree takes, or that a file system has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -76,10 +80,28 @@ pub(crate) async fn of(host: &Host, path: &Path) -> Result<Size> {
 
 /// The room that is left on the file system of the directory `path`, for root.
 pub(crate) async fn free(host: &Host, path: &Path) -> Result<Size> {
-    let directory = host.path(path);
-    let found = blocking(move || Ok(nix::sys::statvfs::statvfs(&directory)?)).await;
-    let found = found.with_context(|| format!("asking for the room left in {}", path.display()))?;
+    let found = file_system(host, path).await?;
     Ok(Size { bytes: found.blocks_free() * found.fragment_size(), inodes: found.files_free(), content: 0 })
+}
+
+/// Whether the file system of the directory `path` is nearly full, by bytes or by files.
+pub(crate) async fn is_low(host: &Host, path: &Path) -> Result<bool> {
+    let found = file_system(host, path).await?;
+    let used = found.blocks().saturating_sub(found.blocks_free());
+    let files = found.files().saturating_sub(found.files_free());
+    // What is reserved for root is nobody else's; a file system that makes files as it needs them has no number.
+    Ok(is_below(found.blocks_available(), used) || is_below(found.files_free(), files))
+}
+
+async fn file_system(host: &Host, path: &Path) -> Result<Statvfs> {
+    let directory = host.path(path);
+    let found = blocking(move || Ok(statvfs(&directory)?)).await;
+    found.with_context(|| format!("asking for the room left in {}", path.display()))
+}
+
+/// Whether `free` is too small a part of both.
+fn is_below(free: u64, used: u64) -> bool {
+    u128::from(free) * 100 < LOW_PERCENT * (u128::from(free) + u128::from(used))
 }
 
 pub(super) fn measure(top: &Dir) -> Result<Size> {
@@ -112,6 +134,21 @@ fn measure_into(dir: &Dir, size: &mut Size, seen: &mut HashSet<u64>, depth: usiz
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_twentieth_is_enough() {
+        let cases = [
+            (5, 95, false),
+            (4, 96, true),
+            (0, 0, false),
+            (0, 1, true),
+            (u64::MAX, 0, false),
+            (u64::MAX, u64::MAX, false),
+        ];
+        for (free, used, low) in cases {
+            assert_eq!(is_below(free, used), low, "{free} {used}");
+        }
+    }
 
     #[test]
     fn a_tenth_more_must_fit() {

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use super::TICK;
 use super::orders::Orders;
 use crate::host::Host;
+use crate::http::backoff;
 use crate::metadata::{Client, RequestError};
 
 /// Attributes that two equal answers had, [`QUIET`] apart: one answer may be wrong, and an operator may go on.
@@ -54,7 +55,7 @@ impl Answers {
     /// Takes a failure; how long to wait after it. What was half seen is seen again.
     fn fail(&mut self) -> Duration {
         self.is_settled = false;
-        let pause = FIRST_BACKOFF.saturating_mul(1 << self.failures.min(6)).min(MAX_BACKOFF);
+        let pause = backoff(FIRST_BACKOFF, self.failures, MAX_BACKOFF);
         self.failures += 1;
         pause
     }

@@ -11,6 +11,7 @@ use crate::gateway::Health;
 use crate::gateway::live::Container;
 use crate::paths::BOOT_UNIT;
 use crate::report::{Saying, State};
+use crate::state::room::LOW_PERCENT;
 use crate::text::minutes;
 
 /// How often the machine is looked at while a run is at work.
@@ -266,7 +267,8 @@ impl Sight {
 
     fn of_room(&self) -> Option<Finding> {
         let places: Vec<_> = self.low.iter().map(|place| place.display().to_string()).collect();
-        let what = format!("less than 5 % is free of {}: make room (`df -h`, `df -i`)", places.join(" and "));
+        let what =
+            format!("less than {LOW_PERCENT} % is free of {}: make room (`df -h`, `df -i`)", places.join(" and "));
         (!places.is_empty()).then(|| finding(Cause::Room, &what, Cure::Nobody))
     }
 

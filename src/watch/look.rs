@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use nix::sys::statvfs::{Statvfs, statvfs};
 
 use super::attributes::Believed;
 use super::decide::{DiskTrouble, EngineSight, Sight};
@@ -19,11 +18,11 @@ use crate::docker::{self, Engine};
 use crate::gateway::live::{self, Container};
 use crate::gateway::silence::Silence;
 use crate::gateway::{self, Health};
-use crate::host::{Host, blocking};
+use crate::host::Host;
 use crate::lock::RunLock;
 use crate::paths::{BOOT_UNIT, LOCK, SHIELD_IN_FORCE, STOPPED_BY_SHIELD};
 use crate::report::{RunResult, Status};
-use crate::state::DataDir;
+use crate::state::{DataDir, room};
 use crate::systemd::{self, Unit};
 
 /// The target of every way to end.
@@ -31,9 +30,6 @@ const SHUTDOWN: &str = "shutdown.target";
 
 /// Held by whoever installs packages.
 const DPKG_LOCKS: [&str; 2] = ["/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock"];
-
-/// A disk with less room than this is nearly full.
-const LOW_PERCENT: u64 = 5;
 
 /// How long the engine or a disk may take to answer: one that is slower is told as silent.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -209,23 +205,17 @@ async fn disk(host: &Host, orders: &Orders) -> Result<Option<DiskTrouble>> {
 async fn low(host: &Host, orders: &Orders) -> Result<Vec<PathBuf>> {
     let data = orders.data.iter().filter(|(_, on_boot_disk)| !on_boot_disk).map(|(root, _)| root.clone());
     let places: Vec<PathBuf> = [PathBuf::from("/")].into_iter().chain(data).collect();
-    let paths: Vec<PathBuf> = places.iter().map(|place| host.path(place)).collect();
-    // A disk that does not answer keeps its thread, not the watcher.
-    let asked = blocking(move || Ok(paths.iter().map(|path| statvfs(path).ok()).collect::<Vec<_>>()));
-    let rooms = tokio::time::timeout(ANSWER_TIMEOUT, asked).await.context("asking for the room on the disks")??;
-    let low = places.into_iter().zip(rooms).filter(|(_, room)| room.as_ref().is_some_and(is_low));
-    Ok(low.map(|(place, _)| place).collect())
-}
-
-fn is_low(room: &Statvfs) -> bool {
-    let (free, used) = (room.blocks_available(), room.blocks().saturating_sub(room.blocks_free()));
-    let (names, all) = (room.files_available(), room.files());
-    is_below(free, used + free) || is_below(names, all)
-}
-
-/// Whether `free` is little of `all`; what has no limit is never low.
-fn is_below(free: u64, all: u64) -> bool {
-    free.saturating_mul(100) < all.saturating_mul(LOW_PERCENT)
+    let mut low = Vec::new();
+    for place in places {
+        // A disk that does not answer keeps its thread, not the watcher.
+        let asked = tokio::time::timeout(ANSWER_TIMEOUT, room::is_low(host, &place)).await;
+        let asked = asked.with_context(|| format!("asking for the room left in {}", place.display()))?;
+        // What cannot be asked is not low.
+        if asked.unwrap_or(false) {
+            low.push(place);
+        }
+    }
+    Ok(low)
 }
 
 #[cfg(test)]
@@ -236,13 +226,6 @@ mod tests {
     use super::*;
     use crate::error::Code;
     use crate::report::RunResult;
-
-    #[test]
-    fn room_is_low_below_five_percent() {
-        for (free, all, low) in [(0, 0, false), (5, 100, false), (4, 100, true), (0, 1, true), (u64::MAX, 1, false)] {
-            assert_eq!(is_below(free, all), low, "{free} of {all}");
-        }
-    }
 
     #[test]
     fn a_run_that_failed_is_left_to_its_operator_and_a_repair_may_be_repeated() {

@@ -25,7 +25,7 @@ fall_back() { # WHY: the last good copy, or else the end of this boot, reported 
     fi
     echo "openclaw: loader: FAILED: $1; correct it and reboot, nothing is installed yet" | tee /dev/console
     for pair in result=pending "boot-id=$(cat /proc/sys/kernel/random/boot_id)" state=failed \
-        result=failed:loader-failed; do
+        "detail={\"message\":\"$(printf %s "$1" | LC_ALL=C tr -c ' !#-[]-~' ' ')\"}" result=failed:loader-failed; do
         meta "instance/guest-attributes/openclaw/${pair%%=*}" --request PUT --data-raw "${pair#*=}" || break
     done
     exit 31

@@ -5,6 +5,8 @@
 //! again when a mirror has a bad moment. No package is ever removed to make room for another.
 
 pub mod docker_key;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod messages;
 pub mod os_release;
 
@@ -84,6 +86,14 @@ impl<'a> Apt<'a> {
         }
         self.host.changed(format!("installed {}", missing.join(" ")));
         Ok(true)
+    }
+
+    /// Removes a package and its settings, and nothing that it needed.
+    pub async fn purge(&self, package: &str) -> Result<()> {
+        self.repair().await?;
+        self.apt_get(&["purge", package]).await.with_context(|| format!("removing {package}"))?;
+        self.host.changed(format!("removed {package}"));
+        Ok(())
     }
 
     /// Updates the lists and installs `packages`.

@@ -5,6 +5,8 @@
 //! [`restore`] need not know how it was made.
 
 mod archive;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod members;
 mod native;
 mod pack;
@@ -140,11 +142,12 @@ pub async fn run(host: &Host, options: &Options) -> Result<Backup> {
         let backed_up = within(Stage::Gateway, gateway::native_backup(host, engine, &data)).await;
         backed_up.context("making the gateway back itself up").classify(Code::GatewayNotReady, stop_first())?;
     }
-    let header = Header::new(created, machine(host).await?, how, record);
+    let mut header = Header::new(created, machine(host).await?, how, record);
     let written = within(Stage::Disk, write(host, &data, &file, &header, trees)).await;
     discard(host, &native).await?;
     let (file_bytes, size) = written.with_context(|| format!("writing the backup {}", file.display()))?;
     host.changed(format!("wrote {}", file.display()));
+    header.record = header.record.without_former_values();
     Ok(Backup { file, file_bytes, size, seconds: started.elapsed().as_secs_f64(), header })
 }
 

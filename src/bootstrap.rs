@@ -6,8 +6,10 @@
 //!    |- disk --------------- Volume --+
 //!    |- docker - shield --- Engine ---+- state -+- image ----+
 //!                 (image, beside a blank disk)  +- secrets --+- gateway - ready - (update)
+//!                                                                                  proxy
 //! ```
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -15,18 +17,19 @@ use anyhow::{Context, Result, anyhow};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Domain};
 use crate::docker::{self, Engine};
-use crate::error::{RUN_AGAIN, StageError};
-use crate::gateway::{self, Gateway, secrets};
+use crate::error::{Code, RUN_AGAIN, StageError};
+use crate::gateway::{self, Gateway, Ownership, secrets};
 use crate::host::Host;
 use crate::image::Image;
 use crate::lock::RunLock;
 use crate::memory::swap;
 use crate::metadata::{Client, Instance};
 use crate::paths::{LOCK, STOP_GRACE, STOPPED_BY_SHIELD};
+use crate::proxy::{self, Upstream};
 use crate::report::{self, Ready, Report, Try};
-use crate::stage::Stage;
+use crate::stage::{Stage, within};
 use crate::state::{DataDir, Record};
 use crate::update::{self, Request, Updater};
 use crate::watch::Orders;
@@ -113,7 +116,7 @@ async fn stages(
 ) -> Result<Ready, StageError> {
     let instance = report.stage(Stage::Metadata, metadata.instance(METADATA_DEADLINE)).await?;
     report.instance(&instance);
-    let config = report.stage(Stage::Config, configure(host, &instance)).await?;
+    let mut config = report.stage(Stage::Config, configure(host, &instance)).await?;
     report.run_id(config.run_id.clone());
 
     // Each reaches a clean point, whatever becomes of the others.
@@ -131,11 +134,48 @@ async fn stages(
     };
     let data = report.stage(Stage::State, open).await?;
 
+    if config.gateway.ingress.is_some() {
+        let address = within(Stage::Docker, docker::host_address(&engine)).await;
+        let address = address.map_err(|error| StageError { stage: Stage::Docker, error })?;
+        config.gateway = config.gateway.seeing_host_at(address);
+    }
     let gateway = Gateway { host, engine: &engine, data: &data, config: &config.gateway };
     let updater = Updater { gateway, metadata, image: &config.image, lock };
     let record = updater.record().await?;
     let current = bring_up(report, updater, record, fetched).await;
-    update::run(report, updater, request, current, async |record| bring_up(report, updater, record, None).await).await
+    let again = async |record| bring_up(report, updater, record, None).await;
+    let ended = update::run(report, updater, request, current, again).await;
+    serve(report, gateway, config.domain.as_ref(), ended).await
+}
+
+/// Serves a gateway that runs at its domain, if it has one. What it lacks there is added to how it is.
+async fn serve(
+    report: &Report,
+    gateway: Gateway<'_>,
+    domain: Option<&Domain>,
+    ended: Result<Ready, StageError>,
+) -> Result<Ready, StageError> {
+    let Gateway { host, data, config, .. } = gateway;
+    let is_up = ended.as_ref().map_or_else(|error| error.code() == Code::ConfigRefused, |_| true);
+    if !is_up || domain.is_none() && !proxy::exists(host) {
+        return ended;
+    }
+    let address = SocketAddr::new(config.bind, config.port);
+    let upstream = Upstream { address, has_tls: gateway.has_tls().await };
+    let serve = async { Ok(proxy::ensure(host, domain, upstream, data).await) };
+    let lacks = report.stage(Stage::Proxy, serve).await?;
+    match ended {
+        Ok(mut ready) => {
+            ready.degraded.extend(lacks);
+            Ok(ready)
+        }
+        Err(error) => {
+            for lack in lacks {
+                host.warn(lack);
+            }
+            Err(error)
+        }
+    }
 }
 
 /// The engine, behind its shield. While a blank disk is read, the image is fetched that its state will need; where that
@@ -177,7 +217,7 @@ async fn configure(host: &Host, instance: &Instance) -> Result<Config> {
 async fn bring_up(
     report: &Report,
     updater: Updater<'_>,
-    record: Record,
+    mut record: Record,
     fetched: Option<Image>,
 ) -> Result<(Ready, Record), StageError> {
     let Updater { gateway, metadata, image: config, .. } = updater;
@@ -189,11 +229,12 @@ async fn bring_up(
                 None => report.stage(Stage::Image, image::ensure(host, engine, metadata, config, &record)).await,
             }
         },
-        report.stage(Stage::Secrets, secrets::ensure(host, data, gateway.config)),
+        report.stage(Stage::Secrets, secrets::ensure(host, data, gateway.config, metadata)),
     );
     let (image, secrets) = (image?, secrets?);
-    report.stage(Stage::Gateway, gateway.ensure(&image, &secrets)).await?;
-    report.stage(Stage::Ready, updater.own(&image, &secrets, record)).await
+    let ownership = Ownership { record: &mut record, lock: updater.lock };
+    let refusal = report.stage(Stage::Gateway, gateway.ensure(&image, &secrets, Some(ownership))).await?;
+    report.stage(Stage::Ready, updater.own(&image, &secrets, record, refusal)).await
 }
 
 /// Why the gateway is stopped.
@@ -214,7 +255,7 @@ pub async fn stop(host: &Host, metadata: &Client, cause: StopCause) -> Result<()
     if !is_by_hand {
         within_report_timeout(report::stopping(host, metadata)).await;
     }
-    stop_gateway(host).await?;
+    stop_gateway(host, cause).await?;
     if is_by_hand {
         let message = format!("the gateway was stopped by hand; `{RUN_AGAIN}` or a reboot starts it");
         within_report_timeout(report::stopped(host, metadata, &message)).await;
@@ -230,7 +271,7 @@ async fn within_report_timeout(report: impl Future<Output = Result<()>>) {
     }
 }
 
-async fn stop_gateway(host: &Host) -> Result<()> {
+async fn stop_gateway(host: &Host, cause: StopCause) -> Result<()> {
     let grace = host.read(STOP_GRACE).await?.and_then(|bytes| String::from_utf8(bytes).ok()?.trim().parse().ok());
     let engine = match Engine::connect(docker::SOCKET).await {
         Ok(engine) => engine,
@@ -239,8 +280,10 @@ async fn stop_gateway(host: &Host) -> Result<()> {
             return Ok(());
         }
     };
+    // No container that has the network outlives a broken shield, whether or not the next one can be stopped.
+    let ended = if cause == StopCause::Shield { gateway::end_one_off(&engine).await } else { Ok(()) };
     if let Some(code) = gateway::stop_with_grace(&engine, grace.unwrap_or(SPOT_GRACE_SECONDS)).await? {
         tracing::info!("stopped the gateway (exit code {code})");
     }
-    Ok(())
+    ended
 }

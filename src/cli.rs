@@ -2,7 +2,11 @@
 
 pub(crate) mod help;
 
+use std::ffi::OsString;
+use std::path::Path;
+
 use clap::{Parser, Subcommand};
+use openclaw_init::paths::GATEWAY_CLI;
 use openclaw_init::version::VersionChoice;
 use openclaw_init::{backup, bake};
 
@@ -18,6 +22,15 @@ pub(crate) struct Cli {
     /// Shows what is done in detail.
     #[arg(long, short, global = true)]
     pub(crate) verbose: bool,
+}
+
+/// The command line, whatever name this program was called by.
+pub(crate) fn words(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut words = words.into_iter();
+    let program = words.next().unwrap_or_default();
+    let is_gateways = Path::new(&program).file_name() == Path::new(GATEWAY_CLI).file_name();
+    let command = ["cli", "--"].map(OsString::from).into_iter().filter(|_| is_gateways);
+    [program].into_iter().chain(command).chain(words).collect()
 }
 
 #[derive(Debug, Subcommand)]
@@ -36,12 +49,15 @@ pub(crate) enum Command {
     /// Installs this program and its units, and enables them for the next boot, without starting anything.
     #[command(after_help = help::INSTALL)]
     Install,
-    /// Shows how the last run of this boot went.
+    /// Asks the machine how the gateway is now, and shows how the last run went.
     #[command(after_help = help::STATUS)]
     Status {
-        /// Prints the report as JSON (/run/openclaw-init/status.json).
+        /// Prints the report as JSON: /run/openclaw-init/status.json as it is now, and what else was seen.
         #[arg(long)]
         json: bool,
+        /// Draws when each stage of the run began and ended, and which of them the run waited for.
+        #[arg(long, conflicts_with = "json")]
+        timeline: bool,
         /// Waits for the result of the run in progress first.
         #[arg(long)]
         wait: bool,
@@ -52,6 +68,14 @@ pub(crate) enum Command {
         /// Goes on running, and shows how the gateway is, until Ctrl-C: it keeps the session open that has the tunnel.
         #[arg(long)]
         hold: bool,
+    },
+    /// Runs one of the gateway's own commands, in its container. `sudo openclaw ARGUMENTS` is the same. While the
+    /// gateway does not run, the command gets a container of its own with the same state, and no run begins.
+    #[command(after_help = help::CLI, disable_help_flag = true)]
+    Cli {
+        /// What follows `openclaw` in the gateway's documentation
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
     /// Prepares the boot disk of an image: Docker, the gateway's image, this program and its units. No
     /// secrets, no state. `seal` comes next.
@@ -103,4 +127,28 @@ pub(crate) enum Command {
     /// Writes shell completions and manual pages, for packages.
     #[command(hide = true)]
     Generate { directory: std::path::PathBuf },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gateways_name_is_a_command_of_ours() {
+        for (called, read) in [
+            (&["openclaw-init", "status"][..], &["openclaw-init", "status"][..]),
+            (&["openclaw"], &["openclaw", "cli", "--"]),
+            (&["/usr/local/bin/openclaw", "--help"], &["/usr/local/bin/openclaw", "cli", "--", "--help"]),
+            (&["./openclaw", "a", "--", "b"], &["./openclaw", "cli", "--", "a", "--", "b"]),
+        ] {
+            let read_words = words(called.iter().map(OsString::from));
+            assert_eq!(read_words, read);
+            let parsed = Cli::try_parse_from(read_words).map(|cli| cli.command);
+            let arguments = match &parsed {
+                Ok(Some(Command::Cli { arguments })) => Some(arguments.join(" ")),
+                _ => None,
+            };
+            assert_eq!(arguments, called[0].ends_with("openclaw").then(|| called[1..].join(" ")), "{parsed:?}");
+        }
+    }
 }

@@ -5,7 +5,10 @@ pub mod baked;
 mod check;
 pub mod env;
 mod extras;
+mod ingress;
 pub(crate) mod keys;
+mod secret_version;
+mod settings;
 mod source;
 
 use std::collections::BTreeMap;
@@ -15,11 +18,15 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::reference::ImageReference;
-use crate::secret::{self, Secret};
+use crate::secret;
 use crate::version::{GatewayVersion, VersionChoice};
 
 pub use baked::read;
+pub(crate) use check::token as check_token;
 pub use extras::{Arch, Binary, Extras};
+pub use ingress::{Domain, Ingress};
+pub use secret_version::{SecretVersion, TokenSource};
+pub use settings::{Leaf, SettingsPatch, display as display_path, origins};
 pub use source::SourceCommit;
 
 use attributes::Attributes;
@@ -52,6 +59,8 @@ pub struct Config {
     pub image: ImageConfig,
     /// The container.
     pub gateway: GatewayConfig,
+    /// `openclaw-domain`: HTTPS on this machine.
+    pub domain: Option<Domain>,
     /// Swap on the boot disk (`openclaw-swap`).
     pub swap: SwapChoice,
     /// Whether the machine is watched between the runs (`openclaw-watch`).
@@ -190,8 +199,14 @@ pub struct GatewayConfig {
     pub port: u16,
     /// `openclaw-bind`: published address.
     pub bind: IpAddr,
-    /// `openclaw-gateway-token`, a literal.
-    pub token: Option<Secret>,
+    /// `openclaw-gateway-token`.
+    pub token: Option<TokenSource>,
+    /// `openclaw-secret-NAME`.
+    pub secrets: BTreeMap<String, SecretVersion>,
+    /// `openclaw-config`; with what the ingress needs, once it is known how the gateway sees this machine.
+    pub settings: SettingsPatch,
+    /// `openclaw-public-url`, or the address of `openclaw-domain`.
+    pub ingress: Option<Ingress>,
     /// `openclaw-env-NAME`.
     pub env: BTreeMap<String, String>,
     /// `openclaw-ready-timeout`: how long a start may take.
@@ -208,11 +223,26 @@ impl Default for GatewayConfig {
             port: DEFAULT_PORT,
             bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
             token: None,
+            secrets: BTreeMap::new(),
+            settings: SettingsPatch::default(),
+            ingress: None,
             env: BTreeMap::new(),
             ready_timeout: DEFAULT_READY_TIMEOUT,
             metadata_access: MetadataAccess::Block,
             root: ContainerRoot::ReadOnly,
         }
+    }
+}
+
+impl GatewayConfig {
+    /// The same for a gateway that sees this machine at `host`, as only the engine knows.
+    #[must_use]
+    pub fn seeing_host_at(mut self, host: IpAddr) -> Self {
+        if let Some(ingress) = &self.ingress {
+            let proxies = ingress.trusted(self.bind, host);
+            self.settings.serve_through(ingress.attribute, &ingress.origin, &proxies, self.port);
+        }
+        self
     }
 }
 
@@ -269,11 +299,13 @@ impl Config {
     /// Fails with [`ConfigInvalid`](crate::error::Code::ConfigInvalid) and names every wrong value at once.
     pub fn from_attributes(given: &BTreeMap<String, String>) -> Result<(Self, Vec<String>)> {
         let mut attributes = Attributes::new(given);
+        let domain = ingress::domain(&mut attributes);
         let config = Self {
             disk: disk(&mut attributes),
             docker: docker(&mut attributes),
             image: image(&mut attributes),
-            gateway: gateway(&mut attributes),
+            gateway: gateway(&mut attributes, domain.as_ref()),
+            domain,
             swap: attributes.get(keys::SWAP, swap).unwrap_or(SwapChoice::Auto),
             is_watched: attributes.get(keys::WATCH, on_or_off).unwrap_or(true),
             apply: attributes.get(keys::APPLY, apply).unwrap_or(ApplyChoice::Live),
@@ -285,9 +317,10 @@ impl Config {
     }
 
     fn warnings(&self) -> impl Iterator<Item = String> {
-        let token = self.gateway.token.is_some().then(|| {
+        let token = matches!(self.gateway.token, Some(TokenSource::Literal(_))).then(|| {
             "openclaw-gateway-token is a literal: everyone who may read this VM's metadata can read it; without the \
-             attribute a token is generated on the VM and kept"
+             attribute a token is generated on the VM and kept, and secret:projects/PROJECT/secrets/SECRET takes it from \
+             Secret Manager"
                 .to_owned()
         });
         let bind = (!self.gateway.bind.is_loopback()).then(|| {
@@ -297,7 +330,7 @@ impl Config {
                 self.gateway.bind
             )
         });
-        token.into_iter().chain(bind).chain(self.visible_secrets())
+        token.into_iter().chain(bind).chain(self.visible_secrets()).chain(self.gateway.settings.warnings())
     }
 
     /// About variables whose name says that they are secret: their values are not.
@@ -307,7 +340,8 @@ impl Config {
         (!keys.is_empty()).then(|| {
             format!(
                 "{}: a secret by its name, and everyone who may read this VM's metadata or run `docker inspect` on it \
-                 can read the value; a line in .env in the state directory is seen by neither",
+                 can read the value; openclaw-secret-NAME, which takes it from Secret Manager, or a line in .env in the \
+                 state directory is seen by neither",
                 keys.join(", ")
             )
         })
@@ -379,17 +413,43 @@ fn source_commit(attributes: &mut Attributes<'_>, commit: Option<SourceCommit>) 
     located.map_err(|allowed| attributes.reject(keys::SOURCE_URL, format!("{} {allowed}", keys::SOURCE_URL))).ok()
 }
 
-fn gateway(attributes: &mut Attributes<'_>) -> GatewayConfig {
+fn gateway(attributes: &mut Attributes<'_>, domain: Option<&Domain>) -> GatewayConfig {
     let default = GatewayConfig::default();
+    let settings: SettingsPatch = attributes.get_secret(keys::CONFIG, settings::settings).unwrap_or_default();
+    let port = attributes.get(keys::PORT, check::port).unwrap_or(default.port);
+    let bind = attributes.get(keys::BIND, check::bind).unwrap_or(default.bind);
+    if let Some(domain) = domain {
+        ingress::check_domain(attributes, domain, bind, port);
+    }
     GatewayConfig {
-        port: attributes.get(keys::PORT, check::port).unwrap_or(default.port),
-        bind: attributes.get(keys::BIND, check::bind).unwrap_or(default.bind),
-        token: attributes.get_secret(keys::GATEWAY_TOKEN, check::token),
-        env: attributes.env(),
+        port,
+        bind,
+        token: attributes.get_secret(keys::GATEWAY_TOKEN, check::token_source),
+        secrets: settings.secrets().clone().into_iter().chain(attributes.secrets()).collect(),
+        ingress: ingress::read(attributes, &settings, domain),
+        settings,
+        env: variables(attributes),
         ready_timeout: attributes.get(keys::READY_TIMEOUT, check::ready_timeout).unwrap_or(default.ready_timeout),
         metadata_access: attributes.get(keys::METADATA_ACCESS, metadata_access).unwrap_or(default.metadata_access),
         root: attributes.get(keys::CONTAINER_ROOT, container_root).unwrap_or(default.root),
     }
+}
+
+/// The container's variables, the time zone among them.
+fn variables(attributes: &mut Attributes<'_>) -> BTreeMap<String, String> {
+    let mut env = attributes.env();
+    if let Some(zone) = attributes.get(keys::TIMEZONE, check::timezone) {
+        for other in ["openclaw-env-TZ", "openclaw-secret-TZ"] {
+            if attributes.has(other) {
+                attributes.reject(
+                    other,
+                    format!("{other} and {} both set the time zone: remove one of them", keys::TIMEZONE),
+                );
+            }
+        }
+        env.insert("TZ".to_owned(), zone);
+    }
+    env
 }
 
 fn disk_choice(value: &str) -> Checked<DiskChoice> {
@@ -437,6 +497,7 @@ mod tests {
 
     use super::*;
     use crate::error::{Code, code_of, one_line};
+    use crate::secret::Secret;
 
     fn read(pairs: &[(&str, &str)]) -> Result<(Config, Vec<String>), (Code, String)> {
         let attributes = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
@@ -459,6 +520,7 @@ mod tests {
                 default_reference: None,
             },
             gateway: GatewayConfig::default(),
+            domain: None,
             swap: SwapChoice::Auto,
             is_watched: true,
             apply: ApplyChoice::Live,
@@ -482,6 +544,7 @@ mod tests {
             ("openclaw-bind", "0.0.0.0"),
             ("openclaw-gateway-token", &token),
             ("openclaw-env-TZ", "Europe/Madrid"),
+            ("openclaw-config", "{logging: {level: 'debug'}}"),
             ("openclaw-ready-timeout", "10m"),
             ("openclaw-docker", "distro"),
             ("openclaw-docker-apt-url", "http://10.0.0.2/docker/"),
@@ -498,8 +561,9 @@ mod tests {
         let disk = DiskConfig { choice: DiskChoice::Named("state".to_owned()), proof: ProofChoice::Full };
         assert_eq!(config.disk, disk);
         assert_eq!((config.gateway.port, config.gateway.bind.to_string().as_str()), (8080, "0.0.0.0"));
-        assert_eq!(config.gateway.token, Some(Secret::new(token)));
+        assert_eq!(config.gateway.token, Some(TokenSource::Literal(Secret::new(token))));
         assert_eq!(config.gateway.env.get("TZ").map(String::as_str), Some("Europe/Madrid"));
+        assert_eq!(config.gateway.settings.value(), &serde_json::json!({"logging": {"level": "debug"}}));
         assert_eq!(config.gateway.ready_timeout, Duration::from_secs(600));
         assert_eq!(config.docker.apt_url, "http://10.0.0.2/docker");
         assert_eq!(config.docker.source, DockerSource::Distro);
@@ -508,6 +572,24 @@ mod tests {
         assert_eq!((config.is_watched, config.apply), (false, ApplyChoice::Boot));
         assert_eq!(config.run_id.as_deref(), Some("run 1"));
         assert_eq!(warnings.len(), 2, "the literal token and the open address: {warnings:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn names_of_secrets_arrive() -> Result<(), (Code, String)> {
+        let (config, warnings) = read(&[
+            ("openclaw-gateway-token", "secret:projects/p/secrets/token"),
+            ("openclaw-secret-OPENAI_API_KEY", "projects/p/locations/l/secrets/openai/versions/3"),
+            ("openclaw-secret-OTHER", "secret:projects/p/secrets/other"),
+        ])?;
+        let Some(TokenSource::Named(token)) = config.gateway.token else { panic!("{:?}", config.gateway.token) };
+        assert_eq!(token.to_string(), "projects/p/secrets/token/versions/latest");
+        let secrets = config.gateway.secrets.iter().map(|(name, secret)| format!("{name}={secret}"));
+        assert_eq!(
+            secrets.collect::<Vec<_>>().join(" "),
+            "OPENAI_API_KEY=projects/p/locations/l/secrets/openai/versions/3 OTHER=projects/p/secrets/other/versions/latest"
+        );
+        assert_eq!(warnings, [""; 0]);
         Ok(())
     }
 
@@ -543,11 +625,22 @@ mod tests {
             ("openclaw-ready-timeout", "99999999999999999999m", &["from 1m to 30m"]),
             ("openclaw-watch", "yes", &["on, off"]),
             ("openclaw-apply", "now", &["live, boot"]),
-            ("openclaw-config", "{}", &["not implemented", "remove it"]),
-            ("openclaw-secret-KEY", "projects/p/secrets/s/versions/1", &["openclaw-secret-KEY", "not implemented"]),
+            ("openclaw-secret-KEY", "hunter2", &["openclaw-secret-KEY", "projects/PROJECT/secrets/SECRET"]),
+            ("openclaw-secret-PATH", "projects/p/secrets/s", &["sets PATH itself"]),
+            ("openclaw-secret-A-B", "projects/p/secrets/s", &["openclaw-secret-A-B", "environment variable"]),
+            ("openclaw-secret-", "projects/p/secrets/s", &["environment variable"]),
+            ("openclaw-gateway-token", "secret:projects/p", &["openclaw-gateway-token", "/versions/VERSION"]),
+            (
+                "openclaw-gateway-token",
+                "projects/p/secrets/s/versions/1",
+                &["openclaw-gateway-token", "secret:projects/"],
+            ),
+            ("openclaw-config", "[]", &["openclaw-config (value not shown)", "must be a JSON object"]),
+            ("openclaw-config", "{gateway: {port: 1}}", &["gateway.port", "openclaw-port sets it"]),
             ("openclaw-bind", "localhost", &["IP address"]),
             ("openclaw-bind", "169.254.169.254", &["openclaw-bind", "169.254.169.254", "link-local"]),
             ("openclaw-port", "  ", &["is empty", "remove it"]),
+            ("openclaw-timezone", "Madrid time", &["openclaw-timezone=\"Madrid time\"", "Europe/Madrid"]),
             ("openclaw-env-HOME", "/x", &["sets HOME itself"]),
             ("openclaw-env-A-B", "x", &["openclaw-env-A-B", "environment variable"]),
             ("openclaw-metadata-access", "yes", &["block, allow", "--keys=openclaw-metadata-access"]),
@@ -557,6 +650,88 @@ mod tests {
             assert_eq!(code, Code::ConfigInvalid);
             assert!(words.iter().all(|word| sentence.contains(word)), "{key}={value}: {sentence}");
         }
+    }
+
+    #[test]
+    fn an_ingress_sets_origins_and_proxies_and_nothing_else_does() -> Result<(), (Code, String)> {
+        let host = IpAddr::from([172, 17, 0, 1]);
+        let url = ("openclaw-public-url", "https://claw.example.com/");
+        let (config, _) = read(&[url, ("openclaw-port", "8080"), ("openclaw-config", "{gateway: {auth: {}}}")])?;
+        let settings = config.gateway.seeing_host_at(host).settings;
+        let origins = ["https://claw.example.com", "http://localhost:8080", "http://127.0.0.1:8080"];
+        let expected = serde_json::json!({
+            "auth": {}, "controlUi": {"allowedOrigins": origins}, "trustedProxies": ["172.17.0.1"],
+        });
+        assert_eq!(settings.value()["gateway"], expected);
+        assert_eq!(settings.attributes(), "openclaw-config and openclaw-public-url");
+        let (config, _) = read(&[url, ("openclaw-trusted-proxies", "10.0.0.0/8, ::1")])?;
+        let settings = config.gateway.seeing_host_at(host).settings;
+        assert_eq!(settings.value()["gateway"]["trustedProxies"], serde_json::json!(["10.0.0.0/8", "::1"]));
+        assert!(read(&[])?.0.gateway.seeing_host_at(host).settings.is_empty());
+
+        let both = "{gateway: {trustedProxies: ['10.0.0.1']}}";
+        assert!(read(&[("openclaw-config", both)]).is_ok());
+        for (pairs, words) in [
+            (&[url, ("openclaw-config", both)][..], "openclaw-public-url sets, too"),
+            (&[url, ("openclaw-config", "{gateway: {trustedProxies: null}}")], "openclaw-public-url sets, too"),
+            (&[("openclaw-trusted-proxies", "10.0.0.1")], "only beside openclaw-public-url"),
+            (&[url, ("openclaw-trusted-proxies", "anyone")], "separated by commas"),
+            (&[("openclaw-public-url", "http://claw.example.com")], "https://claw.example.com"),
+        ] {
+            let Err((code, sentence)) = read(pairs) else { panic!("{pairs:?} was accepted") };
+            assert!(code == Code::ConfigInvalid && sentence.contains(words), "{sentence}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_time_zone_is_a_variable_with_one_source() -> Result<(), (Code, String)> {
+        let zone = ("openclaw-timezone", "Europe/Madrid");
+        let (config, _) = read(&[zone])?;
+        assert_eq!(config.gateway.env.get("TZ").map(String::as_str), Some("Europe/Madrid"));
+        let Err((_, sentence)) = read(&[zone, ("openclaw-env-TZ", "UTC")]) else { panic!("it was accepted") };
+        assert!(sentence.contains("openclaw-env-TZ and openclaw-timezone"), "{sentence}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_domain_is_whole_or_an_error() -> Result<(), (Code, String)> {
+        let (name, from) = (("openclaw-domain", "Claw.example.com"), ("openclaw-allow-from", "203.0.113.0/24,::1"));
+        let acme = ("openclaw-acme-directory", "https://ca.example.com/acme/{x}");
+        let (config, _) = read(&[name, from, acme])?;
+        let expected = Domain {
+            name: "claw.example.com".to_owned(),
+            allow_from: vec!["203.0.113.0/24".to_owned(), "::1".to_owned()],
+            acme_directory: Some("https://ca.example.com/acme/%7Bx%7D".to_owned()),
+        };
+        assert_eq!(config.domain, Some(expected));
+        let ingress = config.gateway.ingress.map(|ingress| (ingress.attribute, ingress.origin));
+        assert_eq!(ingress, Some((keys::DOMAIN, "https://claw.example.com".to_owned())));
+        for (pairs, words) in [
+            (&[name][..], "needs openclaw-allow-from"),
+            (&[from], "of use only beside openclaw-domain"),
+            (&[acme], "of use only beside openclaw-domain"),
+            (&[name, from, ("openclaw-public-url", "https://a.example")], "remove one of them"),
+            (&[name, from, ("openclaw-trusted-proxies", "10.0.0.1")], "only beside openclaw-public-url"),
+            (&[name, from, ("openclaw-bind", "0.0.0.0")], "pass by openclaw-allow-from"),
+            (&[name, from, ("openclaw-port", "443")], "openclaw-port=443"),
+            (&[("openclaw-domain", "ip"), from], "Caddy 2.10"),
+            (&[name, from, ("openclaw-config", "{gateway: {trustedProxies: ['::1']}}")], "openclaw-domain sets, too"),
+            (&[name, from, ("openclaw-acme-directory", "http://ca.example.com")], "https:// URL"),
+        ] {
+            let Err((code, sentence)) = read(pairs) else { panic!("{pairs:?} was accepted") };
+            assert!(code == Code::ConfigInvalid && sentence.contains(words), "{sentence}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_variable_has_one_source() {
+        let outcome = read(&[("openclaw-env-KEY", "hunter2"), ("openclaw-secret-KEY", "projects/p/secrets/s")]);
+        let Err((code, sentence)) = outcome else { panic!("it was accepted") };
+        assert_eq!(code, Code::ConfigInvalid);
+        assert!(sentence.contains("openclaw-env-KEY and openclaw-secret-KEY"), "{sentence}");
+        assert!(!sentence.contains("hunter2"), "{sentence}");
     }
 
     #[test]
@@ -592,6 +767,8 @@ mod tests {
             "[{\"name\":\"https://bob:hunter2@h\"}]",
             "[{\"amd64\":\"https://bob:hunter2@h\"}]",
             "{\"bob:hunter2@h\":1}",
+            "npm.example/;_authToken=hunter2",
+            "m.example/token=hunter2",
         ];
         let keys = [
             keys::NPM_REGISTRY,
@@ -603,6 +780,10 @@ mod tests {
             keys::SOURCE_REF,
             keys::VERSION,
             keys::BIND,
+            keys::PUBLIC_URL,
+            keys::TRUSTED_PROXIES,
+            keys::DOMAIN,
+            keys::ALLOW_FROM,
             keys::DATA_DISK,
             keys::PORT,
         ];
@@ -625,7 +806,8 @@ mod tests {
         ) {
             let mut attributes: BTreeMap<_, _> =
                 chosen.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-            attributes.insert(format!("{}{name}", keys::ENV_PREFIX), value);
+            attributes.insert(format!("{}{name}", keys::ENV_PREFIX), value.clone());
+            attributes.insert(format!("{}{name}", keys::SECRET_PREFIX), value);
             if let Err(error) = Config::from_attributes(&attributes) {
                 prop_assert_eq!(code_of(&error), Code::ConfigInvalid);
                 let sentence = one_line(&error);
@@ -641,6 +823,7 @@ mod tests {
             ("openclaw-prot", "did you mean openclaw-port?"),
             ("openclaw_port", "did you mean openclaw-port?"),
             ("openclaw-env", "did you mean openclaw-env-NAME?"),
+            ("openclaw-secrets-KEY", "did you mean openclaw-secret-NAME?"),
             ("openclaw-token", "did you mean openclaw-gateway-token?"),
             ("openclaw-disk", "did you mean openclaw-data-disk?"),
             ("openclaw-datadisk", "did you mean openclaw-data-disk?"),

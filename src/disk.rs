@@ -7,6 +7,8 @@
 mod filesystem;
 mod find;
 mod format_intent;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod growth;
 mod last_disk;
 mod marker;
@@ -16,6 +18,7 @@ mod proof;
 mod undo;
 
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
@@ -32,6 +35,10 @@ pub(crate) use last_disk::LastDisk;
 pub(crate) use marker::MARKER;
 use mount::{Mount, Mounts};
 use probe::Superblock;
+use proof::Written;
+
+/// Whose directories a run makes on a volume: root's and the gateway's.
+const OWNERS: [u32; 2] = [Access::root(0).uid, Access::gateway(0).uid];
 
 /// A mounted and checked file system that is ours to use, or becomes ours with [`Volume::claim`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,12 +47,14 @@ pub struct Volume {
     pub root: PathBuf,
     /// Which disk it is; `None` for the boot disk's own directory.
     pub(crate) disk: Option<LastDisk>,
+    /// Somebody else made its file system: only our directories are ours.
+    pub(crate) is_adopted: bool,
 }
 
 impl Volume {
     /// The directory on the boot disk that stands in for a data disk.
     pub(crate) fn boot_disk() -> Self {
-        Self { root: BOOT_DISK_DATA.into(), disk: None }
+        Self { root: BOOT_DISK_DATA.into(), disk: None, is_adopted: false }
     }
 
     /// What `work` makes on the volume. When it cannot be made there, the error says why, and no disk is left mounted.
@@ -61,7 +70,7 @@ impl Volume {
     /// elsewhere when the disk is missing.
     pub(crate) async fn claim(&self, host: &Host) -> Result<()> {
         let Some(disk) = &self.disk else { return Ok(()) };
-        marker::write(host, &self.root, disk).await?;
+        marker::write(host, &self.root, disk, self.is_adopted).await?;
         disk.write(host).await
     }
 }
@@ -115,24 +124,21 @@ async fn open(
     blank: oneshot::Sender<()>,
 ) -> Result<Volume> {
     let root = Path::new(MOUNT_DIR).join(&device.name);
-    let mounted = mount::find(host, &root).await?;
+    let mounted = find_or_check_point(host, &root).await?;
     device.check(&Mounts::read(host).await?, mounted.as_ref())?;
-    if !is_mounted(device, mounted.as_ref())? {
+    let was_mounted = is_mounted(device, mounted.as_ref())?;
+    if !was_mounted {
         let (node, preparation) = filesystem::inspect(host, device).await?;
         if let Preparation::Format | Preparation::FormatAgain = preparation {
             refuse_if_used_before(device, last)?;
         }
+        mount::ensure_point(host, &root).await?;
         match preparation {
-            Preparation::Format => {
+            Preparation::Format | Preparation::FormatAgain => {
+                undo::check_room(host, &node).await?;
                 // Who does not listen has nothing to do meanwhile.
                 let _ = blank.send(());
-                let proof = filesystem::prove(host, &node, proof).await?;
-                format_intent::declare(host, &node).await?;
-                filesystem::format(host, &node, &proof).await?;
-            }
-            Preparation::FormatAgain => {
-                undo::take_back(host, &node).await;
-                filesystem::format(host, &node, "the format was cut before").await?;
+                format(host, &node, proof, preparation == Preparation::FormatAgain).await?;
             }
             Preparation::Check => filesystem::check(host, &node).await?,
             Preparation::Adopt => {
@@ -141,14 +147,94 @@ async fn open(
             }
         }
         mount::ext4(host, &node, &root, undo::is_kept(host).await?).await?;
-        check_names(host, &root).await?;
-        format_intent::forget(host).await?;
     }
-    let (node, superblock) = mounted_file_system(host, device, &root).await?;
-    growth::ensure(host, device, &node, &superblock).await;
+    let contents = match look(host, device, &root).await {
+        Err(error) => {
+            if !was_mounted {
+                give_up(host, &root).await;
+            }
+            return Err(error);
+        }
+        Ok(contents) => contents,
+    };
+    format_intent::forget(host).await?;
+    let Contents { node, superblock, is_marked, is_adopted } = contents;
+    let (device_name, uuid) = (device.name.clone(), superblock.uuid.clone());
+    let disk = LastDisk { device_name, uuid, instance_id: instance.id };
+    let volume = Volume { root, disk: Some(disk.clone()), is_adopted };
+    if is_adopted && !is_marked {
+        warn_of_adoption(host, device);
+        // First of all: without it a run that is cut would not know our directories again.
+        volume.furnish(host, marker::write(host, &volume.root, &disk, true)).await?;
+    }
+    growth::ensure(host, device, &node, superblock.spare, !is_adopted).await;
     warn_of_copies(host, device, &superblock, instance).await;
-    let (device_name, uuid) = (device.name.clone(), superblock.uuid);
-    Ok(Volume { root, disk: Some(LastDisk { device_name, uuid, instance_id: instance.id }) })
+    Ok(volume)
+}
+
+/// What is mounted at `root`, to which a link may lead. Without a mount there must be a place for one.
+async fn find_or_check_point(host: &Host, root: &Path) -> Result<Option<Mount>> {
+    let mounted = mount::find(host, root).await;
+    if !matches!(mounted, Ok(Some(_))) {
+        mount::check_point(host, root).await?;
+    }
+    mounted
+}
+
+/// Makes the file system on a disk that is proven to be blank. `is_cut`: but for a format of ours that was cut.
+async fn format(host: &Host, node: &Path, proof: ProofChoice, is_cut: bool) -> Result<()> {
+    let written = if is_cut { filesystem::written_by_mkfs(host, node).await? } else { Written::default() };
+    let mut grounds = filesystem::prove(host, node, proof, written).await?;
+    if is_cut {
+        undo::take_back(host, node).await;
+        grounds = format!("a format was cut before; apart from it {grounds}");
+    }
+    let undo = undo::begin(host, node).await?;
+    let made = async {
+        if !is_cut {
+            format_intent::declare(host, node).await?;
+        }
+        filesystem::format(host, node, undo.as_deref(), &grounds).await
+    };
+    filesystem::classify_format(made.await)
+}
+
+/// What is on a mounted disk that may be used.
+struct Contents {
+    node: PathBuf,
+    superblock: Superblock,
+    is_marked: bool,
+    is_adopted: bool,
+}
+
+/// Looks at the mounted disk, and refuses one that is not ours to use.
+async fn look(host: &Host, device: &Device, root: &Path) -> Result<Contents> {
+    let (node, superblock) = mounted_file_system(host, device, root).await?;
+    let is_marked = check_names(host, root, superblock.label == filesystem::LABEL).await?;
+    let is_adopted = growth::is_adopted(marker::is_adopted(host, root).await, &superblock);
+    if is_adopted {
+        check_top(host, root).await?;
+    }
+    Ok(Contents { node, superblock, is_marked, is_adopted })
+}
+
+/// Refuses a file system of somebody else in whose top directory others than root could exchange our directories.
+async fn check_top(host: &Host, root: &Path) -> Result<()> {
+    let found = tokio::fs::symlink_metadata(host.path(root)).await?;
+    if found.uid() == Access::root(0).uid && found.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    let (root, owner, mode) = (root.display(), found.uid(), found.mode() & 0o7777);
+    Err(anyhow!(
+        "others than root can write in {root}, the top directory of somebody else's (uid {owner}, mode {mode:o})"
+    ))
+    .classify(
+        Code::DiskForeign,
+        format!(
+            "Mount it, run `sudo chown root: DIR; sudo chmod go-w DIR` for its top directory DIR, unmount it and run \
+             `{RUN_AGAIN}`; or attach another disk."
+        ),
+    )
 }
 
 /// Whether the disk is `mounted` where it belongs; an error when something else is, or the disk is read-only.
@@ -173,13 +259,22 @@ fn is_mounted(device: &Device, mounted: Option<&Mount>) -> Result<bool> {
 /// Takes a clean file system of somebody else into use. After a power cut the marker must be found without replaying
 /// the journal, so the file system is unmounted once: that writes the journal back in place.
 async fn adopt(host: &Host, device: &Device, node: &Path, root: &Path, instance: &Instance) -> Result<()> {
+    warn_of_adoption(host, device);
+    mount::ext4(host, node, root, false).await?;
+    let disk = LastDisk { device_name: device.name.clone(), uuid: String::new(), instance_id: instance.id };
+    let volume = Volume { root: root.to_owned(), disk: Some(disk.clone()), is_adopted: true };
+    let marked = async {
+        check_names(host, root, false).await?;
+        check_top(host, root).await?;
+        marker::write(host, root, &disk, true).await
+    };
+    volume.furnish(host, marked).await?;
+    mount::unmount(host, root).await
+}
+
+fn warn_of_adoption(host: &Host, device: &Device) {
     let name = &device.name;
     host.warn(format!("the disk {name} came with an ext4 file system: used as it is, only our directories are added"));
-    mount::ext4(host, node, root, false).await?;
-    let disk = LastDisk { device_name: name.clone(), uuid: String::new(), instance_id: instance.id };
-    let volume = Volume { root: root.to_owned(), disk: Some(disk.clone()) };
-    volume.furnish(host, marker::write(host, root, &disk)).await?;
-    mount::unmount(host, root).await
 }
 
 /// Unmounts a disk that cannot be used after all, unless somebody uses it.
@@ -189,16 +284,43 @@ async fn give_up(host: &Host, root: &Path) {
     }
 }
 
-/// Refuses a mounted disk on which something that is no directory has one of our names.
-async fn check_names(host: &Host, root: &Path) -> Result<()> {
-    for path in VOLUME_DIRS.map(|name| root.join(name)) {
-        let found = if_exists(tokio::fs::symlink_metadata(host.path(&path)).await)?;
-        if found.is_some_and(|found| !found.is_dir()) {
-            give_up(host, root).await;
-            return classify_write(anyhow!("{} is not a directory", path.display()), root);
+/// Whether our marker is on a mounted disk. Without it a name of ours is somebody else's, unless it is a directory that
+/// a run left empty when it was cut before the marker: on a file system that is not `labelled` ours that can only be
+/// the marker's own. With it, too, what is no directory is refused.
+async fn check_names(host: &Host, root: &Path, labelled: bool) -> Result<bool> {
+    let look = async |path: PathBuf| if_exists(tokio::fs::symlink_metadata(host.path(path)).await);
+    let is_marked = look(root.join(MARKER)).await.is_ok_and(|found| found.is_some());
+    let mut taken = Vec::new();
+    for name in VOLUME_DIRS {
+        let path = root.join(name);
+        let Some(found) = look(path.clone()).await? else { continue };
+        if !found.is_dir() {
+            return classify_write(anyhow!("{} is not a directory", path.display()), root).map(|()| false);
+        }
+        let may_be_left = OWNERS.contains(&found.uid()) && (labelled || holds_marker(&path));
+        let is_ours = is_marked || (may_be_left && is_left_by_cut(host, &path).await?);
+        if !is_ours {
+            taken.push(name);
         }
     }
-    Ok(())
+    if taken.is_empty() { Ok(is_marked) } else { filesystem::refuse_names(root, &taken.join(", ")) }
+}
+
+/// Whether a run that was cut before it had written the marker may have left the directory: it is empty, but for what
+/// was to become the marker.
+async fn is_left_by_cut(host: &Host, path: &Path) -> Result<bool> {
+    let holds_marker = holds_marker(path);
+    let mut entries = tokio::fs::read_dir(host.path(path)).await?;
+    while let Some(entry) = entries.next_entry().await? {
+        if !(holds_marker && entry.file_name().as_encoded_bytes().starts_with(b".tmp")) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn holds_marker(directory: &Path) -> bool {
+    directory.file_name().is_some_and(|name| Path::new(MARKER).starts_with(name))
 }
 
 /// Classifies what kept us from making our directories and records below `root`.
@@ -209,8 +331,13 @@ fn classify_write(error: anyhow::Error, root: &Path) -> Result<()> {
         Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
             (Code::NoSpace, format!("Make room on the disk of {root}, in bytes (`df`) and files (`df -i`)"))
         }
-        Some(ErrorKind::ReadOnlyFilesystem) => {
-            (Code::DiskReadonly, "The file system is read-only by itself: see `tune2fs -l` and `dmesg`".into())
+        Some(ErrorKind::ReadOnlyFilesystem) => (Code::DiskReadonly, mount::READ_ONLY.into()),
+        Some(ErrorKind::PermissionDenied) => {
+            let what = "the top directory, or one of ours, is immutable";
+            (
+                Code::DiskForeign,
+                format!("Mount the disk elsewhere: `lsattr -d` says if {what}; `chattr -i` takes that away"),
+            )
         }
         None | Some(ErrorKind::IsADirectory | ErrorKind::NotADirectory | ErrorKind::AlreadyExists) => {
             (Code::DiskForeign, format!("Mount the disk elsewhere and rename what has our name in {root}"))

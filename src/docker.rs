@@ -11,6 +11,7 @@ mod repository;
 mod settings;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -66,6 +67,20 @@ pub async fn ensure(host: &Host, config: &DockerConfig) -> Result<Engine> {
     settings::check(host, &engine).await?;
     forwarding::ensure(host).await?;
     Ok(engine)
+}
+
+/// The address of this machine at which containers see its programs, also those that reach them through a published
+/// port: the bridge's.
+pub async fn host_address(engine: &Engine) -> Result<IpAddr> {
+    let bridge = engine.client.inspect_network("bridge", None).await.context("asking the engine for its bridge")?;
+    let networks = bridge.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
+    let address = networks.iter().find_map(|it| it.gateway.as_deref()?.parse().ok().filter(IpAddr::is_ipv4));
+    address.context("the engine's bridge has no address of IPv4, at which its containers see this machine").classify(
+        Code::DockerUnusable,
+        format!(
+            "See `sudo docker network inspect bridge` and `bip` in /etc/docker/daemon.json, then run `{RUN_AGAIN}`."
+        ),
+    )
 }
 
 /// Whether containers have no network but their own, because the kernel does not forward packets.

@@ -128,6 +128,11 @@ codes! {
     ///
     /// Remove `gateway.auth.token` from `openclaw.json`, or set the attribute to the same value.
     TokenConflict = 25, "token-conflict", permanent;
+    /// A secret that an attribute names cannot be read from Secret Manager, or is no value for a variable.
+    ///
+    /// The VM's account may not read it, the VM lacks the scope `cloud-platform`, the API is not enabled, or there is
+    /// no such version. The message has Google's words and the command that mends it.
+    SecretDenied = 26, "secret-denied", permanent;
     /// Another program listens on the published port.
     ///
     /// `sudo ss -ltnp` shows which. Stop it, or set `openclaw-port` to another port.
@@ -167,6 +172,22 @@ codes! {
     ///
     /// It is respected. `sudo systemctl unmask UNIT` takes it back.
     UnitMasked = 36, "unit-masked", permanent;
+    /// The gateway refuses the settings of `openclaw-config`, or did not come up with a changed `openclaw-env-NAME`; it
+    /// runs with those before.
+    ///
+    /// A key or a value that this version does not accept, or with which it does not start: the message has its own
+    /// words. Correct the attribute, or remove it. The same value is not tried again.
+    ConfigRefused = 38, "config-refused", permanent;
+    /// Secret Manager could not be reached, and there is no former value of the secret to go on with.
+    ///
+    /// No network or name resolution on the VM, or Google's API is down. A VM without an external address needs Cloud
+    /// NAT or Private Google Access.
+    SecretUnreachable = 39, "secret-unreachable", transient;
+    /// The gateway is not served at `openclaw-domain`. It runs: the state is `degraded`, the result is not this code.
+    ///
+    /// The name does not lead to this VM, the firewall keeps port 80 closed, the CA is down, another program has port
+    /// 80 or 443, or there is a Caddy of somebody else's. The message has Caddy's own words.
+    ProxyFailed = 41, "proxy-failed", transient;
 }
 
 impl FromStr for Code {
@@ -201,13 +222,21 @@ impl fmt::Display for Diagnosis {
 
 /// Attaches a [`Diagnosis`] to an error.
 pub trait Classify<T> {
-    /// Classifies the error as `code` and says what the operator should do (a full sentence).
+    /// Classifies the error as `code` and says what the operator should do (a full sentence), in the place of what was
+    /// said further in.
     fn classify(self, code: Code, remedy: impl Into<String>) -> anyhow::Result<T>;
 }
 
 impl<T, E: Into<Error>> Classify<T> for Result<T, E> {
     fn classify(self, code: Code, remedy: impl Into<String>) -> anyhow::Result<T> {
-        self.map_err(|error| error.into().context(Diagnosis { code, remedy: remedy.into() }))
+        self.map_err(|error| {
+            let (mut error, diagnosis) = (error.into(), Diagnosis { code, remedy: remedy.into() });
+            match error.downcast_mut::<Diagnosis>() {
+                Some(inner) => *inner = diagnosis,
+                None => return error.context(diagnosis),
+            }
+            error
+        })
     }
 }
 
@@ -264,26 +293,30 @@ const LEVEL_BYTES: usize = 4096;
 /// The whole error on one line: what was being done, level by level, then what to do about it.
 pub fn one_line(error: &Error) -> String {
     let what = what(error);
-    match diagnosis(error) {
-        Some(diagnosis) if what.is_empty() => diagnosis.remedy.clone(),
-        Some(diagnosis) => format!("{}. {}", what.trim_end_matches('.'), diagnosis.remedy),
+    match diagnosis(error).map(|diagnosis| level(&diagnosis.remedy)) {
+        Some(remedy) if what.is_empty() => remedy,
+        Some(remedy) => format!("{}. {remedy}", what.trim_end_matches('.')),
         None => what,
     }
 }
 
 /// What was being done and why it failed, on one line, without what to do about it.
 pub fn what(error: &Error) -> String {
-    let remedy = error.downcast_ref::<Diagnosis>().map(ToString::to_string);
+    let remedy = error.downcast_ref::<Diagnosis>().map(|diagnosis| level(&diagnosis.remedy));
     let mut levels: Vec<String> = Vec::new();
     for cause in error.chain() {
-        let text = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-        let text = printable(&text, LEVEL_BYTES);
+        let text = level(&cause.to_string());
         let repeats = levels.last().is_some_and(|last| last.ends_with(&text));
         if !text.is_empty() && !repeats && remedy.as_ref() != Some(&text) {
             levels.push(text);
         }
     }
     levels.join(": ")
+}
+
+/// One level: on one line, and fit for a terminal. Names of attributes and files may be in it.
+fn level(text: &str) -> String {
+    printable(&text.split_whitespace().collect::<Vec<_>>().join(" "), LEVEL_BYTES)
 }
 
 #[cfg(test)]
@@ -299,6 +332,16 @@ mod tests {
                 assert_ne!(code.name(), other.name());
                 assert_ne!(code.exit_code(), other.exit_code());
             }
+        }
+    }
+
+    #[test]
+    fn a_remedy_is_said_once_on_one_line_whatever_names_are_in_it() {
+        for remedy in ["Do  it.", "Do\nit.", "Do \u{1b}[2K\0it."] {
+            let error = Err::<(), _>(anyhow::anyhow!("why")).classify(Code::Internal, remedy).unwrap_err();
+            let line = one_line(&error);
+            assert!(line.starts_with("why. Do ") && line.matches("Do").count() == 1, "{line:?}");
+            assert!(!line.contains(char::is_control), "{line:?}");
         }
     }
 
@@ -326,6 +369,15 @@ mod tests {
             error,
             Err((Code::DiskForeign, "preparing /dev/sdb: signature xfs found. Attach an empty disk.".into()))
         );
+    }
+
+    #[test]
+    fn of_two_remedies_the_outer_one_is_given() {
+        let inner = Err::<(), _>(anyhow!("it is no file")).classify(Code::GatewayRefused, "Correct it.");
+        let error =
+            inner.context("reading .env").classify(Code::GatewayNotReady, "Stop the gateway first.").unwrap_err();
+        assert_eq!(code_of(&error), Code::GatewayNotReady);
+        assert_eq!(one_line(&error), "reading .env: it is no file. Stop the gateway first.");
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! The one container: desired spec, observed spec, decide, replace or start, wait until ready.
 
-mod document;
+pub mod cli;
 mod dotenv;
 mod env;
 mod failure;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod live;
 mod logs;
+mod merge;
+mod named;
 mod native_backup;
 mod one_off;
 mod openclaw_json;
@@ -13,6 +17,7 @@ mod probe;
 mod processes;
 mod readiness;
 pub(crate) mod secrets;
+mod settings;
 pub(crate) mod silence;
 mod space;
 mod spec;
@@ -23,11 +28,10 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
-use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum as Status, HostConfig, PortBinding};
+use anyhow::{Context, Error, Result, anyhow};
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum as Status, HostConfig};
 use bollard::query_parameters::StopContainerOptionsBuilder;
 use jiff::Timestamp;
-use serde_json::Value;
 
 use crate::config::GatewayConfig;
 use crate::docker::{Engine, is_missing};
@@ -35,17 +39,23 @@ use crate::error::{Classify as _, Code, RUN_AGAIN, one_line};
 use crate::host::Host;
 use crate::image::Image;
 use crate::secret::Secret;
-use crate::state::DataDir;
+use crate::state::{DataDir, RefusedSettings};
 pub use probe::Health;
 pub use secrets::Secrets;
+pub use settings::Ownership;
 
 pub use native_backup::{native_backup, native_backup_file};
+use one_off::Edited;
 use probe::Probe;
+use settings::Plan;
 use spec::{Inputs, STOP_SECONDS};
 use swap::{FORMER, KEPT, NEXT};
 
 /// The container's name, and its host name.
 pub const NAME: &str = "openclaw-gateway";
+
+/// What stands before the gateway's own arguments, in the image's working directory.
+const PROGRAM: [&str; 2] = ["node", "openclaw.mjs"];
 
 /// The label with the fingerprint of the spec; a container without it is not ours.
 const SPEC_LABEL: &str = "openclaw-init.spec";
@@ -73,54 +83,95 @@ pub struct Gateway<'a> {
 }
 
 impl Gateway<'_> {
-    /// Makes the container run with the desired spec, and `openclaw.json` hold what the gateway needs to start.
+    /// Makes the container run with the desired spec, and `openclaw.json` hold what the gateway needs to start and what
+    /// the operator sets; without `ownership` that stays as it is. Returns why the operator's settings were refused.
     ///
     /// A container that runs with that spec and with the current `.env` is left alone. An `openclaw.json` with which it
     /// could not start again is then a warning; without such a container it is [`Code::GatewayRefused`]. A container
     /// that is to be restarted or replaced comes back when that fails.
-    pub async fn ensure(&self, image: &Image, secrets: &Secrets) -> Result<()> {
-        let Self { host, engine, data, config } = *self;
+    pub async fn ensure(
+        &self,
+        image: &Image,
+        secrets: &Secrets,
+        ownership: Option<Ownership<'_>>,
+    ) -> Result<Option<Error>> {
+        let known = ownership.as_ref().and_then(|ownership| ownership.record.refused_container.clone());
+        self.ensure_unless(known.as_ref(), image, secrets, ownership).await
+    }
+
+    /// The same. `known`: the container with which the gateway did not come up; where a former one is left it stays.
+    async fn ensure_unless(
+        &self,
+        known: Option<&RefusedSettings>,
+        image: &Image,
+        secrets: &Secrets,
+        mut ownership: Option<Ownership<'_>>,
+    ) -> Result<Option<Error>> {
+        let Self { host, engine, data, .. } = *self;
         space::warn(host, data).await;
         one_off::remove_leftover(host, engine).await?;
         let observed = self.recover_names().await?;
         self.warn_of_kill(observed.as_ref()).await;
         openclaw_json::ensure_access(host, data).await?;
         let document = openclaw_json::read(host, data).await;
-        let has_none = matches!(document, Ok(None));
-        let edits =
-            document.as_ref().map_or_else(|_| Vec::new(), |found| openclaw_json::missing(found.as_ref(), config));
-        let has_tls = document.as_ref().is_ok_and(|found| openclaw_json::has_tls(found.as_ref()));
+        let plan = document.map(|found| Plan::of(self, found.as_ref(), image, ownership.as_ref()));
+        let has_tls = plan.as_ref().is_ok_and(Plan::has_tls);
         let inputs = Inputs::observe(*self, image, has_tls).await?;
         let spec = inputs.gateway()?;
         let secrets_changed = secrets::changed_at(host, data).await?;
 
-        let action = decide(observed.as_ref(), &spec.fingerprint, secrets_changed, !edits.is_empty());
+        let (desired, refusal) = desired(observed.as_ref(), &spec.fingerprint, known);
+        let action = decide(observed.as_ref(), desired, secrets_changed);
         tracing::debug!("container {NAME}: {action:?}, observed {observed:?}");
-        if let Err(broken) = document {
-            if action != Action::Untouched {
-                return Err(broken);
+        let mut plan = match plan {
+            Ok(plan) => plan,
+            Err(broken) if action == Action::Untouched => {
+                host.warn(format!("the gateway runs, but could not start again: {}", one_line(&broken)));
+                return Ok(refusal);
             }
-            host.warn(format!("the gateway runs, but could not start again: {}", one_line(&broken)));
-        }
-        if action == Action::Untouched {
-            return Ok(());
-        }
-        let applied = async {
-            self.prove(action, observed.as_ref(), &spec).await?;
-            if matches!(action, Action::Restart | Action::Replace) {
-                stop_for_maintenance(host, engine).await?;
-            }
-            if has_none {
-                openclaw_json::create(host, data, &edits).await?;
-            } else if !edits.is_empty() {
-                one_off::set(self, &inputs, secrets, &edits).await?;
-                self.verify(&edits).await?;
-            }
-            self.apply(action).await
+            Err(broken) => return Err(broken),
         };
-        match applied.await {
+        let edited = async {
+            if action != Action::Untouched {
+                self.prove(action, observed.as_ref(), &spec).await?;
+            }
+            self.edit(&inputs, secrets, &mut plan, ownership.as_mut()).await
+        };
+        let mut edited = self.or_bring_back(action, edited.await).await?;
+        let is_changed = ownership.is_some() && plan.is_changed();
+        if plan.is_new() || is_changed && secrets::forget_unnamed(host, data, self.config).await? {
+            edited = Edited::ForNextStart;
+        }
+        if plan.has_tls() == has_tls {
+            self.carry_out(action.after(edited)).await?;
+        } else {
+            // The container was meant for settings that were refused.
+            Box::pin(self.ensure_unless(known, image, secrets, None)).await?;
+        }
+        Ok(plan.refusal().or(refusal))
+    }
+
+    /// Whether its port has TLS, as far as `openclaw.json` can be read.
+    pub async fn has_tls(&self) -> bool {
+        let document = openclaw_json::read(self.host, self.data).await;
+        document.is_ok_and(|document| openclaw_json::has_tls(document.as_ref()))
+    }
+
+    /// Starts, restarts or replaces the container.
+    async fn carry_out(&self, action: Action) -> Result<()> {
+        let applied = async {
+            if matches!(action, Action::Restart | Action::Replace) {
+                stop_for_maintenance(self.host, self.engine).await?;
+            }
+            if action == Action::Untouched { Ok(()) } else { self.apply(action).await }
+        };
+        self.or_bring_back(action, applied.await).await
+    }
+
+    async fn or_bring_back<T>(&self, action: Action, outcome: Result<T>) -> Result<T> {
+        match outcome {
             Err(error) if matches!(action, Action::Restart | Action::Replace) => Err(self.bring_back(error).await),
-            applied => applied,
+            outcome => outcome,
         }
     }
 
@@ -135,28 +186,12 @@ impl Gateway<'_> {
         }
     }
 
-    /// A value that is still missing is only a warning: the gateway itself knows best whether it can start.
-    async fn verify(&self, edits: &[Value]) -> Result<()> {
-        let Self { host, data, config, .. } = *self;
-        openclaw_json::ensure_access(host, data).await?;
-        let missing = openclaw_json::missing(openclaw_json::read(host, data).await?.as_ref(), config);
-        if missing.is_empty() {
-            host.changed(format!("set {} in openclaw.json", one_off::paths(edits)));
-        } else {
-            host.warn(format!(
-                "the image's `config set` reported success, but openclaw.json still lacks {}",
-                one_off::paths(&missing)
-            ));
-        }
-        Ok(())
-    }
-
     /// Lets the image's own `doctor` repair the state. The gateway must not run. The doctor's exit code says nothing of
     /// its success (openclaw issue 138892): the gateway's next start does.
     pub async fn doctor(&self, image: &Image, secrets: &Secrets) -> Result<()> {
         self.host.progress("repairing the state with the gateway's own doctor");
         let container = Inputs::observe(*self, image, false).await?.doctor();
-        if let Err(error) = one_off::run(self.engine, container, secrets, DOCTOR_TIMEOUT).await {
+        if let Err(error) = one_off::run(self.engine, container, &secrets.redaction, DOCTOR_TIMEOUT).await {
             tracing::info!("openclaw doctor --fix: {error:#}");
         }
         self.host.changed("ran openclaw doctor --fix");
@@ -174,6 +209,16 @@ enum Action {
     Create,
 }
 
+impl Action {
+    /// With a changed `openclaw.json`.
+    fn after(self, edited: Edited) -> Self {
+        match (self, edited) {
+            (Self::Untouched, Edited::ForNextStart) => Self::Restart,
+            (action, _) => action,
+        }
+    }
+}
+
 /// What is known of the container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Observed {
@@ -183,7 +228,7 @@ struct Observed {
     /// When it was killed, of one that does not run since then. Not for lack of memory.
     killed_at: Option<Timestamp>,
     /// Where it is published on the VM.
-    port: Option<u16>,
+    published: Option<SocketAddr>,
     /// It runs without its endpoint, as after an engine that could not publish ports: nothing reaches it.
     is_cut_off: bool,
 }
@@ -195,16 +240,32 @@ impl Observed {
     }
 }
 
-/// `secrets_changed`: when `.env` last changed, which the gateway reads only when it starts. `has_edits`: its
-/// configuration is to be edited, and it must not run meanwhile.
-fn decide(observed: Option<&Observed>, spec: &str, secrets_changed: Option<Timestamp>, has_edits: bool) -> Action {
+/// Which container shall run, by its fingerprint: that of `spec`, unless the gateway is known not to come up with it.
+/// Then the former one stays, as long as it works; the second value says why.
+fn desired<'a>(
+    observed: Option<&'a Observed>,
+    spec: &'a str,
+    known: Option<&RefusedSettings>,
+) -> (&'a str, Option<Error>) {
+    let works = |former: &&Observed| former.fingerprint != spec && former.status != Status::DEAD && !former.is_cut_off;
+    match (observed.filter(works), known.filter(|known| known.digest == spec)) {
+        (Some(former), Some(known)) => {
+            let why = format!("{} (not tried again)", known.why);
+            (&former.fingerprint, Some(settings::refused_container(&why)))
+        }
+        _ => (spec, None),
+    }
+}
+
+/// `secrets_changed`: when `.env` last changed, which the gateway reads only when it starts.
+fn decide(observed: Option<&Observed>, spec: &str, secrets_changed: Option<Timestamp>) -> Action {
     let Some(observed) = observed else { return Action::Create };
     if observed.fingerprint != spec || observed.status == Status::DEAD || observed.is_cut_off {
         return Action::Replace;
     }
     match observed.status {
         _ if !observed.is_alive() => Action::Start,
-        Status::RUNNING if !has_edits && secrets_changed <= observed.started_at => Action::Untouched,
+        Status::RUNNING if secrets_changed <= observed.started_at => Action::Untouched,
         // A restart loop goes on at ever longer intervals: started anew, it is judged from its first exit.
         _ => Action::Restart,
     }
@@ -221,20 +282,20 @@ async fn observe(engine: &Engine, name: &str) -> Result<Option<Observed>> {
     )?;
     let is_killed = state.status == Some(Status::EXITED) && state.exit_code == Some(EXIT_KILLED);
     let killed_at = state.finished_at.filter(|_| is_killed && state.oom_killed != Some(true));
-    let published = binding(found.host_config);
     Ok(Some(Observed {
         fingerprint,
         status: state.status.unwrap_or(Status::EMPTY),
         started_at: state.started_at.and_then(|at| at.parse().ok()),
         killed_at: killed_at.and_then(|at| at.parse().ok()),
-        port: published.and_then(|published| published.host_port?.parse().ok()),
+        published: binding(found.host_config),
         is_cut_off: state.running == Some(true) && has_no_endpoint,
     }))
 }
 
 /// Where the container's one port is published, as its settings say.
-fn binding(settings: Option<HostConfig>) -> Option<PortBinding> {
-    settings?.port_bindings?.into_values().flatten().flatten().next()
+fn binding(settings: Option<HostConfig>) -> Option<SocketAddr> {
+    let binding = settings?.port_bindings?.into_values().flatten().flatten().next()?;
+    Some(SocketAddr::new(binding.host_ip?.parse().ok()?, binding.host_port?.parse().ok()?))
 }
 
 /// Whether its network has lost it, as after an engine that could not publish ports: while it runs, nothing reaches it.
@@ -270,10 +331,15 @@ pub async fn exists(engine: &Engine) -> Result<bool> {
     Ok(inspect(engine, NAME).await?.is_some())
 }
 
+/// The image of the gateway's container, and the container that was kept because somebody installed something in it.
+pub async fn image_and_kept(engine: &Engine) -> Result<(Option<String>, Option<&'static str>)> {
+    let image = inspect(engine, NAME).await?.and_then(|found| found.image);
+    Ok((image, inspect(engine, KEPT).await?.map(|_| KEPT)))
+}
+
 /// Where the container's port is published on the VM; `None` when there is no container.
 pub async fn published(engine: &Engine) -> Result<Option<SocketAddr>> {
-    let binding = inspect(engine, NAME).await?.and_then(|found| binding(found.host_config));
-    Ok(binding.and_then(|it| Some(SocketAddr::new(it.host_ip?.parse().ok()?, it.host_port?.parse().ok()?))))
+    Ok(inspect(engine, NAME).await?.and_then(|found| binding(found.host_config)))
 }
 
 /// What the gateway published at `address` says of itself, in a few words.
@@ -315,10 +381,15 @@ pub async fn stop_for_maintenance(host: &Host, engine: &Engine) -> Result<()> {
     one_off::remove_leftover(host, engine).await?;
     if run_state(engine).await? != RunState::Stopped {
         host.progress("stopping the running gateway");
-        stop_container(engine, STOP_SECONDS).await?;
+        stop_container(engine, NAME, STOP_SECONDS).await?;
         host.changed(format!("stopped container {NAME}"));
     }
     Ok(())
+}
+
+/// Ends the container of one of the gateway's own commands, if there is one.
+pub async fn end_one_off(engine: &Engine) -> Result<()> {
+    one_off::remove(engine).await.map(drop)
 }
 
 /// Removes the container, stopped with the full grace first. One that this program did not make is refused.
@@ -348,17 +419,17 @@ pub async fn purge(host: &Host, engine: &Engine) -> Result<()> {
 /// Stops the container with a grace of `seconds` and returns its exit code, `None` when there is no container.
 /// `unless-stopped` does not start it again.
 pub async fn stop_with_grace(engine: &Engine, seconds: u32) -> Result<Option<i64>> {
-    stop_container(engine, i32::try_from(seconds).unwrap_or(i32::MAX)).await?;
+    stop_container(engine, NAME, i32::try_from(seconds).unwrap_or(i32::MAX)).await?;
     Ok(inspect(engine, NAME).await?.and_then(|container| container.state?.exit_code))
 }
 
-async fn stop_container(engine: &Engine, seconds: i32) -> Result<()> {
+async fn stop_container(engine: &Engine, name: &str, seconds: i32) -> Result<()> {
     let options = StopContainerOptionsBuilder::default().t(seconds).build();
     let grace = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
     // The engine answers when the container has ended.
     let client = engine.client.clone().with_timeout(grace + STOP_TIMEOUT);
-    match client.stop_container(NAME, Some(options)).await {
-        Err(error) if !is_missing(&error) => Err(error).with_context(|| format!("stopping container {NAME}")),
+    match client.stop_container(name, Some(options)).await {
+        Err(error) if !is_missing(&error) => Err(error).with_context(|| format!("stopping container {name}")),
         _ => Ok(()),
     }
 }
@@ -367,34 +438,54 @@ async fn stop_container(engine: &Engine, seconds: i32) -> Result<()> {
 mod tests {
     use super::*;
 
+    fn at(second: i64) -> Option<Timestamp> {
+        Timestamp::from_second(second).ok()
+    }
+
+    fn observed(fingerprint: &str, status: Status) -> Observed {
+        let fingerprint = fingerprint.into();
+        Observed { fingerprint, status, started_at: at(100), killed_at: None, is_cut_off: false, published: None }
+    }
+
+    #[test]
+    fn a_container_that_did_not_come_up_is_not_tried_again_while_the_former_one_works() {
+        let cut_off = Observed { is_cut_off: true, ..observed("former", Status::RUNNING) };
+        let cases = [
+            (None, "new", "new"),
+            (Some(observed("former", Status::RUNNING)), "new", "former"),
+            (Some(observed("former", Status::EXITED)), "new", "former"),
+            (Some(observed("former", Status::RUNNING)), "another", "new"),
+            (Some(observed("former", Status::DEAD)), "new", "new"),
+            (Some(cut_off), "new", "new"),
+            // It came up after all.
+            (Some(observed("new", Status::RUNNING)), "new", "new"),
+        ];
+        for (observed, refused, expected) in cases {
+            let known = RefusedSettings { digest: refused.to_owned(), why: "it ended".to_owned() };
+            let (found, refusal) = desired(observed.as_ref(), "new", Some(&known));
+            assert_eq!((found, refusal.is_some()), (expected, expected == "former"), "{observed:?} {refused}");
+            assert_eq!(desired(observed.as_ref(), "new", None).0, "new");
+        }
+    }
+
     #[test]
     fn a_container_is_left_alone_only_when_all_of_it_is_right() {
-        let at = |second| Timestamp::from_second(second).ok();
-        let observed = |fingerprint: &str, status| Observed {
-            fingerprint: fingerprint.into(),
-            status,
-            started_at: at(100),
-            killed_at: None,
-            is_cut_off: false,
-            port: None,
-        };
         #[rustfmt::skip]
         let cases = [
-            (None, at(1), false, Action::Create),
-            (Some(observed("a", Status::RUNNING)), at(1), false, Action::Untouched),
-            (Some(observed("a", Status::RUNNING)), at(101), false, Action::Restart),
-            (Some(observed("a", Status::RUNNING)), None, true, Action::Restart),
-            (Some(observed("a", Status::EXITED)), at(101), true, Action::Start),
-            (Some(observed("a", Status::CREATED)), at(1), false, Action::Start),
-            (Some(observed("a", Status::RESTARTING)), at(1), false, Action::Restart),
-            (Some(observed("a", Status::PAUSED)), at(1), false, Action::Restart),
-            (Some(observed("a", Status::DEAD)), at(1), false, Action::Replace),
-            (Some(observed("b", Status::RUNNING)), at(1), false, Action::Replace),
-            (Some(Observed { is_cut_off: true, ..observed("a", Status::RUNNING) }), at(1), false, Action::Replace),
-            (Some(observed("b", Status::EXITED)), at(1), false, Action::Replace),
+            (None, at(1), Action::Create),
+            (Some(observed("a", Status::RUNNING)), at(1), Action::Untouched),
+            (Some(observed("a", Status::RUNNING)), at(101), Action::Restart),
+            (Some(observed("a", Status::EXITED)), at(101), Action::Start),
+            (Some(observed("a", Status::CREATED)), at(1), Action::Start),
+            (Some(observed("a", Status::RESTARTING)), at(1), Action::Restart),
+            (Some(observed("a", Status::PAUSED)), at(1), Action::Restart),
+            (Some(observed("a", Status::DEAD)), at(1), Action::Replace),
+            (Some(observed("b", Status::RUNNING)), at(1), Action::Replace),
+            (Some(Observed { is_cut_off: true, ..observed("a", Status::RUNNING) }), at(1), Action::Replace),
+            (Some(observed("b", Status::EXITED)), at(1), Action::Replace),
         ];
-        for (observed, secrets_changed, has_edits, action) in cases {
-            assert_eq!(decide(observed.as_ref(), "a", secrets_changed, has_edits), action, "{observed:?}");
+        for (observed, secrets_changed, action) in cases {
+            assert_eq!(decide(observed.as_ref(), "a", secrets_changed), action, "{observed:?}");
         }
     }
 }

@@ -15,9 +15,9 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use tokio::sync::watch;
 
-pub use command::{Command, Output};
+pub use command::{Command, Endings, Output};
 pub use files::{Access, sync_dir};
-pub(crate) use files::{if_exists, remove_if_exists, remove_tree_if_exists, set_access};
+pub(crate) use files::{if_exists, remove_if_exists, remove_tree_if_exists, set_access, write_in_memory};
 pub use ledger::Ledger;
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";

@@ -1,6 +1,7 @@
 //! The two HTTP clients, one for the metadata server and one for the internet, and which requests are worth a retry.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,8 +68,17 @@ fn nearby() -> ClientBuilder {
 
 /// The same for a server of this machine, which may have TLS with any certificate: no name is there to be verified.
 pub fn unverified_client() -> Result<Client> {
+    unverified(nearby())
+}
+
+/// The same for a server that knows its name, found at `address`.
+pub fn unverified_client_for(name: &str, address: SocketAddr) -> Result<Client> {
+    unverified(nearby().resolve(name, address))
+}
+
+fn unverified(settings: ClientBuilder) -> Result<Client> {
     install_crypto_provider();
-    nearby().tls_danger_accept_invalid_certs(true).build().context("building an HTTP client for this machine")
+    settings.tls_danger_accept_invalid_certs(true).build().context("building an HTTP client for this machine")
 }
 
 /// A client for the internet: trusts the compiled-in roots and the machine's own store (a company's

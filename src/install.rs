@@ -12,8 +12,11 @@ use anyhow::{Context, Result, anyhow};
 use crate::account;
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Access, Host, blocking, sync_dir};
-use crate::paths::{BOOT_UNIT, PROGRAM, STOP_UNIT, WATCH_UNIT};
+use crate::paths::{BOOT_UNIT, GATEWAY_CLI, PROGRAM, STOP_UNIT, WATCH_UNIT};
 use crate::systemd;
+
+/// Where another program of the gateway's name would be hidden by our link, or hide it.
+const OTHER_PLACES: [&str; 3] = ["/usr/local/sbin/openclaw", "/usr/bin/openclaw", "/bin/openclaw"];
 
 /// The units and their texts: the one list that installing, baking and uninstalling walk. Every exit status but
 /// [`TRY_AGAIN`](crate::error::TRY_AGAIN) is final: a oneshot service cannot name the one after which it runs again.
@@ -37,7 +40,7 @@ pub async fn install(host: &Host) -> Result<bool> {
         refuse_masked(host).await?;
     }
     account::ensure(host).await;
-    let program = install_program(host).await?;
+    let program = install_program(host).await? | install_gateway_cli(host).await?;
     let units = if is_running { install_units(host).await? } else { install_units_offline(host).await? };
     Ok(program || units)
 }
@@ -95,6 +98,36 @@ async fn install_program(host: &Host) -> Result<bool> {
     Ok(true)
 }
 
+/// Gives the program its second name, unless another program has it, here or where a shell looks for programs.
+async fn install_gateway_cli(host: &Host) -> Result<bool> {
+    if has_gateway_cli(host).await {
+        return Ok(false);
+    }
+    for place in [GATEWAY_CLI].into_iter().chain(OTHER_PLACES) {
+        if tokio::fs::symlink_metadata(host.path(place)).await.is_ok() {
+            host.warn(format!(
+                "{place} is another program: the gateway's own commands are `sudo openclaw-init cli ARGUMENTS`"
+            ));
+            return Ok(false);
+        }
+    }
+    let link = host.path(GATEWAY_CLI);
+    tokio::fs::symlink(PROGRAM, &link).await.with_context(|| format!("making {}", link.display()))?;
+    host.changed(format!("made {GATEWAY_CLI}, the gateway's own commands"));
+    Ok(true)
+}
+
+async fn has_gateway_cli(host: &Host) -> bool {
+    tokio::fs::read_link(host.path(GATEWAY_CLI)).await.is_ok_and(|target| target == Path::new(PROGRAM))
+}
+
+async fn remove_gateway_cli(host: &Host) -> Result<()> {
+    if has_gateway_cli(host).await {
+        host.remove_file(GATEWAY_CLI).await?;
+    }
+    Ok(())
+}
+
 /// The package that owns the program's path, if any.
 async fn package(host: &Host) -> Result<Option<String>> {
     let owner = host.command("dpkg-query").args(["--search", PROGRAM]).answers(&[1]).run().await?;
@@ -106,6 +139,7 @@ pub async fn remove(host: &Host) -> Result<()> {
     for (name, _) in units() {
         systemd::remove_unit(host, name).await?;
     }
+    remove_gateway_cli(host).await?;
     match package(host).await? {
         Some(package) => host.warn(format!("{PROGRAM} stays: remove its package (apt-get remove {package})")),
         None => drop(host.remove_file(PROGRAM).await?),
@@ -152,6 +186,37 @@ mod tests {
 
     use super::*;
     use crate::error::TRY_AGAIN;
+
+    #[tokio::test]
+    async fn the_second_name_is_taken_from_nobody() -> Result<()> {
+        for (theirs, is_made) in [
+            (None, true),
+            (Some(GATEWAY_CLI), false),
+            (Some("/usr/local/sbin/openclaw"), false),
+            (Some("/usr/bin/openclaw"), false),
+            (Some("/bin/openclaw"), false),
+            (Some("/opt/openclaw"), true),
+        ] {
+            let root = tempfile::tempdir()?;
+            let host = Host::new(root.path());
+            for directory in ["/usr/local/bin", "/usr/local/sbin", "/usr/bin", "/bin", "/opt"] {
+                std::fs::create_dir_all(host.path(directory))?;
+            }
+            if let Some(theirs) = theirs {
+                std::fs::write(host.path(theirs), "theirs")?;
+            }
+            assert_eq!(install_gateway_cli(&host).await?, is_made, "{theirs:?}");
+            assert!(!install_gateway_cli(&host).await?, "{theirs:?}: made again");
+            let warnings = host.ledger().borrow().warnings.clone();
+            let names_it = |warning: &String| warning.contains(theirs.unwrap_or_default());
+            assert_eq!(warnings.is_empty(), is_made, "{warnings:?}");
+            assert!(warnings.iter().all(|it| names_it(it) && it.contains("openclaw-init cli")), "{warnings:?}");
+            remove_gateway_cli(&host).await?;
+            assert!(theirs.is_none_or(|theirs| host.path(theirs).exists()), "{theirs:?} was removed");
+            assert!(std::fs::read_link(host.path(GATEWAY_CLI)).is_err(), "our link stays");
+        }
+        Ok(())
+    }
 
     #[test]
     fn the_units_agree_with_this_program() {

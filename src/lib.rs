@@ -2,15 +2,15 @@
 //!
 //! [`bootstrap`] is the table of contents: the stages in their order. Each stage observes the machine,
 //! decides, applies and verifies; none of them trusts a marker of an earlier run.
-
 //!
 //! A module imports only from the left; `tests/house.rs` keeps it so:
 //!
-//! ground <- host <- {http, metadata, config, systemd, apt, memory} <- {account, disk, docker, shield, report}
-//! <- state <- image <- gateway <- update <- {backup, install, link, watch} <- bake <- bootstrap <- main
+//! ground <- host <- {http, metadata, config, systemd, apt, memory}
+//! <- {account, disk, docker, `secret_manager`, shield, report} <- state <- {image, proxy} <- gateway <- update
+//! <- {backup, install, link, watch} <- {bake, status} <- bootstrap <- main
 //!
-//! Ground is error, stage, secret, version, reference, paths, failpoint, lock and text. Inside a folder: facade,
-//! siblings, leaves. The one ambient thing is the task-local [`stage`] to which changes and progress belong.
+//! Ground is error, stage, secret, version, reference, paths, document, failpoint, lock and text. Inside a folder:
+//! facade, siblings, leaves. The one ambient thing is the task-local [`stage`] to which changes and progress belong.
 
 mod account;
 pub mod apt;
@@ -20,6 +20,7 @@ pub mod bootstrap;
 pub mod config;
 pub mod disk;
 pub mod docker;
+mod document;
 pub mod error;
 pub mod failpoint;
 pub mod gateway;
@@ -33,12 +34,15 @@ pub mod log;
 pub mod memory;
 pub mod metadata;
 pub mod paths;
+pub mod proxy;
 pub mod reference;
 pub mod report;
 pub mod secret;
+mod secret_manager;
 pub mod shield;
 pub mod stage;
 pub mod state;
+pub mod status;
 pub mod systemd;
 pub mod text;
 pub mod update;

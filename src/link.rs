@@ -23,6 +23,8 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b
 /// Where the gateway of this machine is reached, and with what.
 #[derive(Debug)]
 pub struct Link {
+    /// Where a proxy in front of the gateway has it. Such a gateway answers nobody at the end of a tunnel.
+    origin: Option<String>,
     port: u16,
     token: Secret,
 }
@@ -30,12 +32,14 @@ pub struct Link {
 impl Link {
     /// The address for a browser. The token is in its fragment, which no browser sends to a server.
     pub fn url(&self) -> String {
-        format!("http://localhost:{}/#token={}", self.port, utf8_percent_encode(self.token.expose(), RESERVED))
+        let local = || format!("http://localhost:{}", self.port);
+        let origin = self.origin.clone().unwrap_or_else(local);
+        format!("{origin}/#token={}", utf8_percent_encode(self.token.expose(), RESERVED))
     }
 }
 
-/// The link to this machine's gateway. Nothing is changed.
-pub async fn find(host: &Host) -> Result<Link> {
+/// The link to this machine's gateway, with a proxy in front of it at `origin`. Nothing is changed.
+pub async fn find(host: &Host, origin: Option<String>) -> Result<Link> {
     require_root()?;
     let run_first = || format!("See `sudo openclaw-init status`, or run `{RUN_AGAIN}`.");
     let data = state::current(host).await?.ok_or_else(|| anyhow!("there is no gateway's state on this machine"));
@@ -48,7 +52,7 @@ pub async fn find(host: &Host) -> Result<Link> {
         Code::TokenConflict,
         format!("Open http://localhost:{port}/ at the other end of the tunnel, and enter it there."),
     )?;
-    Ok(Link { port, token })
+    Ok(Link { origin, port, token })
 }
 
 /// Tells `show` how the gateway is, once a change, until Ctrl-C or the end of the input: what an SSH session that was
@@ -95,8 +99,11 @@ mod tests {
         let cases =
             [("0a1b", "0a1b"), ("a-_.~Z", "a-_.~Z"), ("a+b c&d=#%", "a%2Bb%20c%26d%3D%23%25"), ("\u{fc}", "%C3%BC")];
         for (token, value) in cases {
-            let link = Link { port: 18790, token: Secret::new(token) };
+            let link = Link { origin: None, port: 18790, token: Secret::new(token) };
             assert_eq!(link.url(), format!("http://localhost:18790/#token={value}"));
+            let proxied = Link { origin: Some("https://claw.example.com".to_owned()), ..link };
+            assert_eq!(proxied.url(), format!("https://claw.example.com/#token={value}"));
+            let link = proxied;
             assert!(!format!("{link:?}").contains(token), "{link:?}");
         }
     }

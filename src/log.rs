@@ -74,10 +74,8 @@ pub struct Console;
 
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        erase_live();
         let mut out = io::stderr().lock();
-        if LIVE.swap(false, Ordering::Relaxed) {
-            out.write_all(ERASE_LINE)?;
-        }
         out.write_all(&ascii(&String::from_utf8_lossy(bytes)))?;
         Ok(bytes.len())
     }
@@ -94,6 +92,14 @@ pub(crate) fn print_live(line: &str) {
     // A terminal that went away is no reason to end the run.
     drop(out.write_all(&bytes).and_then(|()| out.flush()));
     LIVE.store(true, Ordering::Relaxed);
+}
+
+/// Takes the live line away, if one stands on the terminal.
+pub(crate) fn erase_live() {
+    if LIVE.swap(false, Ordering::Relaxed) {
+        let mut out = io::stderr().lock();
+        drop(out.write_all(ERASE_LINE).and_then(|()| out.flush()));
+    }
 }
 
 /// Control sequences of our own log formatter pass; what is not ASCII becomes a question mark.

@@ -14,16 +14,17 @@ use openclaw_init::bootstrap::{self, StopCause, Trigger};
 use openclaw_init::error::{TRY_AGAIN, code_of, one_line};
 use openclaw_init::host::Host;
 use openclaw_init::install::{self, launcher, uninstall};
+use openclaw_init::lock::require_root;
 use openclaw_init::metadata::Client;
 use openclaw_init::report::follow::{self, RunOutcome};
 use openclaw_init::report::{report_failure, stopped};
 use openclaw_init::update::Request;
-use openclaw_init::{backup, bake, failpoint, link, log, shield, watch};
+use openclaw_init::{backup, bake, failpoint, gateway, link, log, shield, status, watch};
 
 fn main() -> ExitCode {
     // Modes are those that the code names, whoever starts the program.
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(cli::words(std::env::args_os()));
     log::init(cli.verbose);
     failpoint::arm(environment("OPENCLAW_INIT_FAILPOINT"), environment("OPENCLAW_INIT_FAILPOINT_LOG").map(Into::into));
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -38,14 +39,20 @@ fn main() -> ExitCode {
 
 async fn run(command: Option<Command>) -> ExitCode {
     let host = Host::new("/").with_proxy(proxy());
+    // Everything else would end in the middle, with a file that may not be read.
+    let is_for_everybody = matches!(command, Some(Command::Status { .. } | Command::Generate { .. }));
+    if !is_for_everybody && let Err(error) = require_root() {
+        return failed(&error);
+    }
     let outcome = match command {
         None => launch(&host).await,
         Some(Command::Boot { unit: true, .. }) => boot(&host, Trigger::Unit).await,
         Some(Command::Boot { foreground: true, .. }) => boot(&host, Trigger::Foreground).await,
         Some(Command::Boot { .. }) => launcher::carry_out(&host, &Request::Boot).await.map(|outcome| display(&outcome)),
         Some(Command::Install) => install::install(&host).await.map(|_| ExitCode::SUCCESS),
-        Some(Command::Status { json, wait }) => status(&host, json, wait).await,
+        Some(Command::Status { json, timeline, wait }) => status(&host, json, timeline, wait).await,
         Some(Command::Link { hold }) => link(&host, hold).await,
+        Some(Command::Cli { arguments }) => gateway_cli(&host, &arguments).await,
         Some(Command::Bake(options)) => bake(&host, &options).await,
         Some(Command::Seal { force }) => narrated(&host, seal::run(&host, force)).await,
         Some(Command::Backup(options)) => backup(&host, &options).await,
@@ -160,17 +167,25 @@ async fn shield(host: &Host) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn status(host: &Host, json: bool, wait: bool) -> anyhow::Result<ExitCode> {
-    let outcome = if wait { follow::follow(host).await? } else { follow::last(host).await? };
-    if json {
-        writeln!(std::io::stdout(), "{}", outcome.json()?)?;
-        return Ok(outcome.exit_code());
+async fn status(host: &Host, json: bool, timeline: bool, wait: bool) -> anyhow::Result<ExitCode> {
+    if wait {
+        follow::wait(host).await?;
     }
-    Ok(display(&outcome))
+    let seen = status::look(host, &metadata()?).await?;
+    let is_terminal = std::io::stdout().is_terminal();
+    let text = match (json, timeline) {
+        (true, _) => seen.json()?,
+        (_, true) => follow::last(host).await?.timeline()?,
+        _ if is_terminal => seen.table(has_colour()),
+        _ => seen.to_string(),
+    };
+    // A closed pipe is the reader's choice, not a failure of the machine.
+    let _ = writeln!(std::io::stdout(), "{text}");
+    Ok(seen.exit_code())
 }
 
 async fn link(host: &Host, hold: bool) -> anyhow::Result<ExitCode> {
-    let link = link::find(host).await?;
+    let link = link::find(host, watch::Orders::origin(host).await).await?;
     writeln!(std::io::stdout(), "{}", link.url())?;
     if hold {
         // A closed pipe is the reader's choice.
@@ -180,11 +195,21 @@ async fn link(host: &Host, hold: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+async fn gateway_cli(host: &Host, arguments: &[String]) -> anyhow::Result<ExitCode> {
+    gateway::cli::run(host, arguments, environment("TERM").as_deref()).await.map(ExitCode::from)
+}
+
+fn has_colour() -> bool {
+    environment("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 fn display(outcome: &RunOutcome) -> ExitCode {
+    let is_terminal = std::io::stdout().is_terminal();
+    let text = if is_terminal { outcome.table(has_colour()) } else { outcome.to_string() };
     // A closed pipe is the reader's choice, not a failure of the machine.
-    let _ = writeln!(std::io::stdout(), "{outcome}");
-    if std::io::stdout().is_terminal() && outcome.exit_code() == ExitCode::SUCCESS {
-        let _ = writeln!(std::io::stdout(), "open it: sudo openclaw-init link");
+    let _ = writeln!(std::io::stdout(), "{text}");
+    if is_terminal && outcome.exit_code() == ExitCode::SUCCESS {
+        let _ = writeln!(std::io::stdout(), "open it  sudo openclaw-init link");
     }
     outcome.exit_code()
 }

@@ -5,6 +5,8 @@
 //! means "no such key", not an empty value. 503 is normal while a VM boots or is migrated
 //! (cloud.google.com/compute/docs/troubleshooting/troubleshoot-metadata-server).
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod request_error;
 mod tree;
 
@@ -14,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use reqwest::{Method, RequestBuilder, StatusCode};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
@@ -86,6 +89,23 @@ pub struct Disk {
     pub read_only: bool,
     /// `LOCAL-SSD`, `PERSISTENT-BALANCED`, …
     pub kind: String,
+}
+
+/// The VM's service account.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ServiceAccount {
+    /// Its address.
+    pub email: String,
+    /// What its tokens may be used for, whatever the account may do.
+    #[serde(default)]
+    pub scopes: Vec<String>,
+}
+
+impl ServiceAccount {
+    /// Whether its tokens are of no use for most of Google's APIs.
+    pub fn lacks_cloud_platform(&self) -> bool {
+        !self.scopes.iter().any(|scope| scope.ends_with("/auth/cloud-platform"))
+    }
 }
 
 /// What became of a guest-attribute write.
@@ -165,6 +185,12 @@ impl Client {
         let mut tries = Tries::new(TOKEN_DEADLINE);
         let token: Option<tree::Token> = self.json("instance/service-accounts/default/token", &mut tries).await?;
         Ok(token.map(|token| token.access_token))
+    }
+
+    /// The VM's service account; `None` when it has none.
+    pub async fn service_account(&self) -> Result<Option<ServiceAccount>, RequestError> {
+        let path = "instance/service-accounts/default/?recursive=true&alt=json";
+        self.json(path, &mut Tries::new(TOKEN_DEADLINE)).await
     }
 
     /// Sets a guest attribute. One request, no retry; [`RequestError::retry`] says whether another may do better.
@@ -296,5 +322,31 @@ impl Tries {
             tracing::info!("stage=metadata waiting for the metadata server: {error:#}");
         }
         (Instant::now() + backoff < self.deadline).then_some(backoff)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::error::code_of;
+    use crate::http::endless;
+
+    /// Each try has its limits of bytes and time; what comes after them is only another try.
+    #[tokio::test]
+    async fn a_server_without_end_is_unreachable_within_the_deadline() {
+        let deadline = Duration::from_secs(2);
+        for (what, head, part) in endless::answers() {
+            let (address, taken) = endless::serve(head, &part).unwrap();
+            let begun = Instant::now();
+            let error = Client::new(Some(&address.to_string())).unwrap().instance(deadline).await.unwrap_err();
+            assert_eq!(code_of(&error), Code::MetadataUnreachable, "{what}");
+            assert!(begun.elapsed() < Duration::from_secs(60), "{what}: {:?}", begun.elapsed());
+            let taken = taken.load(Ordering::Relaxed);
+            assert!(taken < 64 << 20, "{what}: {taken} bytes");
+        }
     }
 }

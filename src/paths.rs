@@ -22,6 +22,8 @@ pub const WATCH_ORDERS: &str = "/run/openclaw-init/private/watch.json";
 pub const HUNG: &str = "/run/openclaw-init/private/gateway-hung";
 /// The gateway was stopped because the shield was not in force, not by an operator.
 pub const STOPPED_BY_SHIELD: &str = "/run/openclaw-init/private/stopped-by-shield";
+/// The change of `openclaw.json` that is being made, also in the container that makes it.
+pub const SETTINGS_PATCH: &str = "/run/openclaw-init/private/settings-patch.json";
 /// How long the gateway may take to stop at shutdown, in seconds.
 pub const STOP_GRACE: &str = "/run/openclaw-init/private/stop-grace-seconds";
 
@@ -45,6 +47,10 @@ pub const FORMAT_INTENT: &str = "/var/lib/openclaw-init/formatting";
 pub const E2FSCK_UNDO: &str = "/var/lib/openclaw-init/e2fsck.undo";
 /// What mkfs overwrote, for a week.
 pub const MKFS_UNDO: &str = "/var/lib/openclaw-init/mkfs.undo";
+/// The UUID of the file system that mkfs made then.
+pub const MKFS_UNDO_UUID: &str = "/var/lib/openclaw-init/mkfs.undo.uuid";
+/// A file of holes on which mkfs shows where it writes, while that is asked.
+pub const MKFS_LAYOUT: &str = "/var/lib/openclaw-init/mkfs.layout";
 /// Build contexts of images.
 pub const BUILD_DIR: &str = "/var/lib/openclaw-init/build";
 /// The swap file, and its name until it is complete.
@@ -52,12 +58,23 @@ pub const SWAP: &str = "/var/lib/openclaw-init/swap";
 /// See [`SWAP`].
 pub const UNFINISHED_SWAP: &str = "/var/lib/openclaw-init/swap.new";
 
-/// What the boot disk knows of one machine's data disks: nothing for an image.
-pub const MACHINE_RECORDS: [&str; 6] =
-    [LAST_DISK, FORMAT_INTENT, E2FSCK_UNDO, MKFS_UNDO, BOOT_DISK_OPERATION, BOOT_DISK_OPERATION_0_1];
+/// Exists when this program has installed Caddy: the package's units that it masked for it.
+pub const CADDY_INSTALLED: &str = "/var/lib/openclaw-init/caddy-installed";
 
-/// The directories on a volume: the gateway's state, its configuration, our own records, backups.
-pub const VOLUME_DIRS: [&str; 4] = ["openclaw", "config-openclaw", "openclaw-init", "backups"];
+/// What the boot disk knows of one machine's data disks: nothing for an image.
+pub const MACHINE_RECORDS: [&str; 8] = [
+    LAST_DISK,
+    FORMAT_INTENT,
+    E2FSCK_UNDO,
+    MKFS_UNDO,
+    MKFS_UNDO_UUID,
+    MKFS_LAYOUT,
+    BOOT_DISK_OPERATION,
+    BOOT_DISK_OPERATION_0_1,
+];
+
+/// The directories on a volume: the gateway's state, its configuration, our own records, backups, certificates.
+pub const VOLUME_DIRS: [&str; 5] = ["openclaw", "config-openclaw", "openclaw-init", "backups", "certificates-openclaw"];
 
 /// Where data disks are mounted, by device name.
 pub const MOUNT_DIR: &str = "/mnt/disks";
@@ -80,11 +97,20 @@ pub const SHIELD_IN_FORCE: &str = "/run/openclaw-shield/in-force";
 /// The fingerprint of Docker's key where root expects another one.
 pub const DOCKER_KEY_FINGERPRINT: &str = "/etc/openclaw-init/docker-key.fingerprint";
 
+/// The settings of the proxy, and the unit and the account that it runs as.
+pub const CADDYFILE: &str = "/etc/openclaw-init/Caddyfile";
+/// See [`CADDYFILE`].
+pub const PROXY_UNIT: &str = "openclaw-proxy.service";
+/// See [`CADDYFILE`].
+pub const PROXY_ACCOUNT: &str = "openclaw-proxy";
+
 /// Settings of the kernel, read after Google's `60-gce-network-security.conf`.
 pub const SYSCTL: &str = "/etc/sysctl.d/99-openclaw-init.conf";
 
 /// The program.
 pub const PROGRAM: &str = "/usr/local/bin/openclaw-init";
+/// The gateway's own command line: another name of the program.
+pub const GATEWAY_CLI: &str = "/usr/local/bin/openclaw";
 /// The unit that does the work at every boot.
 pub const BOOT_UNIT: &str = "openclaw-init.service";
 /// The unit whose stop is the gateway's clean shutdown.

@@ -11,6 +11,7 @@ mod outside;
 mod progress;
 mod run;
 mod status;
+mod timeline;
 mod tries;
 mod writer;
 
@@ -32,10 +33,11 @@ use crate::stage::{Stage, within};
 use run::{Conclusion, Run, StageState, View};
 use writer::Writer;
 
-pub use live::{LiveReport, Saying, stopped, stopping};
+pub use live::{LiveReport, stopped, stopping};
 pub use name::Name;
 pub use outside::report_failure;
-pub use status::{Changes, Detail, InstanceIdentity, RunResult, State, Status, UpdateReport, Words, millis};
+pub use status::{Changes, Detail, InstanceIdentity, RunResult, Saying, State, Status, UpdateReport, Words, millis};
+pub use timeline::Span;
 pub use tries::Try;
 
 /// How long the end of a run may wait for its last words to arrive.
@@ -134,7 +136,7 @@ impl Report {
         self.begin(stage);
         let outcome = within(stage, work).await;
         let ms = started.elapsed().as_millis();
-        self.end(stage, started.elapsed(), outcome.is_ok());
+        self.end(stage, started, outcome.is_ok());
         let changes = self.changes_of(stage);
         match outcome {
             Ok(value) => {
@@ -161,10 +163,13 @@ impl Report {
     }
 
     /// A stage ended.
-    fn end(&self, stage: Stage, elapsed: Duration, ok: bool) {
+    fn end(&self, stage: Stage, began: Instant, ok: bool) {
         let ended = if ok { StageState::Done } else { StageState::Failed };
+        let since = |moment: Instant| millis(moment.saturating_duration_since(self.shared.started));
+        let span = Span { stage: stage.into(), begin_ms: since(began), end_ms: since(Instant::now()) };
         self.shared.run.send_modify(|run| {
-            run.stages.insert(stage, ended(elapsed));
+            run.stages.insert(stage, ended(began.elapsed()));
+            run.timeline.push(span);
         });
     }
 

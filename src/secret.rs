@@ -35,8 +35,12 @@ const SHORTEST_BYTES: usize = 6;
 /// The secrets in the value of a variable, one per line: none, unless its name says that it is secret.
 fn secrets_of<'a>(name: &str, value: &'a str) -> impl Iterator<Item = &'a str> {
     let name = name.to_ascii_uppercase();
-    let value = if SECRET_NAMES.iter().any(|word| name.contains(word)) { value } else { "" };
-    value.lines().map(str::trim).filter(|line| line.len() >= SHORTEST_BYTES)
+    lines(if SECRET_NAMES.iter().any(|word| name.contains(word)) { value } else { "" })
+}
+
+/// A secret as it may be repeated: a line of it at a time.
+fn lines(secret: &str) -> impl Iterator<Item = &str> {
+    secret.lines().map(str::trim).filter(|line| line.len() >= SHORTEST_BYTES)
 }
 
 /// Whether the variable holds a secret, as far as its name says.
@@ -52,10 +56,20 @@ impl Redaction {
     /// Of the variables whose name says that they are secret. A value of several lines is one secret per line.
     pub fn of<'a>(variables: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let secrets = variables.into_iter().flat_map(|(name, value)| secrets_of(name, value));
-        let mut secrets: Vec<_> = secrets.map(Secret::new).collect();
-        // One may be the beginning of another.
-        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.0.len()));
-        Self(secrets)
+        Self(secrets.map(Secret::new).collect()).sorted()
+    }
+
+    /// One may be the beginning of another.
+    fn sorted(mut self) -> Self {
+        self.0.sort_by_key(|secret| std::cmp::Reverse(secret.0.len()));
+        self
+    }
+
+    /// These, too, whatever the names of their variables say.
+    #[must_use]
+    pub fn and<'a>(mut self, secrets: impl IntoIterator<Item = &'a Secret>) -> Self {
+        self.0.extend(secrets.into_iter().flat_map(|secret| lines(secret.expose())).map(Secret::new));
+        self.sorted()
     }
 
     /// `text` with every occurrence of a secret replaced.
@@ -88,5 +102,8 @@ mod tests {
         let expected = "a=[redacted] b=[redacted] '[redacted]' [redacted] Europe/Berlin 4096";
         assert_eq!(Redaction::of(variables).redact(text), expected);
         assert_eq!(Redaction::default().redact(text), text);
+        let more = [Secret::new("Europe/Berlin"), Secret::new("canary-1-longer b"), Secret::new("a=")];
+        let expected = "a=[redacted]=[redacted] '[redacted]' [redacted] [redacted] 4096";
+        assert_eq!(Redaction::of(variables).and(&more).redact(text), expected);
     }
 }

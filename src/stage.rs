@@ -46,6 +46,8 @@ stages! {
     Ready = "ready";
     /// Another version in the place of the current one, or back.
     Update = "update";
+    /// HTTPS at a name of the gateway's own.
+    Proxy = "proxy";
 }
 
 impl FromStr for Stage {

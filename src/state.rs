@@ -14,6 +14,7 @@ mod record;
 mod recover;
 mod relocate;
 pub(crate) mod room;
+mod settings;
 pub(crate) mod switch;
 
 use anyhow::Result;
@@ -25,12 +26,13 @@ use crate::lock::RunLock;
 use crate::metadata::Instance;
 
 pub use data_dir::DataDir;
-pub use locate::{current, find, unmount};
+pub use locate::{aside, current, find, unmount};
 pub(crate) use operation::{Operation, Phase, Purpose, Update};
 pub use publish::publish;
 pub(crate) use publish::unpublish;
 pub use record::{Owner, Previous, Record, SafetyCopy};
 pub(crate) use recover::{Refusal, accept, recover};
+pub use settings::{Owned, OwnedSettings, RefusedSettings, settings_trial};
 pub(crate) use switch::Prepared;
 
 /// Makes the state on `volume` whole, in one place and visible to people, and returns its directories. `stop` leaves
@@ -49,7 +51,9 @@ pub async fn open(
     let data = DataDir::on(volume);
     let is_due = relocate::prepare(host, &data, volume, lock).await?;
     let furnished = async {
-        host.ensure_dir(&volume.root, Access::root(0o700)).await?;
+        if !volume.is_adopted {
+            host.ensure_dir(&volume.root, Access::root(0o700)).await?;
+        }
         layout::ensure(host, &data).await?;
         volume.claim(host).await
     };

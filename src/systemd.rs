@@ -52,9 +52,28 @@ pub async fn remove_unit(host: &Host, name: &str) -> Result<bool> {
     Ok(true)
 }
 
+/// Keeps the unit from ever being started, also one that is yet to be installed.
+pub async fn ensure_masked(host: &Host, name: &str) -> Result<()> {
+    if !is_masked(host, name).await? {
+        run(host, &format!("masking {name}"), &["mask", "--quiet", name]).await?;
+        host.changed(format!("masked {name}"));
+    }
+    Ok(())
+}
+
+/// Takes a mask away.
+pub async fn unmask(host: &Host, name: &str) -> Result<()> {
+    run(host, &format!("unmasking {name}"), &["unmask", "--quiet", name]).await
+}
+
+/// Whether the unit starts at every boot.
+pub async fn is_enabled(host: &Host, name: &str) -> Result<bool> {
+    Ok(state(host, "is-enabled", name).await? == "enabled")
+}
+
 /// Makes the unit start at every boot; true when something was changed.
 pub async fn ensure_enabled(host: &Host, name: &str) -> Result<bool> {
-    if state(host, "is-enabled", name).await? == "enabled" {
+    if is_enabled(host, name).await? {
         return Ok(false);
     }
     run(host, &format!("enabling {name}"), &["enable", "--quiet", name]).await?;

@@ -12,12 +12,12 @@ mod target;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Error, Result, anyhow};
 use jiff::Timestamp;
 
 use crate::config::ImageConfig;
 use crate::error::{Classify as _, Code, StageError, what};
-use crate::gateway::{self, Gateway, Secrets, secrets};
+use crate::gateway::{self, Gateway, Ownership, Secrets, secrets};
 use crate::image::{self, Image};
 use crate::lock::RunLock;
 use crate::metadata::Client;
@@ -72,6 +72,11 @@ pub async fn run(
     let Some(target) = decide_target(request, on.image, &record) else { return current.map(|(ready, _)| ready) };
     match report.stage(Stage::Update, on.carry_out(&target, record)).await {
         Ok((ready, update)) => {
+            if let Err(error) = current.as_ref().map_err(|error| (error.code(), error.sentence()))
+                && error.0 == Code::ConfigRefused
+            {
+                on.gateway.host.warn(error.1);
+            }
             report.update(update);
             Ok(ready)
         }
@@ -100,16 +105,29 @@ impl Updater<'_> {
     }
 
     /// Waits until the gateway of `image` is ready, and makes the state its own. If an image was made, those that
-    /// nothing needs any more are removed.
-    pub async fn own(&self, image: &Image, secrets: &Secrets, record: Record) -> Result<(Ready, Record)> {
+    /// nothing needs any more are removed. `refusal`: why the operator's settings are not those of the gateway.
+    pub async fn own(
+        &self,
+        image: &Image,
+        secrets: &Secrets,
+        mut record: Record,
+        refusal: Option<Error>,
+    ) -> Result<(Ready, Record)> {
         let Gateway { host, engine, data, .. } = self.gateway;
-        let ready = self.gateway.wait_settled(image, secrets).await?;
-        let record = record.owned_by(image, self.image);
+        let ownership = Ownership { record: &mut record, lock: self.lock };
+        let (ready, undone) = self.gateway.settle(image, secrets, ownership).await?;
+        let mut record = record.owned_by(image, self.image);
+        if refusal.is_none() && undone.is_none() {
+            record.refused_container = None;
+        }
         record.write(host, data, self.lock).await?;
         if [Stage::Image, Stage::Update].iter().any(|stage| host.changed_in(*stage)) {
             image::prune(host, engine, &record.images(image)).await;
         }
-        Ok((ready, record))
+        match refusal.or(undone) {
+            Some(refusal) => Err(refusal),
+            None => Ok((ready, record)),
+        }
     }
 
     /// Returns how the other version is, and what to report. An error before the current gateway is stopped leaves
@@ -159,7 +177,7 @@ impl Updater<'_> {
             gateway::remove(host, engine).await?;
             let aside = state::switch::replace(host, data, Purpose::Rollback, &prepared, self.lock).await?;
             state::publish(host, data).await?;
-            let secrets = secrets::ensure(host, data, self.gateway.config).await?;
+            let secrets = secrets::ensure(host, data, self.gateway.config, self.metadata).await?;
             Ok((self.bring_up(&image, &secrets).await?, aside))
         };
         let (ready, aside) = went.await.map_err(|error: anyhow::Error| error.context(stopped))?;
@@ -170,7 +188,8 @@ impl Updater<'_> {
 
     /// Makes the gateway of `image` run on the state and waits until it is ready.
     async fn bring_up(&self, image: &Image, secrets: &Secrets) -> Result<Ready> {
-        self.gateway.ensure(image, secrets).await?;
+        // The operator's settings are those of the version before until this one is ready.
+        self.gateway.ensure(image, secrets, None).await?;
         self.gateway.wait_settled(image, secrets).await
     }
 }

@@ -9,6 +9,7 @@ mod events;
 mod look;
 mod orders;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,10 +18,11 @@ use sd_notify::NotifyState;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::gateway::{Health, live};
 use crate::host::Host;
 use crate::metadata::Client;
 use crate::paths::{BOOT_UNIT, HUNG};
-use crate::report::LiveReport;
+use crate::report::{LiveReport, Saying, Status};
 use crate::systemd;
 use crate::update::Request;
 
@@ -34,6 +36,43 @@ const TICK: Duration = Duration::from_secs(60);
 
 /// Events come in groups: the machine is looked at when they are over.
 const EVENTS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long the attributes may take when somebody waits for them.
+const ATTRIBUTES_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The machine as one look sees it.
+#[derive(Debug, Clone)]
+pub struct Now {
+    /// A run is at work or waits for its next try, or the engine starts or stops.
+    pub is_busy: bool,
+    /// What is so other than the run said at its end.
+    pub saying: Option<Saying>,
+    /// Where the gateway is published on the VM.
+    pub address: Option<SocketAddr>,
+    /// The version that the gateway says it has.
+    pub version: Option<String>,
+    /// When its container last started or ended.
+    pub changed_at: Option<Timestamp>,
+}
+
+/// How the machine is now, after the run that left `status`: by the same eyes and the same judgement as the watcher's,
+/// without its memory. Nothing is changed, and no lock is waited for.
+pub async fn now(host: &Host, metadata: &Client, status: &Status) -> Result<Now> {
+    let asked = tokio::time::timeout(ATTRIBUTES_TIMEOUT, metadata.wait_for_attributes(None, Duration::ZERO)).await;
+    let attributes = asked.ok().and_then(Result::ok).map(|(_, attributes)| attributes);
+    let mut eyes = Eyes::in_a_hurry(host);
+    let sight = eyes.glance(status, attributes.as_ref()).await.context("looking at the machine")?;
+    let version = match &sight.health {
+        Some(Health::Ready { version, .. } | Health::Unhealthy { version, .. }) => version.clone(),
+        _ => None,
+    };
+    let changed_at = match eyes.engine() {
+        Some(engine) => live::changed_at(engine).await?,
+        None => None,
+    };
+    let address = Orders::read(host).await?.and_then(|orders| orders.published).map(SocketAddr::from);
+    Ok(Now { is_busy: sight.is_busy, saying: decide::now(&sight), address, version, changed_at })
+}
 
 /// Watches until the process is ended.
 pub async fn run(host: &Host, metadata: Client) -> Result<()> {
@@ -67,7 +106,7 @@ async fn watch(
                 Ok(next) => pause = next,
                 Err(error) => tracing::warn!("looking at the machine: {error:#}"),
             }
-            engine_is_up.send_replace(eyes.engine_is_up());
+            engine_is_up.send_replace(eyes.engine().is_some());
         }
         tokio::select! {
             () = tokio::time::sleep(pause.min(TICK)) => {}

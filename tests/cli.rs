@@ -75,18 +75,24 @@ fn completions_and_manual_pages_come_from_the_same_definitions() {
 }
 
 #[test]
-fn the_link_is_for_root_alone() {
+fn other_users_are_told_in_one_sentence() {
     use std::os::unix::process::CommandExt as _;
-    #[expect(clippy::disallowed_methods, reason = "a test starts the program under test")]
-    let mut link = Command::new(env!("CARGO_BIN_EXE_openclaw-init"));
-    link.arg("link");
-    if nix::unistd::geteuid().is_root() {
-        link.uid(65534);
+    for command in [&[][..], &["boot"], &["stop"], &["link"], &["backup"], &["update"], &["uninstall"], &["install"]] {
+        #[expect(clippy::disallowed_methods, reason = "a test starts the program under test")]
+        let mut program = Command::new(env!("CARGO_BIN_EXE_openclaw-init"));
+        program.args(command);
+        if nix::unistd::geteuid().is_root() {
+            program.uid(65534);
+        }
+        let output = program.output().expect("the program starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(30), "{command:?}: {said}");
+        assert_eq!(
+            said.trim_end(),
+            "openclaw: error: this user is not root. Run the same command as root, with sudo.",
+            "{command:?}"
+        );
     }
-    let output = link.output().expect("the program starts");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(30), "{said}");
-    assert_eq!(said.trim_end(), "openclaw: error: this user is not root. Run the same command as root, with sudo.");
 }
 
 #[test]

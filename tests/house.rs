@@ -10,18 +10,18 @@ use openclaw_init::error::Code;
 
 /// The rooms from the ground up: a room imports only from rows above its own, or from itself. See `src/lib.rs`.
 const FLOORS: &[&[&str]] = &[
-    &["stage", "error", "secret", "version", "reference", "paths", "failpoint", "lock", "text"],
+    &["stage", "error", "secret", "version", "reference", "paths", "document", "failpoint", "lock", "text"],
     &["host"],
     &["log"],
     &["http", "config", "systemd"],
     &["metadata", "apt", "memory"],
-    &["account", "disk", "docker", "shield", "report"],
+    &["account", "disk", "docker", "secret_manager", "shield", "report"],
     &["state"],
-    &["image"],
+    &["image", "proxy"],
     &["gateway"],
     &["update"],
     &["backup", "install", "link", "watch"],
-    &["bake"],
+    &["bake", "status"],
     &["bootstrap"],
     &["cli"],
     &["main"],
@@ -261,7 +261,8 @@ fn anchor(heading: &str) -> String {
 fn links_between_the_pages_lead_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let docs = fs::read_dir(root.join("docs")).expect("the pages are there").flatten().map(|entry| entry.path());
-    let pages = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|page| root.join(page)).into_iter().chain(docs);
+    let pages = ["README.md", "README.zh.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"];
+    let pages = pages.map(|page| root.join(page)).into_iter().chain(docs);
     let (mut checked, mut broken) = (0, Vec::new());
     for page in pages.filter(|page| page.extension().is_some_and(|extension| extension == "md")) {
         let text = fs::read_to_string(&page).expect("a page is text");
@@ -280,4 +281,42 @@ fn links_between_the_pages_lead_somewhere() {
         }
     }
     assert!(checked > 10 && broken.is_empty(), "of {checked} links: {}", broken.join("\n"));
+}
+
+/// What is to be read and typed before the Control UI is open.
+#[test]
+fn the_control_ui_is_a_short_way_from_the_top_of_the_readme() {
+    const WORDS: usize = 250;
+    const TYPED: usize = 400;
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("it is there");
+    let (way, _) = page.split_once("\n## First model key").expect("the section after the way");
+    let (mut words, mut typed) = (0, 0);
+    for (index, part) in way.split("```").enumerate() {
+        if index % 2 == 1 {
+            typed += part.trim_start_matches("sh\n").len();
+        } else {
+            // Nobody reads the target of a link.
+            let text = part.split("](").enumerate().map(|(index, part)| {
+                if index == 0 { part } else { part.split_once(')').map_or(part, |(_, text)| text) }
+            });
+            words += text.flat_map(str::split_whitespace).filter(|it| it.contains(char::is_alphanumeric)).count();
+        }
+    }
+    assert!(words <= WORDS && typed <= TYPED, "{words} words and {typed} characters of shell");
+}
+
+#[test]
+fn the_readme_has_the_same_commands_and_links_in_both_languages() {
+    let read = |page: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).expect("it is there");
+    let blocks = |text: &str| text.split("```").skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let links = |text: &str| {
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        let mut links: Vec<_> = targets.filter(|link| !link.starts_with("README")).map(str::to_owned).collect();
+        links.sort();
+        links
+    };
+    let (english, chinese) = (read("README.md"), read("README.zh.md"));
+    assert!(blocks(&english).len() > 3 && links(&english).len() > 10, "{english}");
+    assert_eq!(blocks(&english), blocks(&chinese));
+    assert_eq!(links(&english), links(&chinese));
 }

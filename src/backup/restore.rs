@@ -109,14 +109,14 @@ async fn replace(
     Ok(())
 }
 
-/// The record of the restored state: version and image of the backup, and this machine's last choice, which the next
-/// boot would otherwise take for a new one.
+/// The record of the restored state: version, image and settings of the backup, and this machine's last choice, which
+/// the next boot would otherwise take for a new one.
 fn restored_record(header: &Header, current: Record) -> Record {
-    let Record { owner, choice, image, .. } = header.record.clone();
+    let Record { owner, choice, image, settings, .. } = header.record.clone();
     if current.owner.version().is_some() {
-        Record { owner, image, ..current }
+        Record { owner, image, settings, ..current }
     } else {
-        Record { owner, choice, image, ..Record::default() }
+        Record { owner, choice, image, settings, ..Record::default() }
     }
 }
 
@@ -168,6 +168,7 @@ mod tests {
     use super::*;
     use crate::error::{code_of, one_line};
     use crate::reference::PinnedImage;
+    use crate::state::{Owned, OwnedSettings};
 
     fn owner(version: Option<&str>) -> Owner {
         version.map_or(Owner::Nobody, |version| Owner::Version(version.into()))
@@ -247,6 +248,19 @@ mod tests {
         for current in [Record::default(), Record { image: image("2026.9.6", "6")?, ..record(Some("2026.9.6"), None) }]
         {
             assert_eq!(restored_record(&header, current).image, image("2026.9.5", "5")?);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_restored_record_knows_what_the_operator_owns_in_the_restored_file() -> Result<()> {
+        let owned = |key: &str| Owned { path: vec![key.to_owned()], depth: 1, value: None, is_object: false };
+        let settings = |key| OwnedSettings { owned: vec![owned(key)], refused: None };
+        let mut header = backup(Some("2026.9.5"), "2026-11-23T15:00:00Z")?;
+        header.record.settings = settings("ui");
+        let header = serde_json::from_str::<Header>(&serde_json::to_string(&header)?)?;
+        for current in [Record::default(), Record { settings: settings("logging"), ..record(Some("2026.9.6"), None) }] {
+            assert_eq!(restored_record(&header, current).settings, settings("ui"));
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ pub(crate) const PROGRAM: &str = "\
 Examples:
   sudo openclaw-init                   installs itself, starts the service, follows it to the result
   sudo openclaw-init boot              brings the gateway up again; safe at any time
-  sudo openclaw-init status            how the last run went, and what to do
+  sudo openclaw-init status            how the gateway is now, and what to do
 
 Settings are instance attributes (openclaw-*), listed in docs/settings.md:
   gcloud compute instances add-metadata VM --zone=ZONE --metadata=openclaw-port=18790
@@ -45,11 +45,22 @@ Also in the guest attributes openclaw/*, and in /run/openclaw-init/status.json."
 /// `status`.
 pub(crate) const STATUS: &str = "\
 Examples:
-  sudo openclaw-init status            the last run of this boot, in sentences
+  sudo openclaw-init status            state now, address, version, warnings, what takes room, next step
   sudo openclaw-init status --wait     the run in progress, to its result
-  sudo openclaw-init status --json | jq .detail.elapsed
+  sudo openclaw-init status --timeline where the time went
+  sudo openclaw-init status --json | jq .timeline
 
-The exit code is the run's.";
+The exit code is of what is now: 0 ready, 29 stopped or not ready, else the code of the run that failed.";
+
+/// `cli`.
+pub(crate) const CLI: &str = "\
+Examples:
+  sudo openclaw channels status        the gateway's command `openclaw channels status`
+  sudo openclaw configure              with this terminal
+  sudo openclaw config get gateway | jq .port
+
+The exit code is the command's. Where another program is called openclaw: sudo openclaw-init cli ARGUMENTS.
+It reads standard input: in a loop or a script that is itself read from there, add </dev/null.";
 
 /// `link`.
 pub(crate) const LINK: &str = "\

@@ -6,6 +6,7 @@ use anyhow::{Result, anyhow};
 
 use super::check::{self, Checked};
 use super::keys;
+use super::secret_version::SecretVersion;
 use crate::error::{Classify, Code, RUN_AGAIN};
 
 /// The attributes and what is wrong with them so far.
@@ -16,13 +17,8 @@ pub(super) struct Attributes<'a> {
 }
 
 impl<'a> Attributes<'a> {
-    /// Those that this version cannot honour are wrong from the start.
     pub(super) fn new(attributes: &'a BTreeMap<String, String>) -> Self {
-        let mut new = Self { attributes, errors: Vec::new() };
-        for key in attributes.keys().filter(|key| keys::is_not_implemented(key)) {
-            new.reject(key, format!("{key} is not implemented in this version of openclaw-init: remove it"));
-        }
-        new
+        Self { attributes, errors: Vec::new() }
     }
 
     /// The checked variables of `openclaw-env-NAME`.
@@ -36,6 +32,28 @@ impl<'a> Attributes<'a> {
             }
         }
         env
+    }
+
+    /// The checked names of `openclaw-secret-NAME`. A variable has one source.
+    pub(super) fn secrets(&mut self) -> BTreeMap<String, SecretVersion> {
+        let mut secrets = BTreeMap::new();
+        for key in self.attributes.keys() {
+            let Some(name) = key.strip_prefix(keys::SECRET_PREFIX) else { continue };
+            let env = format!("{}{name}", keys::ENV_PREFIX);
+            if let Err(complaint) = check::variable(name, "") {
+                self.reject(key, format!("{key}: {complaint}"));
+            } else if self.attributes.contains_key(&env) {
+                self.reject(key, format!("{env} and {key} set the same variable: remove one of them"));
+            } else if let Some(secret) = self.get_secret(key, SecretVersion::named) {
+                secrets.insert(name.to_owned(), secret);
+            }
+        }
+        secrets
+    }
+
+    /// Whether `key` is set, to whatever.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.attributes.contains_key(key)
     }
 
     /// The checked value of `key`, `None` when it is not set or wrong.

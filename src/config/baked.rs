@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 
 use super::Config;
-use super::keys::{IMAGE, IMAGE_SOURCE, VERSION};
-use crate::error::{Classify as _, Code};
+use super::keys::{IMAGE, IMAGE_SOURCE, TIMEZONE, VERSION};
+use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Access, Host};
 use crate::paths::BAKED;
 use crate::reference::ImageReference;
@@ -50,6 +50,28 @@ impl Baked {
 
 /// The configuration of this machine, baked or not, with warnings; see [`Config::from_attributes`].
 pub async fn read(host: &Host, given: &BTreeMap<String, String>) -> Result<(Config, Vec<String>)> {
+    let (config, warnings) = configured(host, given).await?;
+    if given.contains_key(TIMEZONE)
+        && let Some(zone) = config.gateway.env.get("TZ")
+    {
+        check_timezone(host, zone)?;
+    }
+    Ok((config, warnings))
+}
+
+/// The gateway would take a zone that does not exist for UTC, without a word.
+fn check_timezone(host: &Host, zone: &str) -> Result<()> {
+    let zones = host.path("/usr/share/zoneinfo");
+    if !zones.is_dir() || zones.join(zone).is_file() {
+        return Ok(());
+    }
+    Err(anyhow!("{TIMEZONE}={zone}: there is no such time zone")).classify(
+        Code::ConfigInvalid,
+        format!("`timedatectl list-timezones` lists them. Correct the attribute, then run `{RUN_AGAIN}`."),
+    )
+}
+
+async fn configured(host: &Host, given: &BTreeMap<String, String>) -> Result<(Config, Vec<String>)> {
     let Some(bytes) = host.read(BAKED).await? else { return Config::from_attributes(given) };
     let baked: Baked = serde_json::from_slice(&bytes).with_context(|| format!("reading {BAKED}")).classify(
         Code::ConfigInvalid,
@@ -65,6 +87,22 @@ mod tests {
 
     fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[tokio::test]
+    async fn a_time_zone_that_does_not_exist_is_named() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let host = Host::new(root.path());
+        let given = |zone: &str| map(&[("openclaw-timezone", zone)]);
+        assert!(read(&host, &given("Europe/Madird")).await.is_ok(), "nothing is known of time zones");
+        std::fs::create_dir_all(host.path("/usr/share/zoneinfo/Europe"))?;
+        std::fs::write(host.path("/usr/share/zoneinfo/Europe/Madrid"), "TZif")?;
+        assert!(read(&host, &given("Europe/Madrid")).await.is_ok());
+        for wrong in ["Europe/Madird", "Europe"] {
+            let Err(error) = read(&host, &given(wrong)).await else { panic!("{wrong} was accepted") };
+            assert_eq!(crate::error::code_of(&error), Code::ConfigInvalid, "{error:#}");
+        }
+        Ok(())
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use super::env;
+use super::secret_version::{SecretVersion, TokenSource};
 use crate::reference::{ImageReference, is_component, is_registry};
 use crate::secret::Secret;
 use crate::version::VersionChoice;
@@ -17,8 +18,10 @@ const TOKEN_CHARS: std::ops::RangeInclusive<usize> = 32..=4096;
 /// What the kernel takes as one `NAME=VALUE`, without the NUL at its end (`MAX_ARG_STRLEN`).
 const VARIABLE_BYTES: usize = 128 * 1024 - 1;
 
-/// The longest value that is repeated in a message.
-const SHOWN_CHARS: usize = 40;
+/// The longest value that is repeated in a message, and the longest one without digits and capitals: that is a name,
+/// and no key.
+const SHOWN_CHARS: usize = 19;
+const SHOWN_NAME_CHARS: usize = 40;
 
 /// The metadata server's other address.
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254);
@@ -34,8 +37,11 @@ const PLACEHOLDERS: &[&str] = &["change-me", "changeme", "undefined", "null", "b
 
 /// A value as it may stand in a message: short and of harmless characters. Any other may hold a password or a token.
 pub(super) fn display(value: &str) -> String {
-    let is_harmless = |c: char| c.is_ascii_alphanumeric() || "-_.,;+=/ ".contains(c);
-    if value.len() <= SHOWN_CHARS && value.chars().all(is_harmless) && !value.contains("//") {
+    let is_name = |c: char| c.is_ascii_lowercase() || "-_., /".contains(c);
+    let is_harmless = |c: char| is_name(c) || c.is_ascii_alphanumeric();
+    let is_short = value.len() <= SHOWN_CHARS && value.chars().all(is_harmless);
+    let is_long_name = value.len() <= SHOWN_NAME_CHARS && value.chars().all(is_name);
+    if (is_short || is_long_name) && !value.contains("//") {
         format!("{value:?}")
     } else {
         "(not shown, it may hold a secret)".to_owned()
@@ -167,14 +173,71 @@ pub(super) fn bind(value: &str) -> Checked<IpAddr> {
     })
 }
 
-/// A literal gateway token. Never shown in a message.
-pub(super) fn token(value: &str) -> Checked<Secret> {
-    let lower = value.to_ascii_lowercase();
-    if value.starts_with("secret:") {
-        Err("reading it from Secret Manager is not implemented in this version of openclaw-init; without the \
-             attribute a token is generated"
+/// A name for which a public CA could give a certificate.
+pub(super) fn domain(value: &str) -> Checked<String> {
+    let name = value.to_ascii_lowercase();
+    let is_label = |label: &str| {
+        let is_plain = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        (1..=63).contains(&label.len()) && is_plain && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let labels: Vec<&str> = name.split('.').collect();
+    let is_address = labels.last().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    if name == "ip" || is_address {
+        Err("must be a name: a certificate for an address needs Caddy 2.10 or newer, which the distribution does not \
+             have"
             .to_owned())
-    } else if PLACEHOLDERS.iter().any(|placeholder| lower.starts_with(placeholder)) {
+    } else if labels.len() > 1 && name.len() <= 253 && labels.into_iter().all(is_label) {
+        Ok(name)
+    } else {
+        Err("must be a full name in the DNS, such as claw.example.com".to_owned())
+    }
+}
+
+/// A time zone's name, as far as its form tells.
+pub(super) fn timezone(value: &str) -> Checked<String> {
+    let is_part = |part: &str| {
+        let is_plain = part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_+-".contains(&byte));
+        is_plain && part.starts_with(|first: char| first.is_ascii_uppercase())
+    };
+    if value.len() <= 64 && value.split('/').all(is_part) {
+        Ok(value.to_owned())
+    } else {
+        Err("must be the IANA name of a time zone, such as Europe/Madrid".to_owned())
+    }
+}
+
+/// Networks and addresses, separated by commas.
+pub(super) fn networks(value: &str) -> Checked<Vec<String>> {
+    let is_network = |text: &&str| {
+        let (address, prefix) = text.split_once('/').map_or((*text, None), |(address, prefix)| (address, Some(prefix)));
+        let Ok(address) = address.parse::<IpAddr>() else { return false };
+        let longest = if address.is_ipv4() { 32 } else { 128 };
+        let is_number = |prefix: &str| prefix.bytes().all(|byte| byte.is_ascii_digit());
+        prefix.is_none_or(|prefix| is_number(prefix) && prefix.parse::<u8>().is_ok_and(|bits| bits <= longest))
+    };
+    let networks: Vec<&str> = value.split(',').map(str::trim).collect();
+    if networks.iter().all(is_network) {
+        Ok(networks.into_iter().map(str::to_owned).collect())
+    } else {
+        Err("must be networks or addresses separated by commas, such as 203.0.113.0/24,2001:db8::7".to_owned())
+    }
+}
+
+/// A literal gateway token, or the name of a secret. A name without `secret:` would be a valid token, and a known one.
+pub(super) fn token_source(value: &str) -> Checked<TokenSource> {
+    match SecretVersion::in_value(value) {
+        Some(named) => named.map(TokenSource::Named),
+        None if SecretVersion::named(value).is_ok() => {
+            Err("is the name of a secret; to take the token from there, write secret:projects/…".to_owned())
+        }
+        None => token(value).map(TokenSource::Literal),
+    }
+}
+
+/// A gateway token. Never shown in a message.
+pub(crate) fn token(value: &str) -> Checked<Secret> {
+    let lower = value.to_ascii_lowercase();
+    if PLACEHOLDERS.iter().any(|placeholder| lower.starts_with(placeholder)) {
         Err("is a placeholder, not a token; `openssl rand -hex 32` makes one, and without the attribute one is \
              generated"
             .to_owned())
@@ -315,6 +378,47 @@ mod tests {
     }
 
     #[test]
+    fn timezones() {
+        accepts(
+            timezone,
+            &["UTC", "Europe/Madrid", "America/Argentina/Buenos_Aires", "America/Port-au-Prince", "Etc/GMT+9"],
+            &["", "europe/madrid", "../Madrid", "Europe/", "/Europe", "Europe/Ma drid", "+02:00"],
+        );
+    }
+
+    #[test]
+    fn domains() {
+        let long = format!("{}.example.com", "a".repeat(64));
+        accepts(
+            domain,
+            &["claw.example.com", "Claw.Example.COM", "a-b.c", "xn--bcher-kva.example", "1.example"],
+            &[
+                "ip",
+                "10.0.0.1",
+                "claw",
+                "claw.example.com.",
+                "*.example.com",
+                "-a.b",
+                "a-.b",
+                "a..b",
+                "a b.c",
+                &long,
+                "::1",
+            ],
+        );
+        assert_eq!(domain("Claw.Example.COM").as_deref(), Ok("claw.example.com"));
+    }
+
+    #[test]
+    fn lists_of_networks() {
+        accepts(
+            networks,
+            &["0.0.0.0/0", "203.0.113.7", "203.0.113.0/24, 2001:db8::/32,::1"],
+            &["", "all", "203.0.113.0/33", "203.0.113/24", "10.0.0.0/", "10.0.0.0/+8", "::/129", "10.0.0.1,", "a.b/8"],
+        );
+    }
+
+    #[test]
     fn ports() {
         accepts(port, &["1", "18789", "65535"], &["", "0", "65536", "-1", "+80", "80/tcp", "abc", "8 0"]);
     }
@@ -358,17 +462,7 @@ mod tests {
         let (good, spaced) = ("f0".repeat(16), format!("{} {}", "f0".repeat(16), "x"));
         let template = format!("CHANGE-ME-now{}", "0".repeat(32));
         let (longest, longer) = ("f".repeat(4096), "f".repeat(4097));
-        let bad = [
-            "",
-            "abc",
-            "change-me-now",
-            "undefined",
-            "null",
-            "secret:projects/p/secrets/s/versions/1",
-            &spaced,
-            &template,
-            &longer,
-        ];
+        let bad = ["", "abc", "change-me-now", "undefined", "null", &spaced, &template, &longer];
         accepts(token, &[&good, &longest], &bad);
         assert_eq!(token(&good).map(|token| token.expose().to_owned()), Ok(good));
     }
@@ -427,7 +521,17 @@ mod tests {
             ("https://mirror.example/#PW", false),
             ("bob:PW", false),
             ("https:\\\\bob:PW%40mirror.example", false),
+            ("ghcr.io/openclaw/openclaw", true),
             ("0123456789abcdef0123456789abcdef0123456789", false),
+            ("0123456789abcdef0123456789abcdef", false),
+            ("ghp_0123456789abcdefghijABCDEFGHIJ012345", false),
+            ("npm_0123456789abcdefghijABCDEFGHIJ012345", false),
+            ("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", false),
+            ("AKIAIOSFODNN7EXAMPLE", false),
+            ("0123456789abcdef01234567", false),
+            ("0f0e0d0c-1a2b-3c4d-5e6f-0123456789ab", false),
+            ("npm.example/;_auth=PW", false),
+            ("m.example/token=PW", false),
         ] {
             assert_eq!(display(value), if shown { format!("{value:?}") } else { display("@") }, "{value}");
         }

@@ -18,13 +18,14 @@ pub const PINNED: [(&str, &str); 11] = [
 ];
 
 /// Set in another way: by `.env`, by the gateway's command line, by the image.
-const RESERVED: [&str; 7] = [
+const RESERVED: [&str; 8] = [
     "GOG_KEYRING_PASSWORD",
     "OPENCLAW_CONFIG_DIR",
     "OPENCLAW_GATEWAY_BIND",
     "OPENCLAW_GATEWAY_PASSWORD",
     "OPENCLAW_GATEWAY_PORT",
     "OPENCLAW_GATEWAY_TOKEN",
+    "OPENCLAW_INIT_KEPT_TOKEN",
     "PATH",
 ];
 
@@ -42,10 +43,13 @@ mod tests {
     #[test]
     fn a_variable_of_this_program_is_refused() {
         for name in PINNED.iter().map(|(name, _)| *name).chain(RESERVED) {
-            let attributes = [(format!("openclaw-env-{name}"), "x".to_owned())].into();
-            let Err(error) = Config::from_attributes(&attributes) else { panic!("{name} was accepted") };
-            assert_eq!(code_of(&error), Code::ConfigInvalid, "{name}");
-            assert!(one_line(&error).contains(&format!("openclaw-init sets {name} itself")), "{}", one_line(&error));
+            for (prefix, value) in [("openclaw-env-", "x"), ("openclaw-secret-", "projects/p/secrets/s")] {
+                let attributes = [(format!("{prefix}{name}"), value.to_owned())].into();
+                let Err(error) = Config::from_attributes(&attributes) else { panic!("{name} was accepted") };
+                assert_eq!(code_of(&error), Code::ConfigInvalid, "{name}");
+                let sentence = one_line(&error);
+                assert!(sentence.contains(&format!("openclaw-init sets {name} itself")), "{sentence}");
+            }
         }
     }
 }

@@ -96,6 +96,9 @@ const KNOWN: &[Known] = &[
 /// Programs that the image itself has in `/usr/local/bin`.
 const TAKEN: &[&str] = &["corepack", "docker-entrypoint.sh", "node", "nodejs", "npm", "npx", "openclaw"];
 
+/// Half of what the kernel takes as one argument: the shell of the build step gets the whole command as one.
+const PACKAGES_BYTES: usize = 64 * 1024;
+
 impl Known {
     fn binary(&self, arch: Arch) -> Binary {
         let Self { name, version, repository, .. } = *self;
@@ -183,6 +186,9 @@ pub(super) fn packages(value: &str) -> Checked<Vec<String>> {
     let mut packages: Vec<_> = words(value).map(package).collect::<Checked<_>>()?;
     packages.sort();
     packages.dedup();
+    if packages.join(" ").len() > PACKAGES_BYTES {
+        return Err(format!("must have at most {PACKAGES_BYTES} characters, which is what one command can install"));
+    }
     Ok(packages)
 }
 
@@ -364,7 +370,8 @@ mod tests {
     fn packages_are_names_of_debian() {
         let sorted = ["ffmpeg=7:5.1.6-0+deb12u1", "g++", "jq"].map(str::to_owned).to_vec();
         assert_eq!(packages("jq, g++ ffmpeg=7:5.1.6-0+deb12u1\njq"), Ok(sorted));
-        for wrong in ["-y", "jq;id", "jq=$(id)", "JQ", "jq=", "jq/sid", "jq\\"] {
+        let long = (0..10_000).map(|number| format!("package-{number}")).collect::<Vec<_>>().join(" ");
+        for wrong in [&long, "-y", "jq;id", "jq=$(id)", "JQ", "jq=", "jq/sid", "jq\\"] {
             assert!(packages(wrong).is_err(), "{wrong} was accepted");
         }
     }

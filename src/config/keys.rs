@@ -3,59 +3,132 @@
 use std::cmp::Reverse;
 
 macro_rules! keys {
-    ($($name:ident = $key:literal;)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident = $key:literal, $applied:ident, $default:literal, $example:literal;)*) => {
         $(pub(crate) const $name: &str = $key;)*
 
-        /// Every attribute without a free name. The nearest of them is offered when a key is unknown.
+        /// Every attribute, in the order of the documentation. The nearest of them is offered when a key is unknown.
         pub(super) const KEYS: &[&str] = &[$($name),*];
+
+        /// What a run at work does not change under a gateway: disk, engine, swap and the packages of the image.
+        const FOR_BOOT: &[bool] = &[$(keys!(@$applied)),*];
+
+        #[cfg(test)]
+        const ROWS: &[Row] = &[$(Row { key: $key, default: $default, example: $example, doc: &[$($doc),*] }),*];
     };
+    (@boot) => { true };
+    (@run) => { false };
+    (@loader) => { false };
 }
 
-// In the order of the documentation.
+/// What the documentation says of an attribute.
+#[cfg(test)]
+struct Row {
+    key: &'static str,
+    default: &'static str,
+    example: &'static str,
+    doc: &'static [&'static str],
+}
+
+// The one table of the attributes, from which docs/settings.md is made: what it means, its name, when a changed value
+// is applied (by a run, at the next boot, by the loader), its default, an example.
 keys! {
-    VERSION = "openclaw-version";
-    IMAGE = "openclaw-image";
-    IMAGE_SOURCE = "openclaw-image-source";
-    SOURCE_REF = "openclaw-source-ref";
-    SOURCE_URL = "openclaw-source-url";
-    BINARIES = "openclaw-binaries";
-    APT_PACKAGES = "openclaw-apt-packages";
-    REGISTRY_MIRROR = "openclaw-registry-mirror";
-    NPM_REGISTRY = "openclaw-npm-registry";
-    DATA_DISK = "openclaw-data-disk";
-    DATA_DISK_PROOF = "openclaw-data-disk-proof";
-    PORT = "openclaw-port";
-    BIND = "openclaw-bind";
-    GATEWAY_TOKEN = "openclaw-gateway-token";
-    READY_TIMEOUT = "openclaw-ready-timeout";
-    DOCKER = "openclaw-docker";
-    DOCKER_APT_URL = "openclaw-docker-apt-url";
-    SWAP = "openclaw-swap";
-    METADATA_ACCESS = "openclaw-metadata-access";
-    CONTAINER_ROOT = "openclaw-container-root";
-    WATCH = "openclaw-watch";
-    APPLY = "openclaw-apply";
-    RUN_ID = "openclaw-run-id";
+    /// exact gateway version, or `latest`: the newest official image when it is first asked for, then kept. Another
+    /// value is an update
+    VERSION = "openclaw-version", run, "2026.9.6, for an empty state only", "2026.9.6";
+    /// explicit image reference, tag or digest, instead of a version
+    IMAGE = "openclaw-image", run, "", "ghcr.io/openclaw/openclaw:2026.9.6";
+    /// `release` pulls the official image, `npm` builds one from the npm package, `source` from a commit (6 GiB of
+    /// memory)
+    IMAGE_SOURCE = "openclaw-image-source", run, "`release`", "npm";
+    /// for `source`: `COMMIT`, with the pins `,tree=ID` and `,sha256=DIGEST` if wanted. Another commit is an update
+    SOURCE_REF = "openclaw-source-ref", run, "", "09e7fee7268709e7fee7268709e7fee726870000";
+    /// for `source`: a tar.gz made by `git archive`; `{commit}` stands for the commit
+    SOURCE_URL = "openclaw-source-url", run, "upstream's archive", "https://git.example.com/{commit}.tar.gz";
+    /// programs for `/usr/local/bin` of the image: `gog@0.28.0 goplaces@0.4.11 wacli@0.18.1`, or
+    /// [JSON](operations.md#programs-in-the-image)
+    BINARIES = "openclaw-binaries", run, "", "gog@0.28.0";
+    /// Debian packages for the image, `NAME` or `NAME=VERSION`
+    APT_PACKAGES = "openclaw-apt-packages", boot, "", "ffmpeg jq";
+    /// registry and path that mirror Docker Hub, such as `europe-docker.pkg.dev/PROJECT/hub`: the gateway's image and
+    /// the base of npm builds come from there
+    REGISTRY_MIRROR = "openclaw-registry-mirror", run, "", "europe-docker.pkg.dev/PROJECT/hub";
+    /// for closed networks
+    NPM_REGISTRY = "openclaw-npm-registry", run, "npm's own", "https://npm.example.com";
+    /// the data disk's device name; `none` keeps the state on the boot disk
+    DATA_DISK = "openclaw-data-disk", boot, "`openclaw-data`", "state";
+    /// what is read of a blank disk [before it is formatted](disks.md): `full` (every block), `sampled` (one block of
+    /// each MiB), `auto` (the first; the second on a disk above 64 GiB for which that takes more than 20 minutes)
+    DATA_DISK_PROOF = "openclaw-data-disk-proof", boot, "`auto`", "sampled";
+    /// the port at which the gateway is published on the VM
+    PORT = "openclaw-port", run, "`18789`", "18790";
+    /// the address at which it is published. One that the VM does not have yet is waited for 60 s
+    BIND = "openclaw-bind", run, "`127.0.0.1`", "0.0.0.0";
+    /// the `https://` address of a proxy [in front of the gateway](ways-in.md#a-proxy-in-front): Tailscale, Cloudflare,
+    /// a load balancer. Sets `gateway.controlUi.allowedOrigins` and `gateway.trustedProxies`; the tunnel is closed then
+    PUBLIC_URL = "openclaw-public-url", run, "", "https://claw.example.com";
+    /// beside it: the networks and addresses of the proxies as the gateway sees them, separated by commas
+    TRUSTED_PROXIES = "openclaw-trusted-proxies", run, "this VM; beyond 127.0.0.1 Google's front ends, too", "10.0.0.0/8";
+    /// a name in the DNS at which [this VM serves the gateway with HTTPS](ways-in.md#https-on-the-vm)
+    DOMAIN = "openclaw-domain", run, "", "claw.example.com";
+    /// required beside it: the networks and addresses from which browsers may come, separated by commas; the whole
+    /// internet is `0.0.0.0/0,::/0`
+    ALLOW_FROM = "openclaw-allow-from", run, "", "203.0.113.0/24";
+    /// beside it: the `https://` directory of another CA for ACME, which the VM trusts
+    ACME_DIRECTORY = "openclaw-acme-directory", run, "Caddy's own choice (Let's Encrypt)", "https://ca.example.com/acme/directory";
+    /// `secret:projects/PROJECT/secrets/SECRET` takes it [from Secret Manager](operations.md#secrets). A literal of 32
+    /// to 4096 characters is possible, too, and readable by everyone who can read the VM's metadata
+    GATEWAY_TOKEN = "openclaw-gateway-token", run, "generated once", "secret:projects/PROJECT/secrets/SECRET";
+    /// JSON that is [merged into `openclaw.json`](#the-gateways-own-settings). Readable by everyone who can read the
+    /// VM's metadata
+    CONFIG = "openclaw-config", run, "", "{\"logging\": {\"level\": \"debug\"}}";
+    /// how long a start of the gateway may take, `1m` to `30m`: large databases on a cold or slow disk need more
+    READY_TIMEOUT = "openclaw-ready-timeout", run, "`5m`", "10m";
+    /// the gateway's time zone, by its IANA name
+    TIMEZONE = "openclaw-timezone", run, "`UTC`", "Europe/Madrid";
+    /// environment variable `NAME` of the gateway; the kernel takes 128 KiB for name and value. Seen in the metadata
+    /// and by `docker inspect`: a warning names those that look like secrets
+    ENV = "openclaw-env-NAME", run, "", "VALUE";
+    /// environment variable `NAME` of the gateway, [from Secret Manager](operations.md#secrets):
+    /// `projects/PROJECT/secrets/SECRET`, with `/versions/VERSION` unless the latest is wanted,
+    /// `projects/PROJECT/locations/LOCATION/secrets/SECRET` for a regional secret; `secret:` may stand before it. Only
+    /// the name is in the metadata, and `docker inspect` shows neither
+    SECRET = "openclaw-secret-NAME", run, "", "projects/PROJECT/secrets/SECRET";
+    /// `docker-ce` (Docker's repository), `distro` (Debian's), `auto` (the first, else the second)
+    DOCKER = "openclaw-docker", boot, "`auto`", "distro";
+    /// a mirror of Docker's repositories
+    DOCKER_APT_URL = "openclaw-docker-apt-url", boot, "`https://download.docker.com/linux`", "https://mirror.example.com/docker";
+    /// swap file on the boot disk: `auto` (up to 2 GiB where memory is below 4 GiB and there is no swap), `off`, or a
+    /// size such as `2G`
+    SWAP = "openclaw-swap", boot, "`auto`", "2G";
+    /// `allow` lets containers reach the metadata server
+    METADATA_ACCESS = "openclaw-metadata-access", run, "`block`", "allow";
+    /// `writable` lets programs change the container's own files, for images that need it: the container is then made
+    /// anew at every boot
+    CONTAINER_ROOT = "openclaw-container-root", run, "`read-only`", "writable";
+    /// for the loader: where this program is, `gs://` or `https://`
+    INIT_URL = "openclaw-init-url", loader, "", "gs://BUCKET/openclaw-init";
+    /// for the loader: which file it must be
+    INIT_SHA256 = "openclaw-init-sha256", loader, "", "DIGEST";
+    /// `off`: nothing [watches the gateway](watch.md) between the runs. Takes effect with the next run
+    WATCH = "openclaw-watch", run, "`on`", "off";
+    /// when changed attributes are applied: `live` (a run, some seconds later), `boot` (at the next boot). Those for
+    /// disk, engine, swap and Debian packages always wait for a boot
+    APPLY = "openclaw-apply", run, "`live`", "boot";
+    /// echoed in the guest attribute `run-id`
+    RUN_ID = "openclaw-run-id", run, "", "build 17";
 }
-
-/// Documented attributes that this version cannot honour. Ignoring one would start a gateway that is
-/// not the one its operator described.
-const NOT_IMPLEMENTED: &[&str] = &["openclaw-config"];
 
 /// Prefix of plain environment variables of the gateway.
 pub(super) const ENV_PREFIX: &str = "openclaw-env-";
 
 /// Prefix of environment variables from Secret Manager.
-const SECRET_PREFIX: &str = "openclaw-secret-";
+pub(super) const SECRET_PREFIX: &str = "openclaw-secret-";
 
 /// Attributes of the loader that fetches this program: not ours to judge.
 const LOADER_PREFIX: &str = "openclaw-init-";
 
 /// A word that differs in at most this many letters is taken for a slip.
 const SLIP_CHARS: usize = 2;
-
-/// What a run at work does not change under a gateway: disk, engine, swap and the packages of the image.
-const AT_BOOT_PREFIXES: &[&str] = &[DATA_DISK, DOCKER, SWAP, "openclaw-apt-"];
 
 /// Whether a run reads the attribute.
 pub(crate) fn is_ours(key: &str) -> bool {
@@ -64,18 +137,14 @@ pub(crate) fn is_ours(key: &str) -> bool {
 
 /// Whether another value waits for the next boot.
 pub(crate) fn is_for_boot(key: &str) -> bool {
-    AT_BOOT_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
-}
-
-/// Whether the attribute is documented and this version has no code for it.
-pub(super) fn is_not_implemented(key: &str) -> bool {
-    NOT_IMPLEMENTED.contains(&key) || key.starts_with(SECRET_PREFIX)
+    KEYS.iter().zip(FOR_BOOT).any(|(known, is_for_boot)| *is_for_boot && *known == key)
 }
 
 /// A warning about a key that looks like ours and is not.
 pub(super) fn unknown(key: &str) -> Option<String> {
     let ours = key.starts_with("openclaw-") || key.starts_with("openclaw_");
-    let known = KEYS.contains(&key) || [ENV_PREFIX, LOADER_PREFIX].iter().any(|prefix| key.starts_with(prefix));
+    let known =
+        KEYS.contains(&key) || [ENV_PREFIX, SECRET_PREFIX, LOADER_PREFIX].iter().any(|prefix| key.starts_with(prefix));
     if !ours || known {
         return None;
     }
@@ -85,7 +154,6 @@ pub(super) fn unknown(key: &str) -> Option<String> {
 
 /// The attribute that shares the most words with `key`, and of several the one with the fewest other letters.
 fn nearest(key: &str) -> Option<&'static str> {
-    let free = ["openclaw-env-NAME", "openclaw-init-url", "openclaw-init-sha256"];
     let words = |key: &'_ str| key.split(['-', '_']).skip(1).map(str::to_owned).collect::<Vec<_>>();
     let is_slip = |one: &str, other: &str| {
         let slips = strsim::damerau_levenshtein(one, other);
@@ -98,17 +166,63 @@ fn nearest(key: &str) -> Option<&'static str> {
         same.max(usize::from(is_slip(&ours.concat(), &theirs.concat())))
     };
     let score = |known: &&str| (shared(known), Reverse(strsim::damerau_levenshtein(key, known)));
-    KEYS.iter().copied().chain(free).max_by_key(score).filter(|known| shared(known) > 0)
+    KEYS.iter().copied().max_by_key(score).filter(|known| shared(known) > 0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+    use crate::error::{code_of, one_line};
+
+    /// `UPDATE_EXPECT=1` writes it.
+    #[test]
+    fn the_page_of_settings_has_the_table() {
+        let cell = |text: &str| if text.is_empty() { String::new() } else { format!("{text} ") };
+        let rows = ROWS.iter().map(|row| {
+            let doc: Vec<_> = row.doc.iter().map(|line| line.trim()).collect();
+            let example = row.example.replace('|', "\\|");
+            format!("| `{}` | {}| {} | `{example}` |\n", row.key, cell(row.default), doc.join(" "))
+        });
+        let head = "| attribute | default | meaning | example |\n| --- | --- | --- | --- |\n";
+        let table = format!("{head}{}", rows.collect::<String>());
+        let page = include_str!("../../docs/settings.md");
+        let start = page.find("| attribute |").unwrap_or_else(|| panic!("the page has no table"));
+        let end = page[start..].find("\n\n").map_or(page.len(), |end| start + end + 1);
+        expect_test::expect_file!["../../docs/settings.md"].assert_eq(&format!(
+            "{}{table}{}",
+            &page[..start],
+            &page[end..]
+        ));
+    }
+
+    /// Beside what it needs.
+    #[test]
+    fn every_example_is_accepted() {
+        let of = |key: &str| ROWS.iter().find(|row| row.key == key).map_or("", |row| row.example);
+        for row in ROWS {
+            let needs: &[(&str, &str)] = match row.key {
+                TRUSTED_PROXIES => &[(PUBLIC_URL, of(PUBLIC_URL))],
+                DOMAIN => &[(ALLOW_FROM, of(ALLOW_FROM))],
+                ALLOW_FROM => &[(DOMAIN, of(DOMAIN))],
+                ACME_DIRECTORY => &[(DOMAIN, of(DOMAIN)), (ALLOW_FROM, of(ALLOW_FROM))],
+                SOURCE_URL => &[(SOURCE_REF, of(SOURCE_REF)), (IMAGE_SOURCE, "source")],
+                _ => &[],
+            };
+            // Names of what is somebody's own are in upper case.
+            let example = row.example.replace("PROJECT/hub", "project/hub").replace("PROJECT", "project");
+            let given = needs.iter().copied().chain([(row.key, example.as_str())]);
+            let given = given.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+            let read = Config::from_attributes(&given).map_err(|error| (code_of(&error), one_line(&error)));
+            let warnings = read.unwrap_or_else(|error| panic!("{}={example}: {error:?}", row.key)).1;
+            assert!(warnings.iter().all(|warning| !warning.contains("not known")), "{}: {warnings:?}", row.key);
+        }
+    }
 
     #[test]
-    fn the_page_of_settings_has_every_attribute_in_this_order() {
-        let page = include_str!("../../docs/settings.md");
-        let places: Vec<_> = KEYS.iter().map(|key| page.find(&format!("`{key}`"))).collect();
-        assert!(places.is_sorted() && places.iter().all(Option::is_some), "{places:?}");
+    fn what_is_under_a_gateway_waits_for_a_boot() {
+        let waiting: Vec<_> = KEYS.iter().copied().filter(|key| is_for_boot(key)).collect();
+        assert_eq!(waiting, [APT_PACKAGES, DATA_DISK, DATA_DISK_PROOF, DOCKER, DOCKER_APT_URL, SWAP]);
+        assert!(!is_for_boot("openclaw-dockers") && !is_for_boot("openclaw-env-SWAP"));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,16 +12,16 @@ use super::find::{self, Device};
 use super::format_intent::{self, Intent};
 use super::marker::MARKER;
 use super::probe::{self, Content, Superblock};
-use super::proof::{self, Finding, Reading};
+use super::proof::{self, Finding, Reading, Written};
 use super::undo;
 use crate::config::ProofChoice;
-use crate::error::{Classify as _, Code, Diagnosis, RUN_AGAIN};
+use crate::error::{Classify as _, Code, Diagnosis, RUN_AGAIN, io_kind};
 use crate::host::{Access, Host, blocking, remove_if_exists};
-use crate::paths::{BOOT_DISK_DIR, E2FSCK_UNDO, VOLUME_DIRS};
-use crate::text::tail;
+use crate::paths::{BOOT_DISK_DIR, E2FSCK_UNDO, MKFS_LAYOUT, VOLUME_DIRS};
+use crate::text::{self, tail};
 
 /// The label of the file systems that this program makes.
-const LABEL: &str = "openclaw-data";
+pub(super) const LABEL: &str = "openclaw-data";
 
 /// Where the kernel cannot do it later, mkfs writes the whole inode table.
 const MKFS_TIMEOUT: Duration = Duration::from_secs(600);
@@ -35,7 +36,7 @@ const OUTPUT_BYTES: usize = 400;
 pub(super) enum Preparation {
     /// Blank at both ends: prove that all of it is, then make the file system.
     Format,
-    /// What a cut format of ours left: make it again.
+    /// A format of ours was cut: prove that nothing else is on the disk, then make it again.
     FormatAgain,
     /// Ours: let e2fsck make it safe.
     Check,
@@ -140,37 +141,53 @@ fn refuse<T>(found: anyhow::Error, node: &Path) -> Result<T> {
 /// Whether our marker file is on an unmounted ext4 file system, read without replaying its journal.
 async fn is_marked(host: &Host, node: &Path) -> Result<bool> {
     // Not its content, of which there may be any amount; an unreadable marker is still a marker.
-    Ok(debugfs(host, node, &format!("stat /{MARKER}")).await?.contains("Type: regular"))
+    let mut is_regular = false;
+    debugfs(host, node, &format!("stat /{MARKER}"), |line| is_regular |= line.contains("Type: regular")).await?;
+    Ok(is_regular)
 }
 
-/// What debugfs answers; nothing when it finds nothing.
-async fn debugfs(host: &Host, node: &Path, request: &str) -> Result<String> {
-    Ok(host.command("debugfs").args(["-R", request]).arg(node).answers(&[1]).run().await?.stdout)
+/// What debugfs says of its errors; `on_line` gets what it finds, of which there may be any amount.
+async fn debugfs(host: &Host, node: &Path, request: &str, on_line: impl FnMut(&str)) -> Result<String> {
+    let debugfs = host.command("debugfs").args(["-R", request]).arg(node).answers(&[1]);
+    match debugfs.run_lines(on_line).await {
+        Ok(output) => Ok(output.stderr),
+        Err(error) => refuse(error.context("an ext4 file system at which debugfs cannot look"), node),
+    }
 }
 
 /// Refuses a file system of somebody else in which names of ours are taken: what is there is not ours to use.
 async fn check_names(host: &Host, node: &Path) -> Result<()> {
-    let listing = debugfs(host, node, "ls -p /").await?;
-    let taken = taken_names(&listing);
-    if taken.is_empty() {
-        return Ok(());
+    let mut taken = Vec::new();
+    for name in VOLUME_DIRS {
+        // Each by itself: there is no limit to the length of a directory.
+        let mut is_found = false;
+        let on_line = |line: &str| is_found |= line.contains("is part of block group");
+        let errors = debugfs(host, node, &format!("imap /{name}"), on_line).await?;
+        if is_found {
+            taken.push(name);
+        } else if !errors.contains("File not found") {
+            return refuse(anyhow!("an ext4 file system whose top directory cannot be read"), node);
+        }
     }
-    Err(anyhow!("the ext4 file system of somebody else on {} has these names already: {taken}", node.display()))
-        .classify(
-            Code::DiskForeign,
-            format!("Mount it elsewhere and rename them, or attach another disk; then run `{RUN_AGAIN}`."),
-        )
+    if taken.is_empty() { Ok(()) } else { refuse_names(node, &taken.join(", ")) }
 }
 
-/// Which of our names are in the listing of a root directory: `/INODE/MODE/UID/GID/NAME/SIZE/` each.
-fn taken_names(listing: &str) -> String {
-    let found: Vec<&str> = listing.lines().filter_map(|line| line.split('/').nth(5)).collect();
-    VOLUME_DIRS.into_iter().filter(|name| found.contains(name)).collect::<Vec<_>>().join(", ")
+/// `place`: the node, or where it is mounted.
+pub(super) fn refuse_names<T>(place: &Path, taken: &str) -> Result<T> {
+    let place = place.display();
+    Err(anyhow!("the ext4 file system of somebody else on {place} has these names already: {taken}")).classify(
+        Code::DiskForeign,
+        format!(
+            "Mount it elsewhere and rename them, or attach another disk; then run `{RUN_AGAIN}`. A disk of this program \
+             that has lost its marker: make an empty file {MARKER} on it instead."
+        ),
+    )
 }
 
-/// Proves that the disk is blank, as far as `choice` asks for it; its answer is a clause for the report.
-pub(super) async fn prove(host: &Host, node: &Path, choice: ProofChoice) -> Result<String> {
-    match proof::read(host, node, choice).await? {
+/// Proves that the disk is blank but for what is `written`, as far as `choice` asks for it; its answer is a clause for
+/// the report.
+pub(super) async fn prove(host: &Host, node: &Path, choice: ProofChoice, written: Written) -> Result<String> {
+    match proof::read(host, node, choice, written).await? {
         Finding::NonZero(at) => refuse(anyhow!("{}", unknown(at)), node),
         Finding::Zeros(proof) => {
             if proof.reading == Reading::Sampled {
@@ -189,33 +206,87 @@ pub(super) async fn prove(host: &Host, node: &Path, choice: ProofChoice) -> Resu
     }
 }
 
-/// Makes the file system on a disk that is proven to be blank, or to hold only an interrupted format of ours.
-/// `grounds` says which, for the report.
-pub(super) async fn format(host: &Host, node: &Path, grounds: &str) -> Result<()> {
-    let display_node = node.display();
-    host.progress(format!("formatting {display_node}"));
-    let opened = node.to_owned();
-    let size = blocking(move || probe::size(&File::open(opened)?)).await?;
-    let undo = undo::begin(host, size).await?;
+/// Where a format of ours writes on the disk `node`: mkfs shows it on a file of holes of the same size.
+pub(super) async fn written_by_mkfs(host: &Host, node: &Path) -> Result<Written> {
+    let size = probe::size_of(node).await?;
+    let layout = host.path(MKFS_LAYOUT);
+    forget(&layout).await?;
+    let made = layout.clone();
+    blocking(move || Ok(File::create_new(made)?.set_len(size)?))
+        .await
+        .with_context(|| format!("making a file of {}", text::size(size)))
+        .classify(
+            Code::DiskUnproven,
+            "What a format left on so large a disk cannot be told from data: attach a blank one.",
+        )?;
+    let read = layout.clone();
+    let written = async {
+        mkfs(host, &layout, None).await?;
+        blocking(move || Written::in_file(&File::open(read)?)).await
+    };
+    let written = written.await;
+    forget(&layout).await?;
+    let (declared, length) = format_intent::place(size);
+    let written = classify_format(written.context("looking where mkfs writes"))?;
+    Ok(written.and(declared, length))
+}
+
+/// Classifies what kept a file system from being made. What ended mkfs from outside has no code: the next run goes on.
+pub(super) fn classify_format<T>(outcome: Result<T>) -> Result<T> {
+    let Err(error) = outcome else { return outcome };
+    // In the kernel's words, which a program repeats.
+    let words = format!("{error:#}");
+    let (code, remedy) = if error.is::<Diagnosis>() {
+        return Err(error);
+    } else if words.contains("No space left on device") {
+        (Code::NoSpace, format!("Make room in {BOOT_DISK_DIR}"))
+    } else if words.contains("Input/output error") {
+        (Code::DiskDamaged, "The disk cannot be written: see `dmesg`, and attach another one if it says no more".into())
+    } else {
+        return Err(error);
+    };
+    Err(error).classify(code, format!("{remedy}; then run `{RUN_AGAIN}`."))
+}
+
+/// Runs mkfs, which keeps what it overwrites in `undo`.
+async fn mkfs(host: &Host, node: &Path, undo: Option<&Path>) -> Result<()> {
     let undo_args = undo.iter().flat_map(|undo| [OsStr::new("-z"), undo.as_os_str()]);
     // No -F: mkfs may refuse for its own reasons. A blank disk has nothing to discard and nothing to overwrite.
-    host.command("mkfs.ext4")
+    let made = host
+        .command("mkfs.ext4")
         .args(["-q", "-m", "0", "-L", LABEL, "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"])
         .args(undo_args)
         .arg(node)
         .timeout(MKFS_TIMEOUT)
         .run()
         .await
-        .with_context(|| format!("formatting {display_node}"))?;
+        .with_context(|| format!("formatting {}", node.display()))
+        .map(drop);
+    match made {
+        Err(error) if io_kind(error.root_cause()) == Some(ErrorKind::NotFound) => Err(error).classify(
+            Code::UnsupportedSystem,
+            format!("Run `sudo apt-get install e2fsprogs`, then run `{RUN_AGAIN}`."),
+        ),
+        made => made,
+    }
+}
+
+/// Makes the file system on a disk that is proven to be blank, or to hold only an interrupted format of ours.
+/// `grounds` says which, for the report; what is overwritten is kept in `undo`.
+pub(super) async fn format(host: &Host, node: &Path, undo: Option<&Path>, grounds: &str) -> Result<()> {
+    let display_node = node.display();
+    host.progress(format!("formatting {display_node}"));
+    mkfs(host, node, undo).await?;
     host.changed(format!("formatted {display_node} as ext4: {grounds}"));
-    if let Some(undo) = undo {
-        undo::complete(host, undo).await?;
-    }
     find::udevadm(host, &["settle", "--timeout=5"]).await;
-    match probe::content(host, node).await? {
-        Content::Ext4(Superblock { label, .. }) if label == LABEL => format_intent::withdraw(node).await,
+    let uuid = match probe::content(host, node).await? {
+        Content::Ext4(Superblock { label, uuid, .. }) if label == LABEL => uuid,
         found => bail!("after formatting {display_node} there is {found:?} on it"),
+    };
+    if let Some(undo) = undo {
+        undo::complete(host, undo, &uuid).await?;
     }
+    format_intent::withdraw(node).await
 }
 
 /// What e2fsck's exit code means for us (e2fsck(8); the codes are bits).
@@ -250,15 +321,16 @@ pub(super) async fn check(host: &Host, node: &Path) -> Result<()> {
     let undo = host.path(E2FSCK_UNDO);
     forget(&undo).await?;
     let preen = [OsStr::new("-p"), OsStr::new("-z"), undo.as_os_str()];
-    let (mut outcome, mut output) = e2fsck(host, &preen, node).await?;
+    let (mut outcome, mut output) = e2fsck(host, &preen, node).await;
     match outcome {
         FsckOutcome::Damaged => {
-            if let Err(error) = host.command("e2undo").arg(&undo).arg(node).timeout(FSCK_TIMEOUT).run().await {
+            host.extend_deadline(2 * FSCK_TIMEOUT);
+            if let Err(error) = take_back(host, &undo, node).await {
                 host.warn(format!("what e2fsck wrote to {display_node} could not be undone: {error:#}"));
             }
         }
         // Possibly for lack of space for the undo file.
-        FsckOutcome::Failed => (outcome, output) = e2fsck(host, &preen[..1], node).await?,
+        FsckOutcome::Failed => (outcome, output) = e2fsck(host, &preen[..1], node).await,
         FsckOutcome::Clean | FsckOutcome::Repaired => {}
     }
     forget(&undo).await?;
@@ -284,6 +356,16 @@ pub(super) async fn check(host: &Host, node: &Path) -> Result<()> {
     }
 }
 
+/// Undoes what e2fsck has written.
+async fn take_back(host: &Host, undo: &Path, node: &Path) -> Result<()> {
+    let e2undo = || host.command("e2undo").timeout(FSCK_TIMEOUT);
+    if e2undo().arg(undo).arg(node).run().await.is_ok() {
+        return Ok(());
+    }
+    // When e2fsck was killed, its file is not complete and does not match the disk. Then it notes that a check is due.
+    e2undo().arg("-f").arg(undo).arg(node).run().await.map(drop)
+}
+
 /// Removes an undo file, if there is one.
 async fn forget(undo: &Path) -> Result<()> {
     let undo = undo.to_owned();
@@ -293,23 +375,27 @@ async fn forget(undo: &Path) -> Result<()> {
 /// Checks an unmounted file system of somebody else without writing to it. It is read in full even if it calls itself
 /// clean: this happens once in its life.
 pub(super) async fn check_foreign(host: &Host, node: &Path) -> Result<()> {
-    check_names(host, node).await?;
-    match e2fsck(host, &["-f", "-n"].map(OsStr::new), node).await? {
-        (FsckOutcome::Clean, _) => Ok(()),
+    match e2fsck(host, &["-f", "-n"].map(OsStr::new), node).await {
+        (FsckOutcome::Clean, _) => check_names(host, node).await,
         (_, output) => refuse(anyhow!("an ext4 file system with errors ({output})"), node),
     }
 }
 
-async fn e2fsck(host: &Host, mode: &[&OsStr], node: &Path) -> Result<(FsckOutcome, String)> {
+/// How it ended, and the end of what it printed. One that was killed, or that took too long, leaves errors.
+async fn e2fsck(host: &Host, mode: &[&OsStr], node: &Path) -> (FsckOutcome, String) {
     let codes: Vec<i32> = (1..=15).collect();
-    let output = host.command("e2fsck").args(mode).arg(node).answers(&codes).timeout(FSCK_TIMEOUT).run().await?;
+    let e2fsck = host.command("e2fsck").args(mode).arg(node).answers(&codes).timeout(FSCK_TIMEOUT);
+    let output = match e2fsck.run_lines(|_| {}).await {
+        Ok(output) => output,
+        Err(error) => return (FsckOutcome::Damaged, format!("{error:#}")),
+    };
     let printed = if output.stdout.trim().is_empty() { output.stderr } else { output.stdout };
     // Its advice about the undo file is for people who run it by hand.
     let lines = printed.lines().map(str::trim).filter(|line| {
         !line.is_empty() && !line.starts_with("Overwriting existing filesystem") && !line.starts_with("e2undo ")
     });
     let printed = lines.collect::<Vec<_>>().join("; ");
-    Ok((FsckOutcome::of_exit_code(output.code), tail(&printed, OUTPUT_BYTES).to_owned()))
+    (FsckOutcome::of_exit_code(output.code), tail(&printed, OUTPUT_BYTES).to_owned())
 }
 
 #[cfg(test)]
@@ -394,19 +480,57 @@ mod tests {
         write(3 << 20, b"somebody's")?;
         let before = std::fs::read(&image)?;
         format_intent::declare(&host, &image).await?;
-        format(&host, &image, "").await?;
+        let undo = undo::begin(&host, &image).await?;
+        format(&host, &image, undo.as_deref(), "").await?;
         assert!(std::fs::read(&image)? != before);
         host.command("e2undo").arg(host.path(MKFS_UNDO)).arg(&image).run().await?;
         assert!(std::fs::read(&image)? == before);
         Ok(())
     }
 
-    #[test]
-    fn taken_names_are_found_in_a_listing() {
-        let listing = "/2/040755/0/0/./4096/\n/2/040755/0/0/../4096/\n/12/040755/33/33/openclaw/4096/\n\
-                       /13/100644/0/0/backups/7/\n/14/120777/0/0/openclaw-init/7/\n/15/040755/0/0/openclaw-else/4096/\n";
-        assert_eq!(taken_names(listing), "openclaw, openclaw-init, backups");
-        assert_eq!(taken_names("/2/040755/0/0/./4096/\n"), "");
+    #[tokio::test]
+    async fn a_cut_format_is_repeated_only_on_a_disk_that_holds_nothing_else() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let (host, image) = (Host::new(root.path()), root.path().join("image"));
+        for (size, somebody_at) in [(1 << 29, 300 << 20), (3 << 30, 3_000_000_000)] {
+            File::create(&image)?.set_len(size)?;
+            let file = File::options().write(true).open(&image)?;
+            format_intent::declare(&host, &image).await?;
+            mkfs(&host, &image, None).await?;
+            // The cut was before the superblock was written.
+            file.write_all_at(&[0; 4096], 0)?;
+            assert_eq!(format_intent::read(&host, &image).await?, Intent::Ours);
+            let written = written_by_mkfs(&host, &image).await?;
+            prove(&host, &image, ProofChoice::Auto, written.clone()).await?;
+            assert!(prove(&host, &image, ProofChoice::Auto, Written::default()).await.is_err());
+
+            file.write_all_at(b"x", somebody_at)?;
+            let refused = prove(&host, &image, ProofChoice::Auto, written).await.map_err(|error| format!("{error:#}"));
+            assert!(refused.is_err_and(|text| text.contains(&format!("byte at offset {somebody_at}"))));
+        }
+        Ok(())
+    }
+
+    /// Whatever they are; another name that begins like ours is none of them.
+    #[tokio::test]
+    async fn taken_names_are_found_on_a_disk() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let (host, image, top) = (Host::new(root.path()), root.path().join("image"), root.path().join("top"));
+        std::fs::create_dir(&top)?;
+        for (make, expected) in [(false, ""), (true, "openclaw, openclaw-init, backups")] {
+            if make {
+                std::fs::create_dir_all(top.join("openclaw"))?;
+                std::fs::write(top.join("backups"), "")?;
+                std::os::unix::fs::symlink("nowhere", top.join("openclaw-init"))?;
+            }
+            std::fs::write(top.join("openclaw-else"), "")?;
+            File::create(&image)?.set_len(32 << 20)?;
+            host.command("mkfs.ext4").args(["-q", "-d"]).arg(&top).arg(&image).run().await?;
+            let refused = check_names(&host, &image).await.map_err(|error| format!("{error:#}"));
+            let taken = refused.as_ref().err().map_or("", |said| said.rsplit(": ").next().unwrap_or_default());
+            assert_eq!(taken, expected, "{refused:?}");
+        }
+        Ok(())
     }
 
     #[test]

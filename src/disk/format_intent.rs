@@ -3,7 +3,7 @@
 //! From its first write on, a cut mkfs leaves a disk that is neither blank nor ext4. So before mkfs a block with a
 //! nonce is written 1 MiB before the device's end, where mkfs does not write on any disk of whole GiB, and the same
 //! bytes are stored on the boot disk. Afterwards the block is zeroed again. A format may be repeated only while both
-//! are equal.
+//! are equal, and when nothing is on the disk but what mkfs writes.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -51,6 +51,11 @@ fn decide(block: &[u8], size: u64, stored: Option<&[u8]>) -> Intent {
     }
 }
 
+/// Where the block is on a device of `size` bytes, and its length.
+pub(super) fn place(size: u64) -> (u64, u64) {
+    (size.saturating_sub(END_OFFSET_BYTES), BLOCK_BYTES as u64)
+}
+
 fn block(size: u64, nonce: [u8; 16]) -> Vec<u8> {
     let mut block = [&MAGIC[..], &size.to_le_bytes(), &nonce].concat();
     block.resize(BLOCK_BYTES, 0);
@@ -93,7 +98,7 @@ pub(super) async fn forget(host: &Host) -> Result<()> {
 fn read_block(file: &File) -> Result<(u64, Vec<u8>)> {
     let size = probe::size(file)?;
     let mut block = vec![0; BLOCK_BYTES];
-    file.read_exact_at(&mut block, size.saturating_sub(END_OFFSET_BYTES))?;
+    file.read_exact_at(&mut block, place(size).0)?;
     Ok((size, block))
 }
 
@@ -102,7 +107,7 @@ async fn write(node: &Path, size: u64, block: Vec<u8>) -> Result<()> {
     failpoint.hit_at("before");
     let written = blocking(move || {
         let file = File::options().write(true).open(node)?;
-        file.write_all_at(&block, size - END_OFFSET_BYTES)?;
+        file.write_all_at(&block, place(size).0)?;
         Ok(file.sync_all()?)
     });
     written.await?;

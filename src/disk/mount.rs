@@ -21,6 +21,9 @@ const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 /// damage does not spread.
 const OPTIONS: &str = "discard,errors=remount-ro";
 
+/// What to do about a file system that takes no writes.
+pub(super) const READ_ONLY: &str = "The file system is read-only by itself: see `tune2fs -l` and `dmesg`";
+
 /// The number of a block device, its one unambiguous name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DeviceNumber {
@@ -131,24 +134,53 @@ async fn resolve(host: &Host, path: &Path) -> Result<Option<PathBuf>> {
     if_exists(tokio::fs::canonicalize(&path).await).with_context(|| format!("resolving {}", path.display()))
 }
 
-/// Mounts the ext4 file system on `node` at `point`, a directory that is made if need be. `as_made`: the kernel does
-/// not write the inode tables that mkfs left to it.
+/// Mounts the ext4 file system on `node` at `point`, for writing or not at all. `as_made`: the kernel does not write
+/// the inode tables that mkfs left to it.
 pub(crate) async fn ext4(host: &Host, node: &Path, point: &Path, as_made: bool) -> Result<()> {
-    ensure_point(host, point).await?;
     let options = if as_made { format!("{OPTIONS},noinit_itable") } else { OPTIONS.to_owned() };
     let mounted = mount(host, node, point, Some(("ext4", options)), FLAGS).await;
-    match mounted.as_ref().err().and_then(|error| error.root_cause().downcast_ref::<Errno>()) {
+    let Err(error) = mounted else { return ensure_writable(host, point).await };
+    match error.root_cause().downcast_ref() {
         // e2fsck had nothing against it.
-        Some(Errno::EINVAL | Errno::EROFS | Errno::EOPNOTSUPP) => mounted.classify(
+        Some(Errno::EINVAL | Errno::EROFS | Errno::EOPNOTSUPP) => Err(error).classify(
             Code::DiskForeign,
             "The file system has a feature that this kernel does not know, see `dmesg`: use the image with which the disk \
              was made, or a newer one. The disk itself is in order.",
         ),
-        _ => mounted.classify(
+        _ => Err(error).classify(
             Code::DiskDamaged,
             format!("Look at `dmesg`; take a snapshot of the disk, then repair it with `e2fsck {}`.", node.display()),
         ),
     }
+}
+
+/// Unmounts a file system that the kernel has mounted for reading only.
+async fn ensure_writable(host: &Host, point: &Path) -> Result<()> {
+    if !find(host, point).await?.is_some_and(|mounted| mounted.read_only) {
+        return Ok(());
+    }
+    unmount(host, point).await?;
+    Err(anyhow!("the file system for {} can only be read", point.display()))
+        .classify(Code::DiskReadonly, format!("{READ_ONLY}; then run `{RUN_AGAIN}`."))
+}
+
+/// Refuses to go on where a mount point cannot be made: something that is no directory is in its place, or in that of a
+/// directory above it. Links above it are followed.
+pub(super) async fn check_point(host: &Host, point: &Path) -> Result<()> {
+    let parents = point.ancestors().skip(1).collect::<Vec<_>>().into_iter().rev();
+    for path in parents.chain([point]) {
+        let (found, is_followed) = (host.path(path), path != point);
+        let is_taken = blocking(move || {
+            let Some(at) = if_exists(std::fs::symlink_metadata(&found))? else { return Ok(false) };
+            Ok(!(at.is_dir() || is_followed && found.is_dir()))
+        });
+        let path = path.display();
+        if is_taken.await.with_context(|| format!("looking at {path}"))? {
+            return Err(anyhow!("{path} is not a directory, and {} is to be mounted on", point.display()))
+                .classify(Code::DiskForeign, format!("Run `sudo mv {path} {path}.before`, then `{RUN_AGAIN}`."));
+        }
+    }
+    Ok(())
 }
 
 /// Makes the directory `source` visible at `point`, too; does nothing when it already is.
@@ -163,6 +195,7 @@ pub(crate) async fn bind(host: &Host, source: &Path, point: &Path) -> Result<()>
             format!("Stop what uses it, run `umount {display_point}` and then `{RUN_AGAIN}`, or reboot the VM."),
         );
     }
+    check_point(host, point).await?;
     if !is_empty(host, point).await? {
         return Err(anyhow!("{display_point} holds files that would be hidden by the state in {display_source}"))
             .classify(
@@ -197,7 +230,7 @@ pub(crate) async fn is_empty(host: &Host, path: &Path) -> Result<bool> {
 
 /// Makes a directory to mount on, into which nobody can write while nothing is mounted: the data of a missing disk must
 /// not grow unseen on the boot disk.
-async fn ensure_point(host: &Host, point: &Path) -> Result<()> {
+pub(super) async fn ensure_point(host: &Host, point: &Path) -> Result<()> {
     if let Some(parent) = point.parent()
         && resolve(host, parent).await?.is_none()
     {

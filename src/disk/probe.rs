@@ -25,6 +25,9 @@ pub(super) const END_BYTES: u64 = 8 * MIB;
 pub(super) const UNREADABLE: &str =
     "The disk cannot be read: see `dmesg`; restore it from a snapshot or attach another one.";
 
+/// What to do about a disk at which nobody can look.
+const BUSY: &str = "The disk is in use or cannot be read: see `lsblk` and `dmesg`; nothing on it was touched.";
+
 /// What a device holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Content {
@@ -64,14 +67,14 @@ pub(super) async fn content(host: &Host, path: &Path) -> Result<Content> {
         let size = size(&file)?;
         Ok((Arc::new(file), size))
     });
-    let (file, size) = device.await.with_context(|| format!("opening {display_path} exclusively")).classify(
-        Code::DiskForeign,
-        "The disk is in use or cannot be read: see `lsblk` and `dmesg`; nothing on it was touched.",
-    )?;
+    let (file, size) = device
+        .await
+        .with_context(|| format!("opening {display_path} exclusively"))
+        .classify(Code::DiskForeign, BUSY)?;
     if size < MIN_BYTES {
         return Ok(Content::Other(format!("only {size} bytes; a data disk has at least {} MiB", MIN_BYTES / MIB)));
     }
-    let signature = signature(host, path).await?;
+    let signature = signature(host, path).await.classify(Code::DiskForeign, BUSY)?;
     let held = Arc::clone(&file);
     blocking(move || interpret(&held, size, signature))
         .await
@@ -96,6 +99,13 @@ pub(super) fn size(file: &File) -> Result<u64> {
     use std::io::Seek as _;
     let mut file = file;
     Ok(file.seek(std::io::SeekFrom::End(0))?)
+}
+
+/// The same of the file or device at `path`.
+pub(super) async fn size_of(path: &Path) -> Result<u64> {
+    let opened = path.to_owned();
+    let found = blocking(move || size(&File::open(opened)?));
+    found.await.with_context(|| format!("measuring {}", path.display()))
 }
 
 /// The signature that blkid recognises.
@@ -165,30 +175,35 @@ fn first_non_zero(file: &File, size: u64) -> Result<Option<u64>> {
     Ok(None)
 }
 
-/// Decodes the primary superblock (kernel documentation, "ext4 Data Structures and Algorithms", 4.1).
+/// Reads the primary superblock of a device of this size.
 fn read_superblock(file: &File, size: u64) -> Result<Option<Superblock>> {
     let mut bytes = [0; 1024];
     file.read_exact_at(&mut bytes, 1024)?;
+    Ok(decode_superblock(&bytes, size))
+}
+
+/// Kernel documentation, "ext4 Data Structures and Algorithms", 4.1.
+pub(super) fn decode_superblock(bytes: &[u8; 1024], size: u64) -> Option<Superblock> {
     let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
     let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let (magic, state, incompatible) = (u16_at(0x38), u16_at(0x3a), u32_at(0x60));
     let has_orphans = u32_at(0xe8) != 0 || u32_at(0x64) & 0x1_0000 != 0;
     let block_bits = u32_at(0x18).saturating_add(10);
     if magic != 0xef53 || block_bits > 16 {
-        return Ok(None);
+        return None;
     }
     let high = if incompatible & 0x80 == 0 { 0 } else { u64::from(u32_at(0x150)) };
     let blocks = high << 32 | u64::from(u32_at(0x4));
     let needed = blocks.checked_mul(1 << block_bits);
     let end = bytes[0x78..0x88].iter().position(|byte| *byte == 0).unwrap_or(16);
-    Ok(Some(Superblock {
+    Some(Superblock {
         uuid: uuid(&bytes[0x68..0x78]),
         label: String::from_utf8_lossy(&bytes[0x78..0x78 + end]).into_owned(),
         clean: state & 0b11 == 0b01 && incompatible & 0x4 == 0 && !has_orphans,
         used: u32_at(0x2c) != 0 || u16_at(0x34) != 0,
         truncated: needed.is_none_or(|needed| needed > size),
         spare: needed.map_or(0, |needed| size.saturating_sub(needed)),
-    }))
+    })
 }
 
 fn uuid(bytes: &[u8]) -> String {

@@ -12,7 +12,9 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::unistd::{Whence, lseek64};
 use rustix::process::setpriority_process;
 use tokio::sync::watch;
 
@@ -33,13 +35,14 @@ const READING_DEADLINE: Duration = Duration::from_secs(20 * 60);
 /// One read of the full reading: large enough for a network disk's throughput, short enough on a slow one.
 const CHUNK_BYTES: u64 = 4 * MIB;
 /// One sample, and the alignment of every direct read.
-const BLOCK_BYTES: u64 = 4096;
+const BLOCK_BYTES: u64 = BLOCK as u64;
+const BLOCK: usize = 4096;
+
+/// What every block is compared with.
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 /// The highest nice value.
 const LEAST_URGENT: i32 = 19;
-
-/// What a part of a read is compared with; small enough for the cache of a processor.
-static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// What is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,10 +109,13 @@ fn decide(choice: ProofChoice, size: u64, reading: Reading, pace: Pace) -> Optio
 }
 
 /// Reads the disk `node`, which nobody else may use meanwhile, as far as `choice` and its pace allow.
-pub(super) async fn read(host: &Host, node: &Path, choice: ProofChoice) -> Result<Finding> {
+///
+/// What `written` names may hold anything.
+pub(super) async fn read(host: &Host, node: &Path, choice: ProofChoice, written: Written) -> Result<Finding> {
     let (progress, mut heard) = watch::channel(None);
     let (opened, display_node, started) = (node.to_owned(), node.display(), Instant::now());
-    let reading = move || behind_the_others(|| read_until_decided(&mut Disk::open(&opened)?, choice, &progress));
+    let reading =
+        move || behind_the_others(|| read_until_decided(&mut Disk::open(&opened, written)?, choice, &progress));
     let mut work = pin!(blocking(reading));
     let finding = loop {
         tokio::select! {
@@ -224,7 +230,7 @@ fn scrambled(state: u64) -> u64 {
 /// Where a whole disk or its first partition begins: at the sectors 0, 63 and 2048.
 const BASES: [u64; 3] = [0, 63 * 512, MIB];
 
-/// Every fixed place of every format that blkid, wipefs and the kernel know, and of its copies: the ends, which hold
+/// The fixed places of the formats that blkid, wipefs and the kernel know, and of their copies: the ends, which hold
 /// all partition tables, RAID and ZFS labels and primary superblocks; the copies of ext4's, btrfs's and OCFS2's
 /// superblocks; around the quarters XFS's and NTFS's.
 fn fixed_places(size: u64) -> Vec<(u64, u64)> {
@@ -232,6 +238,7 @@ fn fixed_places(size: u64) -> Vec<(u64, u64)> {
     let btrfs = [64 * MIB, 256 * GIB];
     let ocfs2 = (0..6).map(|exponent| GIB << (2 * exponent));
     let copies = ext4_copies(size).into_iter().chain(btrfs).chain(ocfs2);
+    // Two blocks hold a copy that begins in the first of them, wherever that is.
     let copies = copies.flat_map(|offset| BASES.map(|base| (base + offset, 2 * BLOCK_BYTES)));
     let ends = [(0, END_BYTES), (size.saturating_sub(END_BYTES), END_BYTES)];
     let aligned = |(start, length): (u64, u64)| {
@@ -241,22 +248,66 @@ fn fixed_places(size: u64) -> Vec<(u64, u64)> {
     ends.into_iter().chain(quarters).chain(copies).map(aligned).filter(|(_, length)| *length > 0).collect()
 }
 
-/// Where ext4 keeps copies of its superblock, for every block size: groups 1 and the powers of 3, 5 and 7
-/// (`sparse_super`). A group has eight times as many blocks as a block has bytes.
+/// Where ext4 keeps copies of its superblock: in groups 1 and the powers of 3, 5 and 7 (`sparse_super`), or in group 1
+/// and the last one (`sparse_super2`), of which the last is left out where it is too small. A group has a block's bits
+/// of blocks, or of clusters (`bigalloc`): its bytes are a power of two, from 8 MiB on. With blocks of 1 KiB a copy
+/// begins one block later.
 fn ext4_copies(size: u64) -> Vec<u64> {
     let mut offsets = Vec::new();
-    for block in (10..=16).map(|bits| 1_u64 << bits) {
-        let group = 8 * block * block;
-        let first = if block == 1024 { block } else { 0 };
+    for group in (23..63).map(|bits| 1_u64 << bits).take_while(|group| *group < size) {
         for base in [3, 5, 7_u64] {
-            let groups = std::iter::successors(Some(1), |group: &u64| group.checked_mul(base));
-            let copies = groups.map_while(|index| index.checked_mul(group)?.checked_add(first));
+            let groups = std::iter::successors(Some(1), |index: &u64| index.checked_mul(base));
+            let copies = groups.map_while(|index| index.checked_mul(group));
             offsets.extend(copies.take_while(|offset| *offset < size));
         }
+        let last = (size - 1) / group;
+        offsets.extend([last * group, (last - 1) * group]);
     }
     offsets.sort_unstable();
     offsets.dedup();
     offsets
+}
+
+/// Blocks of a disk that we have written, or may have: by their numbers, in order.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Written(Vec<u64>);
+
+impl Written {
+    /// The blocks of `file`, from its start on, that are not all zero. A hole costs nothing.
+    pub(super) fn in_file(file: &File) -> Result<Self> {
+        let (mut blocks, mut end) = (Vec::new(), 0);
+        while let Some(start) = seek(file, end, Whence::SeekData)? {
+            end = seek(file, start, Whence::SeekHole)?.context("data without an end")?;
+            let mut buffer = [0; BLOCK];
+            for at in (start / BLOCK_BYTES * BLOCK_BYTES..end).step_by(BLOCK) {
+                let length = file.read_at(&mut buffer, at)?;
+                if buffer[..length] != ZEROS[..length] {
+                    blocks.push(at / BLOCK_BYTES);
+                }
+            }
+        }
+        Ok(Self(blocks))
+    }
+
+    /// The same with the blocks in which the bytes from `start` on lie.
+    pub(super) fn and(mut self, start: u64, length: u64) -> Self {
+        self.0.extend(start / BLOCK_BYTES..(start + length).div_ceil(BLOCK_BYTES));
+        self.0.sort_unstable();
+        self
+    }
+
+    fn has(&self, at: u64) -> bool {
+        self.0.binary_search(&(at / BLOCK_BYTES)).is_ok()
+    }
+}
+
+/// Where data or a hole begins in `file`, from `offset` on; `None`: nowhere.
+fn seek(file: &File, offset: u64, whence: Whence) -> Result<Option<u64>> {
+    match lseek64(file, offset.try_into()?, whence) {
+        Ok(found) => Ok(Some(found.try_into()?)),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(error) => Err(error).context("looking for what is written"),
+    }
 }
 
 /// A disk that is read past the page cache: what the cache would give up for it is needed by the other stages.
@@ -264,28 +315,32 @@ struct Disk {
     file: File,
     size: u64,
     buffer: Vec<u8>,
+    written: Written,
 }
 
 impl Disk {
-    fn open(node: &Path) -> Result<Self> {
+    fn open(node: &Path, written: Written) -> Result<Self> {
         let open = |flags: OFlag| File::options().read(true).custom_flags(flags.bits()).open(node);
         // Not every file system that holds a test's image can do direct reads.
         let file = open(OFlag::O_EXCL | OFlag::O_DIRECT).or_else(|_| open(OFlag::O_EXCL))?;
         let size = probe::size(&file)?;
-        Ok(Self { file, size, buffer: vec![0; usize::try_from(CHUNK_BYTES + BLOCK_BYTES)?] })
+        let buffer = vec![0; usize::try_from(CHUNK_BYTES + BLOCK_BYTES)?];
+        Ok(Self { file, size, buffer, written })
     }
 
+    /// The first byte that is not zero, but for what is written.
     fn first_non_zero(&mut self, start: u64, length: u64) -> Result<Option<u64>> {
         // Direct reads go to aligned memory only.
-        let aligned = self.buffer.as_ptr().align_offset(usize::try_from(BLOCK_BYTES)?);
+        let aligned = self.buffer.as_ptr().align_offset(BLOCK);
         let (mut at, end) = (start, start + length);
         while at < end {
             let step = usize::try_from(CHUNK_BYTES.min(end - at))?;
             let chunk = &mut self.buffer[aligned..aligned + step];
             self.file.read_exact_at(chunk, at).with_context(|| format!("at offset {at}"))?;
-            let is_zero = chunk.chunks(ZEROS.len()).all(|part| *part == ZEROS[..part.len()]);
-            if !is_zero {
-                return Ok(chunk.iter().position(|byte| *byte != 0).map(|index| at + index as u64));
+            let mut blocks = chunk.chunks(BLOCK).zip((at..).step_by(BLOCK));
+            let found = blocks.find(|(block, at)| **block != ZEROS[..block.len()] && !self.written.has(*at));
+            if let Some((block, at)) = found {
+                return Ok(block.iter().position(|byte| *byte != 0).map(|index| at + index as u64));
             }
             at += step as u64;
         }

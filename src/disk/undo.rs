@@ -1,15 +1,18 @@
 //! The way back from a format: what mkfs overwrote, kept on the boot disk for a week.
 //!
-//! It takes back mkfs alone. So the kernel writes no inode tables in that week. What people wrote since is not in it.
+//! It takes back mkfs alone. So the kernel writes no inode tables in that week. What people wrote since is not in it. A
+//! note beside it says of which file system it is: written to another one it would destroy that.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
 
+use super::probe;
 use crate::error::{Classify as _, Code, RUN_AGAIN};
-use crate::host::{Host, blocking, if_exists, remove_if_exists, sync_dir};
-use crate::paths::{BOOT_DISK_DIR, MKFS_UNDO};
+use crate::host::{Access, Host, blocking, if_exists, remove_if_exists};
+use crate::paths::{BOOT_DISK_DIR, MKFS_UNDO, MKFS_UNDO_UUID};
 use crate::text::{GIB, MIB};
 
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -21,34 +24,43 @@ const MAX_BYTES: u64 = 64 * MIB;
 
 const E2UNDO_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Where mkfs shall keep what it overwrites on a disk of `size` bytes; `None`: nowhere. An earlier file gives way.
-pub(super) async fn begin(host: &Host, size: u64) -> Result<Option<PathBuf>> {
-    let undo = host.path(MKFS_UNDO);
-    let (removed, directory) = (undo.clone(), host.path(BOOT_DISK_DIR));
-    let free = blocking(move || {
-        remove_if_exists(&removed)?;
+/// Refuses a format of the disk `node` for whose way back there is no room. An earlier file will give way.
+pub(super) async fn check_room(host: &Host, node: &Path) -> Result<()> {
+    host.ensure_dir(BOOT_DISK_DIR, Access::root(0o700)).await?;
+    let (undo, directory) = (host.path(MKFS_UNDO), host.path(BOOT_DISK_DIR));
+    let room = blocking(move || {
         let boot_disk = nix::sys::statvfs::statvfs(&directory).context("asking for the room on the boot disk")?;
-        Ok(boot_disk.fragment_size() * boot_disk.blocks_available())
+        let earlier = if_exists(std::fs::metadata(undo))?.map_or(0, |found| found.blocks() * 512);
+        Ok(boot_disk.fragment_size() * boot_disk.blocks_available() + earlier)
     });
-    let free = free.await?;
-    if size > MAX_DISK_BYTES {
-        return Ok(None);
-    }
-    if free < MAX_BYTES {
+    if room.await? < MAX_BYTES && is_for(node).await? {
         return Err(anyhow!("the boot disk has no room for what a format overwrites ({} MiB)", MAX_BYTES / MIB))
             .classify(Code::NoSpace, format!("Make room in {BOOT_DISK_DIR}, then run `{RUN_AGAIN}`."));
     }
-    Ok(Some(undo))
+    Ok(())
 }
 
-/// Makes the file durable; the disk must not be mounted before.
-pub(super) async fn complete(host: &Host, undo: PathBuf) -> Result<()> {
-    let directory = host.path(BOOT_DISK_DIR);
-    let synced = blocking(move || {
-        std::fs::File::open(&undo)?.sync_all()?;
-        sync_dir(&directory)
-    });
-    synced.await.with_context(|| format!("syncing {MKFS_UNDO}"))
+/// Where mkfs shall keep what it overwrites on the disk `node`; `None`: nowhere. An earlier file gives way.
+pub(super) async fn begin(host: &Host, node: &Path) -> Result<Option<PathBuf>> {
+    let undo = host.path(MKFS_UNDO);
+    for removed in [host.path(MKFS_UNDO_UUID), undo.clone()] {
+        blocking(move || remove_if_exists(&removed)).await?;
+    }
+    check_room(host, node).await?;
+    Ok(is_for(node).await?.then_some(undo))
+}
+
+async fn is_for(node: &Path) -> Result<bool> {
+    Ok(probe::size_of(node).await? <= MAX_DISK_BYTES)
+}
+
+/// Makes the file durable, and with it of which file system it is; the disk must not be mounted before.
+pub(super) async fn complete(host: &Host, undo: &Path, uuid: &str) -> Result<()> {
+    let undo = undo.to_owned();
+    let synced = blocking(move || Ok(std::fs::File::open(undo)?.sync_all()?));
+    synced.await.with_context(|| format!("syncing {MKFS_UNDO}"))?;
+    // This syncs the directory, too.
+    host.ensure_file(MKFS_UNDO_UUID, format!("{uuid}\n"), Access::root(0o600)).await.map(drop)
 }
 
 /// Takes back a format that was cut, as far as its file goes: the next one keeps what was there before both.
@@ -69,6 +81,7 @@ pub(super) async fn is_kept(host: &Host) -> Result<bool> {
     let is_kept = is_fresh(found.modified()?, SystemTime::now());
     if !is_kept {
         host.remove_file(MKFS_UNDO).await?;
+        host.remove_file(MKFS_UNDO_UUID).await?;
     }
     Ok(is_kept)
 }

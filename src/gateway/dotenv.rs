@@ -1,10 +1,13 @@
 //! `.env` in the state directory: the one place of secrets at rest. The gateway loads it, and `docker inspect` does not
 //! show it.
 
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
+
 use anyhow::{Result, anyhow};
 
 use crate::error::{Classify as _, Code};
-use crate::secret::Secret;
+use crate::secret::{Secret, is_secret};
 
 /// The file's name.
 pub(super) const FILE: &str = ".env";
@@ -18,13 +21,22 @@ pub(super) const KEPT_TOKEN_VARIABLE: &str = "OPENCLAW_INIT_KEPT_TOKEN";
 /// The variable that unlocks `gog`'s keyring; a new one would make the stored logins unreadable.
 pub(super) const KEYRING_VARIABLE: &str = "GOG_KEYRING_PASSWORD";
 
+/// The end of a line that this program wrote for an attribute, and removes with it. The last line of a name counts: a
+/// line of the user's above it stays, and counts again without the attribute.
+const OURS: &str = " # openclaw-init";
+
+/// More secrets than anybody has: each costs a pass over every message.
+const SECRETS_LIMIT: usize = 1000;
+
 /// The lines of a `.env` file, as the `dotenv` package of npm reads them.
 pub(super) struct EnvFile {
     lines: Vec<String>,
 }
 
 impl EnvFile {
+    /// A carriage return ends a line, alone or before a line feed.
     pub(super) fn parse(text: &str) -> Self {
+        let text = text.replace("\r\n", "\n").replace('\r', "\n");
         Self { lines: text.lines().map(str::to_owned).collect() }
     }
 
@@ -34,12 +46,52 @@ impl EnvFile {
         if value.is_empty() { None } else { Some(Secret::new(value)) }
     }
 
+    /// The value of `key` in the line that was written for an attribute.
+    pub(super) fn ours(&self, key: &str) -> Option<Secret> {
+        self.lines.iter().filter(|line| line.ends_with(OURS)).find_map(|line| value_of(line, key)).map(Secret::new)
+    }
+
+    /// Makes the lines for attributes these, each the last of its name; every other line stays as it is, and so does
+    /// one whose name is `referred` to.
+    pub(super) fn set_ours(&mut self, values: &BTreeMap<String, Secret>, referred: &HashSet<String>) -> Result<()> {
+        self.keep_ours(|name| values.contains_key(name) || referred.contains(name));
+        for (name, value) in values {
+            let line = format!("{name}={}{OURS}", quoted(value.expose()).map_err(|what| anyhow!("{name} {what}"))?);
+            let last = self.lines.iter().rev().find(|line| value_of(line, name).is_some());
+            if last != Some(&line) {
+                self.lines.retain(|line| !is_ours(line, name));
+                self.lines.push(line);
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves of the lines for attributes only those whose names are kept; true when another was there.
+    pub(super) fn keep_ours(&mut self, is_kept: impl Fn(&str) -> bool) -> bool {
+        let before = self.lines.len();
+        self.lines.retain(|line| !(line.ends_with(OURS) && line.contains('=')) || is_kept(name_of(line)));
+        self.lines.len() != before
+    }
+
+    fn our_lines(&self) -> impl Iterator<Item = &str> {
+        self.lines.iter().map(String::as_str).filter(|line| line.ends_with(OURS))
+    }
+
+    /// The values that are secret: those in lines for attributes, and those whose names say so.
+    pub(super) fn secrets(&self) -> Vec<Secret> {
+        let ours = self.our_lines().filter_map(|line| value_of(line, name_of(line)));
+        let named = self.variables().filter(|(name, value)| is_secret(name, value)).map(|(_, value)| value);
+        ours.chain(named).take(SECRETS_LIMIT).map(Secret::new).collect()
+    }
+
     /// Makes `key` have `value`, in one line; every other line stays as it is.
     pub(super) fn set(&mut self, key: &str, value: &Secret) -> Result<()> {
         if self.get(key).as_ref() == Some(value) {
             return Ok(());
         }
-        let line = format!("{key}={}", quoted(key, value.expose())?);
+        let quoted = quoted(value.expose()).map_err(|what| anyhow!("the value of {key} {what}"));
+        let remedy = "Set openclaw-gateway-token to a token of letters and digits.";
+        let line = format!("{key}={}", quoted.classify(Code::ConfigInvalid, remedy)?);
         self.lines.retain(|line| value_of(line, key).is_none());
         self.lines.push(line);
         Ok(())
@@ -51,9 +103,9 @@ impl EnvFile {
     }
 
     /// Every name with its value, each line by itself.
-    pub(super) fn variables(&self) -> impl Iterator<Item = (&str, &str)> {
+    fn variables(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
         self.lines.iter().filter_map(|line| {
-            let name = line.split('=').next()?.trim().trim_start_matches("export ").trim();
+            let name = name_of(line);
             Some((name, value_of(line, name)?))
         })
     }
@@ -64,7 +116,16 @@ impl EnvFile {
     }
 }
 
-fn value_of<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+fn name_of(line: &str) -> &str {
+    let name = line.split('=').next().unwrap_or_default().trim();
+    name.strip_prefix("export ").unwrap_or(name).trim()
+}
+
+fn is_ours(line: &str, key: &str) -> bool {
+    line.ends_with(OURS) && value_of(line, key).is_some()
+}
+
+fn value_of<'a>(line: &'a str, key: &str) -> Option<Cow<'a, str>> {
     let line = line.trim_start();
     let line = line.strip_prefix("export ").map_or(line, str::trim_start);
     let value = line.strip_prefix(key)?.trim_start().strip_prefix('=')?.trim();
@@ -72,20 +133,37 @@ fn value_of<'a>(line: &'a str, key: &str) -> Option<&'a str> {
         if let Some(rest) = value.strip_prefix(quote)
             && let Some(end) = rest.rfind(quote)
         {
-            return Some(&rest[..end]);
+            let value = &rest[..end];
+            let has_escapes = quote == '"' && value.contains('\\');
+            return Some(if has_escapes {
+                value.replace("\\n", "\n").replace("\\r", "\r").into()
+            } else {
+                value.into()
+            });
         }
     }
-    Some(value.split('#').next().unwrap_or_default().trim_end())
+    Some(value.split('#').next().unwrap_or_default().trim_end().into())
 }
 
-fn quoted(key: &str, value: &str) -> Result<String> {
-    if value.chars().all(|c| c.is_ascii_alphanumeric() || "-_./+=:@%".contains(c)) {
-        Ok(value.to_owned())
-    } else if value.contains('\'') || value.chars().any(char::is_control) {
-        Err(anyhow!("the value of {key} has an apostrophe or a control character"))
-            .classify(Code::ConfigInvalid, "Set openclaw-gateway-token to a token of letters and digits.")
-    } else {
-        Ok(format!("'{value}'"))
+/// As `dotenv` reads it; else what is wrong with it. Only double quotes can hold line breaks, and they hold no
+/// backslash that means itself. A backslash before the last quote would hide that one.
+pub(super) fn quoted(value: &str) -> Result<String, &'static str> {
+    let has_breaks = value.contains('\n');
+    let has_control = value.chars().any(|c| c.is_control() && c != '\n');
+    let fits = |quote: &char| match quote {
+        '"' => !value.contains(['"', '\\']),
+        quote => !has_breaks && !value.contains(*quote) && !value.ends_with('\\'),
+    };
+    if has_control {
+        return Err("has a control character");
+    }
+    if !value.is_empty() && value.chars().all(|c| c.is_ascii_alphanumeric() || "-_./+=:@%".contains(c)) {
+        return Ok(value.to_owned());
+    }
+    match ['\'', '`', '"'].iter().find(|quote| fits(quote)) {
+        Some(quote) => Ok(format!("{quote}{}{quote}", value.replace('\n', "\\n"))),
+        None if has_breaks => Err("has line breaks beside quotation marks or backslashes"),
+        None => Err("has quotation marks of every kind, or ends with a backslash"),
     }
 }
 
@@ -110,7 +188,7 @@ mod tests {
         env.set(TOKEN_VARIABLE, &secret("n#w")).unwrap();
         assert_eq!(env.text(), "# mine\nOPENAI_API_KEY=\"x y\"\nEMPTY=\nOPENCLAW_GATEWAY_TOKEN='n#w'\n");
         assert_eq!(env.get(TOKEN_VARIABLE), Some(secret("n#w")));
-        assert!(env.set(TOKEN_VARIABLE, &secret("a'b")).is_err());
+        assert!(env.set(TOKEN_VARIABLE, &secret("a\u{1b}b")).is_err());
         env.remove(TOKEN_VARIABLE);
         assert_eq!(env.text(), "# mine\nOPENAI_API_KEY=\"x y\"\nEMPTY=\n");
     }
@@ -121,12 +199,83 @@ mod tests {
             ("K=v", Some("v")),
             ("  K = v # comment", Some("v")),
             ("K=\"a # b\" # comment", Some("a # b")),
+            ("K=\"a\\nb\"", Some("a\nb")),
+            ("K='a\\nb' # openclaw-init", Some("a\\nb")),
             ("KEY=v", None),
             ("# K=v", None),
             ("K", None),
         ];
         for (line, value) in cases {
-            assert_eq!(value_of(line, "K"), value, "{line}");
+            assert_eq!(value_of(line, "K").as_deref(), value, "{line}");
+        }
+    }
+
+    /// Every line was read with `dotenv` 18.0.10 of npm, too.
+    #[test]
+    fn a_value_is_quoted_so_that_dotenv_reads_it() {
+        #[rustfmt::skip]
+        let cases = [
+            ("plain+/=", Ok("plain+/=")),
+            ("it has \"# and `", Ok("'it has \"# and `'")),
+            ("it's", Ok("`it's`")),
+            ("it's `so`", Ok("\"it's `so`\"")),
+            ("-----BEGIN KEY-----\nAb+/=\n-----END KEY-----", Ok("\"-----BEGIN KEY-----\\nAb+/=\\n-----END KEY-----\"")),
+            ("{\"a\": 1}", Ok("'{\"a\": 1}'")),
+            ("a\\nb", Ok("'a\\nb'")),
+            ("$HOME", Ok("'$HOME'")),
+            (" spaced ", Ok("' spaced '")),
+            ("{\n\"a\": 1}", Err("line breaks")),
+            ("a\\\nb", Err("line breaks")),
+            ("end\\", Err("backslash")),
+            ("'`\"", Err("quotation marks")),
+            ("a\0b", Err("control")),
+            ("a\r\nb", Err("control")),
+        ];
+        for (value, expected) in cases {
+            match (quoted(value), expected) {
+                (Ok(line), Ok(expected)) => {
+                    assert_eq!(line, expected);
+                    assert_eq!(value_of(&format!("K={line}{OURS}"), "K").as_deref(), Some(value), "{line}");
+                }
+                (Err(what), Err(word)) => assert!(what.contains(word), "{what}"),
+                (found, _) => panic!("{value:?}: {found:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn lines_for_attributes_come_and_go_and_a_users_line_counts_again() {
+        let values =
+            |pairs: &[(&str, &str)]| pairs.iter().map(|(name, value)| ((*name).to_owned(), secret(value))).collect();
+        let mut env = EnvFile::parse("A=mine\n# a remark\nB=other\n");
+        env.set_ours(&values(&[("A", "one"), ("C", "t w o")]), &HashSet::new()).unwrap();
+        let both = "A=mine\n# a remark\nB=other\nA=one # openclaw-init\nC='t w o' # openclaw-init\n";
+        assert_eq!(env.text(), both);
+        assert_eq!((env.get("A"), env.ours("A"), env.ours("B")), (Some(secret("one")), Some(secret("one")), None));
+        assert_eq!(env.secrets(), [secret("one"), secret("t w o")]);
+        env.set_ours(&values(&[("A", "one"), ("C", "t w o")]), &HashSet::new()).unwrap();
+        assert_eq!(env.text(), both, "nothing is to be done");
+        let mut env = EnvFile::parse(&format!("{both}A=later\n"));
+        env.set_ours(&values(&[("A", "one")]), &HashSet::new()).unwrap();
+        assert_eq!(env.text(), "A=mine\n# a remark\nB=other\nA=later\nA=one # openclaw-init\n", "the last one counts");
+        let before = env.text();
+        env.set_ours(&values(&[]), &HashSet::from(["A".to_owned()])).unwrap();
+        assert_eq!(env.text(), before, "openclaw.json refers to it");
+        env.set_ours(&values(&[]), &HashSet::new()).unwrap();
+        assert_eq!((env.get("A"), env.secrets()), (Some(secret("later")), Vec::new()));
+        assert_eq!(EnvFile::parse("A_KEY=\"canary\\n\"\n").secrets(), [secret("canary\n")], "its name says so");
+        assert!(
+            env.set_ours(&values(&[("A", "\u{7}")]), &HashSet::new())
+                .is_err_and(|error| !error.to_string().contains('\u{7}'))
+        );
+    }
+
+    #[test]
+    fn lines_end_as_the_gateway_ends_them() {
+        for text in ["A=1\nB=2\n", "A=1\r\nB=2\r\n", "A=1\rB=2\r", "A=1\r\r\nB=2", "A=1\n\rB=2\r\r"] {
+            let env = EnvFile::parse(text);
+            assert_eq!((env.get("A"), env.get("B")), (Some(secret("1")), Some(secret("2"))), "{text:?}");
+            assert_eq!(EnvFile::parse(&env.text()).text(), env.text(), "{text:?}");
         }
     }
 
@@ -143,7 +292,7 @@ mod tests {
             prop_assert!(env.variables().all(|(name, _)| !name.contains('=')));
             let secret = Secret::new(value.clone());
             if env.set("K", &secret).is_err() {
-                prop_assert!(value.contains(char::is_control));
+                prop_assert!(quoted(&value).is_err());
                 return Ok(());
             }
             let written = EnvFile::parse(&env.text());

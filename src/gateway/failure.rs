@@ -20,18 +20,6 @@ const EXIT_ABORTED: i64 = 134;
 const CERTAIN_ENDS: usize = 2;
 const LOOP_ENDS: usize = 3;
 
-/// How to run a command of a gateway that does not start.
-macro_rules! one_off {
-    ($command:literal) => {
-        concat!(
-            "`sudo docker run --rm --volumes-from openclaw-gateway \"$(sudo docker inspect -f '{{.Config.Image}}' ",
-            "openclaw-gateway)\" node openclaw.mjs ",
-            $command,
-            "`"
-        )
-    };
-}
-
 /// Words of the gateway's log (2026.9.6 and before), the code that they mean, and what to do. The first one counts.
 const CAUSES: &[(&str, Code, &str)] = &[
     (
@@ -78,10 +66,8 @@ const CAUSES: &[(&str, Code, &str)] = &[
     (
         "ession store requires migration",
         Code::GatewayRefused,
-        concat!(
-            "Its sessions are in an older form that it does not import by itself: ",
-            one_off!("doctor --session-sqlite import --session-sqlite-all-agents"),
-        ),
+        "Its sessions are in an older form that it does not import by itself: `sudo openclaw-init cli doctor \
+         --session-sqlite import --session-sqlite-all-agents`",
     ),
     (
         "uses newer schema version",
@@ -111,10 +97,8 @@ const CAUSES: &[(&str, Code, &str)] = &[
     (
         "doctor --fix",
         Code::GatewayRefused,
-        concat!(
-            "If openclaw.json is right, let the gateway repair its state: ",
-            one_off!("doctor --fix --non-interactive")
-        ),
+        "If openclaw.json is right, let the gateway repair its state: `sudo openclaw-init cli doctor --fix \
+         --non-interactive`",
     ),
 ];
 
@@ -298,11 +282,11 @@ mod tests {
             (&refused, "tailscale serve/funnel requires gateway bind=loopback (127.0.0.1)", Code::GatewayRefused, "gateway.tailscale.mode to off"),
             (&refused, "Refusing to bind gateway to lan without auth.", Code::GatewayRefused, "gateway.auth.mode to token"),
             (&looping, "gateway tls: cert/key missing", Code::GatewayRefused, "certPath and keyPath"),
-            (&refused, sessions, Code::GatewayRefused, "--session-sqlite-all-agents"),
+            (&refused, sessions, Code::GatewayRefused, "openclaw-init cli doctor --session-sqlite import"),
             (&refused, "uses newer schema version 18; this build supports 15", Code::GatewayRefused, "openclaw-version"),
             (&refused, "Error: EACCES: permission denied, mkdir '/home/node/.openclaw/state'", Code::GatewayRefused, "chown"),
             (&refused, "write ENOSPC. Run `openclaw doctor --fix`", Code::NoSpace, "df -h"),
-            (&refused, "Config invalid. Run: openclaw doctor --fix", Code::GatewayRefused, "doctor --fix --non-interactive"),
+            (&refused, "Config invalid. Run: openclaw doctor --fix", Code::GatewayRefused, "openclaw-init cli doctor --fix --non-interactive"),
             (&refused, "Missing config", Code::GatewayRefused, "openclaw.json as its last lines say"),
             (&looping, "TypeError: x is not a function", Code::GatewayNotReady, "docker logs"),
             (&late, heap, Code::GatewayNotReady, "docker logs"),

@@ -48,6 +48,14 @@ pub async fn container(host: &Host, engine: &Engine) -> Result<Container> {
     })
 }
 
+/// When the container last started, or ended if it does not run.
+pub async fn changed_at(engine: &Engine) -> Result<Option<Timestamp>> {
+    let state = inspect(engine, NAME).await?.and_then(|found| found.state).unwrap_or_default();
+    let at = if state.running == Some(true) { state.started_at } else { state.finished_at };
+    // The engine's word for never.
+    Ok(at.and_then(|at| at.parse().ok()).filter(|at| *at > Timestamp::UNIX_EPOCH))
+}
+
 fn judge(found: &ContainerInspectResponse) -> Container {
     let state = found.state.clone().unwrap_or_default();
     match state.status.unwrap_or(Status::EMPTY) {

@@ -11,7 +11,7 @@ use futures_util::StreamExt as _;
 use serde_json::Value;
 
 use super::spec::CONFIG;
-use super::{NAME, inspect, logs, secrets};
+use super::{NAME, PROGRAM, inspect, logs, secrets};
 use crate::docker::Engine;
 use crate::host::Host;
 use crate::secret::Redaction;
@@ -40,7 +40,7 @@ pub async fn native_backup(host: &Host, engine: &Engine, data: &DataDir) -> Resu
     let variables = inspect(engine, NAME).await?.and_then(|container| container.config?.env).unwrap_or_default();
     let secrets = secrets::redaction(host, data, &variables).await?;
     let file = format!("{CONFIG}/{FILE}");
-    let command = ["node", "openclaw.mjs", "backup", "create", "--output", &file, "--verify", "--json"];
+    let command = [&PROGRAM[..], &["backup", "create", "--output", &file, "--verify", "--json"]].concat();
     let work = exec(engine, &command);
     let (code, output) = tokio::time::timeout(TIMEOUT, work)
         .await
@@ -99,9 +99,13 @@ async fn exec(engine: &Engine, command: &[&str]) -> Result<(i64, Output)> {
             printed.push(&part.with_context(doing)?).with_context(doing)?;
         }
     }
-    let ended = client.inspect_exec(&exec).await.with_context(doing)?;
-    let code = ended.exit_code.ok_or_else(|| anyhow!("the engine does not say how it ended"));
-    Ok((code.with_context(doing)?, printed))
+    Ok((exit_code(engine, &exec).await.with_context(doing)?, printed))
+}
+
+/// How a command in the gateway's container ended.
+pub(super) async fn exit_code(engine: &Engine, exec: &str) -> Result<i64> {
+    let ended = engine.client.inspect_exec(exec).await?;
+    ended.exit_code.ok_or_else(|| anyhow!("the engine does not say how it ended"))
 }
 
 #[cfg(test)]

@@ -10,43 +10,99 @@ use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::merge::{lists_of_models, paths};
 use super::secrets::Secrets;
 use super::spec::Inputs;
 use super::{Gateway, logs};
 use crate::docker::{Engine, is_missing};
-use crate::error::{Classify as _, Code, RUN_AGAIN};
-use crate::host::Host;
-use crate::paths::STATE_ALIAS;
+use crate::error::{Classify as _, Code, RUN_AGAIN, what};
+use crate::host::{Access, Host, remove_if_exists, write_in_memory};
+use crate::paths::{SETTINGS_PATCH, STATE_ALIAS};
+use crate::secret::Redaction;
 
 /// The name of the container; one at a time.
-const NAME: &str = "openclaw-one-off";
+pub(super) const NAME: &str = "openclaw-one-off";
 
 /// A command of the gateway takes 4 s on two free cores, ten times that on a busy shared one.
 const TIMEOUT: Duration = Duration::from_secs(180);
 
-/// Sets values in an existing `openclaw.json` with the image's own `config set`, which keeps the rest of the file. The
-/// gateway must not run.
-pub(super) async fn set(gateway: &Gateway<'_>, inputs: &Inputs<'_>, secrets: &Secrets, edits: &[Value]) -> Result<()> {
+/// What the tool says of a change that a running gateway applies by itself (2026.8.2 and later). After any other words
+/// it is restarted.
+const LIVE: [&str; 2] = ["without restarting the gateway", "No gateway restart needed"];
+
+/// What it says when it writes a file that had comments.
+const COMMENTS: &str = "strip JSON5 comments";
+
+/// What it says when somebody else wrote the file meanwhile.
+const CHANGED: &str = "config file changed while this command was writing";
+
+/// How often an edit is tried beside somebody who writes the file.
+const PATCH_TRIES: usize = 3;
+
+/// What an edit means for a gateway that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Edited {
+    /// Nothing, or it applies the change by itself.
+    Live,
+    /// It must be restarted.
+    ForNextStart,
+}
+
+impl Edited {
+    fn of(said: &str) -> Self {
+        if LIVE.iter().any(|words| said.contains(words)) { Self::Live } else { Self::ForNextStart }
+    }
+}
+
+/// Edits an existing `openclaw.json` with the image's own `config patch`, which checks the whole file before it writes
+/// it, and keeps the rest. The gateway may run. [`Code::GatewayRefused`]: the tool did not write, and never will.
+pub(super) async fn patch(
+    gateway: &Gateway<'_>,
+    inputs: &Inputs<'_>,
+    secrets: &Secrets,
+    edits: &Value,
+) -> Result<Edited> {
+    let host = gateway.host;
     let setting = format!("setting {} in openclaw.json", paths(edits));
-    gateway.host.progress(&setting);
-    let batch = Value::from(edits.to_vec()).to_string();
-    let body = inputs.one_off(&["config", "set", "--batch-json", &batch]);
-    run(gateway.engine, body, secrets, TIMEOUT).await.context(setting)
+    host.progress(&setting);
+    // For the container's user alone: it may hold credentials.
+    write_in_memory(&host.path(SETTINGS_PATCH), edits.to_string().as_bytes(), Access::gateway(0o400))?;
+    let mut tries = 1..PATCH_TRIES;
+    let ran = loop {
+        let body = inputs.patch(&lists_of_models(edits));
+        match run(gateway.engine, body, &secrets.redaction, TIMEOUT).await {
+            Err(error) if what(&error).contains(CHANGED) => {
+                if tries.next().is_none() {
+                    let remedy = format!("Something keeps writing it: find out what, then run `{RUN_AGAIN}`.");
+                    break Err(error).classify(Code::GatewayNotReady, remedy);
+                }
+            }
+            ran => break ran,
+        }
+    };
+    remove_if_exists(&host.path(SETTINGS_PATCH))?;
+    let said = ran.context(setting)?;
+    if said.contains(COMMENTS) {
+        host.warn("openclaw.json had comments: the gateway's own tool, which changed it, does not keep them");
+    }
+    Ok(if takes_origins_away(edits) { Edited::ForNextStart } else { Edited::of(&said) })
 }
 
-/// The names of the values that `edits` set.
-pub(super) fn paths(edits: &[Value]) -> String {
-    edits.iter().filter_map(|edit| edit["path"].as_str()).collect::<Vec<_>>().join(", ")
+/// A gateway that runs cannot do that: without origins it reloads nothing of the change (measured, 2026.9.6).
+fn takes_origins_away(edits: &Value) -> bool {
+    let places = ["/gateway", "/gateway/controlUi", "/gateway/controlUi/allowedOrigins"];
+    places.iter().any(|place| edits.pointer(place).is_some_and(Value::is_null))
 }
 
-/// Runs it to its end. [`Code::GatewayRefused`]: it failed. [`Code::GatewayNotReady`]: it did not end within
-/// `timeout`, for which a busy machine may be at fault. The error has its last lines, without secrets.
+/// Runs it to its end and returns what it printed. [`Code::GatewayRefused`]: it failed. [`Code::GatewayNotReady`]: it
+/// did not end within `timeout`, for which a busy machine may be at fault. The error has its last lines, without
+/// secrets.
 pub(super) async fn run(
     engine: &Engine,
     body: ContainerCreateBody,
-    secrets: &Secrets,
+    secrets: &Redaction,
     timeout: Duration,
-) -> Result<()> {
+) -> Result<String> {
     let options = CreateContainerOptionsBuilder::default().name(NAME).build();
     engine.client.create_container(Some(options), body).await.with_context(|| format!("creating container {NAME}"))?;
     let outcome = finish(engine, secrets, timeout).await;
@@ -54,7 +110,7 @@ pub(super) async fn run(
     outcome
 }
 
-async fn finish(engine: &Engine, secrets: &Secrets, timeout: Duration) -> Result<()> {
+async fn finish(engine: &Engine, secrets: &Redaction, timeout: Duration) -> Result<String> {
     engine.client.start_container(NAME, None).await.with_context(|| format!("starting container {NAME}"))?;
     let client = engine.client.clone().with_timeout(timeout);
     let mut end = client.wait_container(NAME, None);
@@ -70,8 +126,9 @@ async fn finish(engine: &Engine, secrets: &Secrets, timeout: Duration) -> Result
             );
         }
     };
+    let said = logs::read(engine, NAME, Timestamp::UNIX_EPOCH).await;
     if code != 0 {
-        let lines = logs::last_lines(&logs::read(engine, NAME, Timestamp::UNIX_EPOCH).await, &secrets.redaction);
+        let lines = logs::last_lines(&said, secrets);
         return Err(anyhow!("it ended with exit code {code}: {lines}")).classify(
             Code::GatewayRefused,
             format!(
@@ -80,7 +137,7 @@ async fn finish(engine: &Engine, secrets: &Secrets, timeout: Duration) -> Result
             ),
         );
     }
-    Ok(())
+    Ok(said)
 }
 
 /// Removes the container of a run that was cut: it may still be at work on the state.
@@ -92,7 +149,7 @@ pub(super) async fn remove_leftover(host: &Host, engine: &Engine) -> Result<()> 
 }
 
 /// Removes the container, killing it: it holds no state. True when there was one.
-async fn remove(engine: &Engine) -> Result<bool> {
+pub(super) async fn remove(engine: &Engine) -> Result<bool> {
     let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
     match engine.client.remove_container(NAME, Some(options)).await {
         Ok(()) => Ok(true),

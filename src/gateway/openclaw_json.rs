@@ -1,13 +1,14 @@
 //! `openclaw.json`: JSON5, the user's own. This program reads it; only the gateway's own tools write it.
 
+use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::document;
 use super::dotenv::TOKEN_VARIABLE;
-use crate::config::GatewayConfig;
+use crate::config::{self, GatewayConfig};
+use crate::document;
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Access, Host, blocking, set_access, untrusted};
 use crate::secret::Secret;
@@ -67,27 +68,44 @@ pub(super) async fn ensure_access(host: &Host, data: &DataDir) -> Result<bool> {
     Ok(changed)
 }
 
-/// Makes the file of a state that has none: the entries of [`missing`], by their paths. Any existing file is left to
-/// the gateway's own tools.
-pub(super) async fn create(host: &Host, data: &DataDir, edits: &[Value]) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(&document(edits)).context("writing the first openclaw.json")?;
+/// Makes the file of a state that has none. Any existing file is left to the gateway's own tools.
+pub(super) async fn create(host: &Host, data: &DataDir, document: &Value) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(document).context("writing the first openclaw.json")?;
     text.push('\n');
+    replace(host, data, text).await
+}
+
+/// Puts this text in the place of the file's, whole or not at all.
+pub(super) async fn replace(host: &Host, data: &DataDir, text: String) -> Result<()> {
     host.ensure_file(data.state.join(FILE), text, ACCESS).await.map(drop)
 }
 
-/// The object in which each `path` has its `value`.
-fn document(edits: &[Value]) -> Value {
-    let mut document = json!({});
-    for edit in edits {
-        let path = edit["path"].as_str().unwrap_or_default().split('.');
-        *path.fold(&mut document, |place, key| &mut place[key]) = edit["value"].clone();
-    }
-    document
+/// The file's text, empty when there is none.
+pub(super) async fn text(host: &Host, data: &DataDir) -> Result<String> {
+    Ok(untrusted::read(host, &data.state, FILE).await?.unwrap_or_default())
 }
 
-/// What must be added for the gateway to start and its Control UI to be usable: the entries of a
-/// `config set --batch-json`, empty when nothing is missing. A value that the user chose is never touched.
-pub(super) fn missing(document: Option<&Value>, config: &GatewayConfig) -> Vec<Value> {
+/// The names in it that are written `${NAME}`; none when it cannot be read.
+pub(super) async fn references(host: &Host, data: &DataDir) -> HashSet<String> {
+    let text = text(host, data).await.unwrap_or_default();
+    text.split("${").skip(1).filter_map(|rest| Some(rest.split_once('}')?.0.to_owned())).collect()
+}
+
+/// Whether parts of it are in other files, at the top or on the way to `path`: only the gateway can merge them.
+pub(super) fn has_include(document: &Value, path: &[impl AsRef<str>]) -> bool {
+    let mut place = document;
+    for key in path.iter().map(AsRef::as_ref) {
+        if place.get("$include").is_some() {
+            return true;
+        }
+        place = place.get(key).unwrap_or(&Value::Null);
+    }
+    false
+}
+
+/// What must be added for the gateway to start and its Control UI to be usable, as paths and values: empty when nothing
+/// is missing. A value that the user chose is never touched.
+pub(super) fn missing(document: Option<&Value>, config: &GatewayConfig) -> Vec<(Vec<String>, Value)> {
     let empty = json!({});
     let document = document.unwrap_or(&empty);
     let includes = |value: &Value| value.get("$include").is_some();
@@ -99,9 +117,9 @@ pub(super) fn missing(document: Option<&Value>, config: &GatewayConfig) -> Vec<V
     let mut edits = Vec::new();
     // Only the mode is needed: the command line says the rest, and an edit costs the user's comments.
     if gateway.get("mode").is_none() {
-        edits.push(json!({"path": "gateway.mode", "value": "local"}));
+        edits.push((path(&["gateway", "mode"]), json!("local")));
         if gateway.get("bind").is_none() {
-            edits.push(json!({"path": "gateway.bind", "value": "lan"}));
+            edits.push((path(&["gateway", "bind"]), json!("lan")));
         }
     }
     // The gateway itself adds the origins of its inner port, and only those (measured, 2026.9.6).
@@ -110,14 +128,18 @@ pub(super) fn missing(document: Option<&Value>, config: &GatewayConfig) -> Vec<V
         Some(current) => port_of_own_origins(current).is_some_and(|port| port != config.port),
     };
     if lacks_origins {
-        edits.push(json!({"path": "gateway.controlUi.allowedOrigins", "value": origins(config.port)}));
+        edits.push((path(&["gateway", "controlUi", "allowedOrigins"]), origins(config.port)));
     }
     edits
 }
 
+fn path(keys: &[&str]) -> Vec<String> {
+    keys.iter().map(|&key| key.to_owned()).collect()
+}
+
 /// The Control UI's addresses at the end of a tunnel to the published `port`.
 fn origins(port: u16) -> Value {
-    json!(["localhost", "127.0.0.1"].map(|name| format!("http://{name}:{port}")))
+    json!(config::origins(port))
 }
 
 /// The port of origins that this program wrote; `None` for the user's own.
@@ -167,6 +189,7 @@ fn reference(source: &str, variable: &str) -> ConfiguredToken {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::gateway::merge;
 
     fn gateway(port: u16) -> GatewayConfig {
         GatewayConfig { port, ..GatewayConfig::default() }
@@ -181,7 +204,7 @@ mod tests {
         let paths = |text: Option<&str>, port| {
             let document = text.map(|text| json5::from_str::<Value>(text).unwrap());
             let edits = missing(document.as_ref(), &gateway(port));
-            edits.iter().map(|edit| edit["path"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ")
+            edits.iter().map(|(path, _)| path.join(".")).collect::<Vec<_>>().join(" ")
         };
         #[rustfmt::skip]
         let cases = [
@@ -210,7 +233,11 @@ mod tests {
         let host = Host::new(root.path());
         std::fs::create_dir_all(root.path().join("data/openclaw")).unwrap();
         let config = gateway(8080);
-        create(&host, &data(), &missing(None, &config)).await.unwrap();
+        let mut first = json!({});
+        for (path, value) in missing(None, &config) {
+            merge::set(&mut first, &path, value);
+        }
+        create(&host, &data(), &first).await.unwrap();
         let created = read(&host, &data()).await.unwrap();
         let expected =
             json!({"gateway": {"mode": "local", "bind": "lan", "controlUi": {"allowedOrigins": origins(8080)}}});
@@ -236,6 +263,21 @@ mod tests {
         for (text, expected) in cases {
             let document: Value = json5::from_str(text).unwrap();
             assert_eq!(token(Some(&document)), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn another_file_on_the_way_is_found() {
+        let cases = [
+            ("{$include: 'x'}", "a", true),
+            ("{a: {$include: 'x'}}", "a", false),
+            ("{a: {$include: 'x'}}", "a.b", true),
+            ("{a: {$include: 'x'}}", "b.c", false),
+            ("{a: 1}", "a.b.c", false),
+        ];
+        for (text, path, expected) in cases {
+            let path: Vec<&str> = path.split('.').collect();
+            assert_eq!(has_include(&json5::from_str(text).unwrap(), &path), expected, "{text} {path:?}");
         }
     }
 

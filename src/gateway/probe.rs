@@ -36,8 +36,8 @@ const FORWARDED_FOR: &str = "X-Forwarded-For";
 
 /// What to do about channels that the gateway's breaker keeps off.
 const START_CHANNELS: &str = "the gateway crashed several times within minutes and starts them again when it has run \
-    for 5 minutes; at once: `sudo docker exec openclaw-gateway openclaw gateway call channels.start --params \
-    '{\"channel\":\"NAME\"}'`";
+    for 5 minutes; at once: `sudo openclaw-init cli gateway call channels.start \
+    --params '{\"channel\":\"NAME\"}'`";
 
 /// What a gateway is missing that answers every question with 403.
 const CLOSED: &str = "it answers everybody with 403: gateway.trustedProxies in openclaw.json must hold the addresses of \
@@ -149,10 +149,7 @@ impl<'a> Probe<'a> {
         };
         match body.await {
             Ok((StatusCode::FORBIDDEN, _)) => Answer::Forbidden,
-            Ok((_, body)) => match serde_json::from_slice(&body) {
-                Ok(body @ Value::Object(_)) => Answer::Json(body),
-                _ => Answer::Other,
-            },
+            Ok((_, body)) => answer(&body),
             Err(error) => {
                 tracing::trace!("asking the gateway's /{path}: {error}");
                 Answer::None
@@ -188,15 +185,23 @@ fn own_address() -> Option<IpAddr> {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Answer {
+pub(super) enum Answer {
     None,
     Other,
     Forbidden,
     Json(Value),
 }
 
+/// What a body is: the gateway's own are objects.
+pub(super) fn answer(body: &[u8]) -> Answer {
+    match serde_json::from_slice(body) {
+        Ok(body @ Value::Object(_)) => Answer::Json(body),
+        _ => Answer::Other,
+    }
+}
+
 /// Puts both answers together. `startup` is that of a gateway that has started, or is too old to have one.
-fn judge(startup: &Answer, ready: &Answer) -> Health {
+pub(super) fn judge(startup: &Answer, ready: &Answer) -> Health {
     let body = match ready {
         Answer::Json(body) => body,
         Answer::Forbidden => {

@@ -76,7 +76,7 @@ impl Gateway<'_> {
 
     async fn restart_hung(&self) -> Result<()> {
         self.host.progress("restarting the gateway, which hangs");
-        stop_container(self.engine, HUNG_SECONDS).await?;
+        stop_container(self.engine, NAME, HUNG_SECONDS).await?;
         self.start().await?;
         self.host.changed(format!("restarted container {NAME}, which hung"));
         Ok(())
@@ -87,7 +87,7 @@ impl Gateway<'_> {
         let log = logs::read(self.engine, NAME, since).await;
         let diagnosis = failure.diagnosis(&log);
         if diagnosis.code != Code::GatewayNotReady {
-            match stop_container(self.engine, STOP_SECONDS).await {
+            match stop_container(self.engine, NAME, STOP_SECONDS).await {
                 Ok(()) => self.host.changed(format!("stopped container {NAME}")),
                 Err(error) => tracing::warn!("{error:#}"),
             }

@@ -4,10 +4,12 @@ use anyhow::{Context, Result, anyhow};
 use jiff::Timestamp;
 
 use super::dotenv::{EnvFile, FILE, KEPT_TOKEN_VARIABLE, KEYRING_VARIABLE, TOKEN_VARIABLE};
+use super::named::{self, Configured};
 use super::openclaw_json::{self, ConfiguredToken};
 use crate::config::GatewayConfig;
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Access, Host, untrusted};
+use crate::metadata::Client;
 use crate::secret::{Redaction, Secret};
 use crate::state::DataDir;
 use crate::text::hex;
@@ -31,15 +33,56 @@ pub struct Secrets {
     pub redaction: Redaction,
 }
 
-/// Makes sure that `.env` holds the token and the keyring's password, mode 0600, owned by the gateway's user.
+/// Makes sure that `.env` holds the token, the keyring's password and the secrets that attributes name, mode 0600,
+/// owned by the gateway's user.
 ///
 /// The token is the configured one, applied at each boot; else the literal in `openclaw.json`, which wins there; else
 /// the one in `.env`; else a new one. Other lines are the user's and stay. In a mode of authentication that takes no
 /// token it is kept under another name. [`Code::TokenConflict`]: `openclaw.json` has another one than the configured.
-pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig) -> Result<Secrets> {
-    let path = data.state.join(FILE);
-    let text = untrusted::read(host, &data.state, FILE).await?.unwrap_or_default();
-    let mut env = EnvFile::parse(&text);
+/// For secrets in Secret Manager the VM's service account is asked for, and only then.
+pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig, metadata: &Client) -> Result<Secrets> {
+    let mut env = EnvFile::parse(&text(host, data).await?);
+    let configured = named::resolve(host, metadata, config, &env).await?;
+    let token = token(host, data, &configured, &mut env).await?;
+    let password = env.get(KEYRING_VARIABLE).map_or_else(generate, Ok)?;
+    env.set(KEYRING_VARIABLE, &password)?;
+    let referred = openclaw_json::references(host, data).await;
+    env.set_ours(&configured.variables, &referred)?;
+    replace(host, data, env.text()).await?;
+    let variables = config.env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let variables = variables.chain(config.settings.texts().into_iter().map(named_as_secret));
+    Ok(Secrets { token, redaction: Redaction::of(variables).and(&env.secrets()) })
+}
+
+/// Removes the lines for secrets that neither an attribute nor `openclaw.json` names any more; true when there were
+/// any. [`ensure`] leaves those to which the file refers: it may be changed later in the run, or stay as it is.
+pub(super) async fn forget_unnamed(host: &Host, data: &DataDir, config: &GatewayConfig) -> Result<bool> {
+    let mut env = EnvFile::parse(&text(host, data).await?);
+    let referred = openclaw_json::references(host, data).await;
+    let is_changed = env.keep_ours(|name| config.secrets.contains_key(name) || referred.contains(name));
+    if is_changed {
+        replace(host, data, env.text()).await?;
+    }
+    Ok(is_changed)
+}
+
+/// The whole of `.env`, empty when there is none.
+pub(super) async fn text(host: &Host, data: &DataDir) -> Result<String> {
+    Ok(untrusted::read(host, &data.state, FILE).await?.unwrap_or_default())
+}
+
+/// Makes this the whole of `.env`, which must be one that can be read again.
+pub(super) async fn replace(host: &Host, data: &DataDir, text: String) -> Result<()> {
+    let bytes = text.len() as u64;
+    if bytes > untrusted::MAX_BYTES {
+        return Err(anyhow!("{FILE} would have {bytes} bytes, and at most {} are read", untrusted::MAX_BYTES))
+            .classify(Code::ConfigInvalid, "Set fewer attributes openclaw-secret-NAME, or shorter secrets.");
+    }
+    host.ensure_file(data.state.join(FILE), text, Access::gateway(0o600)).await.map(drop)
+}
+
+/// Makes `env` hold the token, under the name that the gateway's mode of authentication asks for.
+async fn token(host: &Host, data: &DataDir, configured: &Configured, env: &mut EnvFile) -> Result<Secret> {
     let kept = env.get(KEPT_TOKEN_VARIABLE);
     let stored = env.get(TOKEN_VARIABLE).or_else(|| kept.clone());
     let (in_config, takes_token) = match openclaw_json::read(host, data).await {
@@ -51,7 +94,7 @@ pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig) 
         }
         Err(error) => return Err(error),
     };
-    let token = match choose(config.token.as_ref(), stored, in_config) {
+    let token = match choose(configured.token.as_ref(), stored, in_config) {
         Choice::Use { token, warning } => {
             if let Some(warning) = warning {
                 host.warn(warning);
@@ -70,20 +113,21 @@ pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig) 
                 );
         }
     };
-    let password = env.get(KEYRING_VARIABLE).map_or_else(generate, Ok)?;
     let (name, other) =
         if takes_token { (TOKEN_VARIABLE, KEPT_TOKEN_VARIABLE) } else { (KEPT_TOKEN_VARIABLE, TOKEN_VARIABLE) };
     env.set(name, &token)?;
     env.remove(other);
-    env.set(KEYRING_VARIABLE, &password)?;
-    host.ensure_file(&path, env.text(), Access::gateway(0o600)).await?;
-    let variables = config.env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    Ok(Secrets { token, redaction: Redaction::of(env.variables().chain(variables)) })
+    Ok(token)
+}
+
+/// A text of the settings; an address with a password in it is a secret, whatever its name.
+fn named_as_secret<'a>((name, text): (&'a str, &'a str)) -> (&'a str, &'a str) {
+    if text.contains("://") && text.contains('@') { ("SECRET", text) } else { (name, text) }
 }
 
 /// The token that the gateway asks for now, as far as this program can know it: the inner error says where else it is.
 pub(crate) async fn current(host: &Host, data: &DataDir) -> Result<Result<Secret>> {
-    let text = untrusted::read(host, &data.state, FILE).await?.unwrap_or_default();
+    let text = text(host, data).await?;
     let document = openclaw_json::read(host, data).await?;
     Ok(match (openclaw_json::token(document.as_ref()), EnvFile::parse(&text).get(TOKEN_VARIABLE)) {
         (ConfiguredToken::Literal(token), _) | (ConfiguredToken::Unset, Some(token)) => Ok(token),
@@ -96,10 +140,10 @@ pub(crate) async fn current(host: &Host, data: &DataDir) -> Result<Result<Secret
 
 /// The secrets that the gateway's container knows: those of `.env` and those among its own `variables`.
 pub(super) async fn redaction(host: &Host, data: &DataDir, variables: &[String]) -> Result<Redaction> {
-    let text = untrusted::read(host, &data.state, FILE).await?.unwrap_or_default();
+    let text = text(host, data).await?;
     let env = EnvFile::parse(&text);
     let variables = variables.iter().filter_map(|variable| variable.split_once('='));
-    Ok(Redaction::of(env.variables().chain(variables)))
+    Ok(Redaction::of(variables).and(&env.secrets()))
 }
 
 /// When `.env` last changed; `None` when there is none.
@@ -154,6 +198,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     #![allow(clippy::needless_raw_string_hashes, reason = "UPDATE_EXPECT=1 writes them")]
     use super::*;
+    use crate::error::{code_of, one_line};
     use expect_test::expect;
 
     fn secret(text: &str) -> Secret {
@@ -209,16 +254,25 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn what_could_not_be_read_again_is_not_written() {
+        let root = tempfile::tempdir().unwrap();
+        let long = "x".repeat(usize::try_from(untrusted::MAX_BYTES).unwrap() + 1);
+        let refused = replace(&Host::new(root.path()), &DataDir::at("/data", false), long).await.unwrap_err();
+        assert_eq!(code_of(&refused), Code::ConfigInvalid);
+        assert!(one_line(&refused).contains("openclaw-secret-NAME"), "{}", one_line(&refused));
+    }
+
     /// Needs root only to give the file to uid 1000; without it the part that needs no owner is shown.
     #[tokio::test]
     async fn a_generated_token_is_kept_and_a_link_is_refused() {
         let root = tempfile::tempdir().unwrap();
         let host = Host::new(root.path());
         let data = DataDir::at("/data", false);
-        let config = GatewayConfig::default();
+        let (config, nobody) = (GatewayConfig::default(), Client::new(Some("127.0.0.1:9")).unwrap());
         std::fs::create_dir_all(root.path().join("data/openclaw")).unwrap();
         if nix::unistd::geteuid().is_root() {
-            let first = ensure(&host, &data, &config).await.unwrap();
+            let first = ensure(&host, &data, &config, &nobody).await.unwrap();
             let text = std::fs::read_to_string(host.path(data.state.join(FILE))).unwrap();
             let masked = text.replace(|c: char| c.is_ascii_hexdigit() && !c.is_ascii_uppercase(), "x");
             expect![[r#"
@@ -226,26 +280,26 @@ mod tests {
                 GOG_KEYRING_PASSWORD=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
             "#]]
             .assert_eq(&masked);
-            let second = ensure(&host, &data, &config).await.unwrap();
+            let second = ensure(&host, &data, &config, &nobody).await.unwrap();
             assert_eq!(first, second);
             assert_eq!(first.token.expose().len(), 64);
             assert_eq!(host.ledger().borrow().changes.len(), 1);
             let settings = root.path().join("data/openclaw/openclaw.json");
             std::fs::write(&settings, "{gateway: {auth: {mode: 'trusted-proxy'}}}").unwrap();
-            assert_eq!(ensure(&host, &data, &config).await.unwrap().token, first.token);
+            assert_eq!(ensure(&host, &data, &config, &nobody).await.unwrap().token, first.token);
             let text = std::fs::read_to_string(host.path(data.state.join(FILE))).unwrap();
             assert!(!text.contains(TOKEN_VARIABLE) && text.contains(first.token.expose()), "{text}");
             // What cannot be read changes nothing.
             std::fs::write(&settings, "{gateway: ").unwrap();
-            assert_eq!(ensure(&host, &data, &config).await.unwrap().token, first.token);
+            assert_eq!(ensure(&host, &data, &config, &nobody).await.unwrap().token, first.token);
             assert_eq!(std::fs::read_to_string(host.path(data.state.join(FILE))).unwrap(), text);
             std::fs::remove_file(&settings).unwrap();
-            assert_eq!(ensure(&host, &data, &config).await.unwrap().token, first.token);
+            assert_eq!(ensure(&host, &data, &config, &nobody).await.unwrap().token, first.token);
             assert_eq!(std::fs::read_to_string(host.path(data.state.join(FILE))).unwrap().lines().count(), 2);
             std::fs::remove_file(root.path().join("data/openclaw/.env")).unwrap();
         }
         std::os::unix::fs::symlink("/etc/shadow", root.path().join("data/openclaw/.env")).unwrap();
-        let error = ensure(&host, &data, &config).await.unwrap_err();
+        let error = ensure(&host, &data, &config, &nobody).await.unwrap_err();
         assert!(format!("{error:#}").contains("symbolic link"), "{error:#}");
     }
 }

@@ -11,13 +11,13 @@ use bollard::models::{
 use sha2::{Digest as _, Sha256};
 
 use super::openclaw_json::INNER_PORT;
-use super::{Gateway, NAME, SPEC_LABEL, env};
+use super::{Gateway, NAME, PROGRAM, SPEC_LABEL, env};
 use crate::config::{ContainerRoot, GatewayConfig, MetadataAccess};
 use crate::docker::Engine;
 use crate::host::Host;
 use crate::image::Image;
 use crate::memory;
-use crate::paths::{SHIELD_IN_FORCE, STATE_ALIAS};
+use crate::paths::{SETTINGS_PATCH, SHIELD_IN_FORCE, STATE_ALIAS};
 use crate::state::DataDir;
 use crate::text::{MIB, hex};
 
@@ -176,14 +176,20 @@ impl<'a> Inputs<'a> {
         self.command(&["doctor", "--fix", "--non-interactive"], None)
     }
 
-    /// A container that runs one of the gateway's own commands on the same state, without network.
-    pub(super) fn one_off(&self, command: &[&str]) -> ContainerCreateBody {
-        self.command(command, Some("none".to_owned()))
+    /// A container that edits `openclaw.json` with the gateway's own tool, without network. What is changed is in a
+    /// file: everybody could read its arguments.
+    pub(super) fn patch(&self, replaced: &[String]) -> ContainerCreateBody {
+        let replaced = replaced.iter().flat_map(|path| ["--replace-path", path]);
+        let command: Vec<_> = ["config", "patch", "--file", SETTINGS_PATCH].into_iter().chain(replaced).collect();
+        let mut body = self.command(&command, Some("none".to_owned()));
+        let file = Mount { read_only: Some(true), ..bind(Path::new(SETTINGS_PATCH), SETTINGS_PATCH) };
+        body.host_config.get_or_insert_default().mounts.get_or_insert_default().push(file);
+        body
     }
 
     fn command(&self, command: &[&str], network: Option<String>) -> ContainerCreateBody {
         let mut body = self.body(command, |host| host.network_mode = network);
-        body.healthcheck = Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() });
+        body.healthcheck = Some(no_health_check());
         body
     }
 
@@ -191,12 +197,6 @@ impl<'a> Inputs<'a> {
     /// image's.
     fn body(&self, command: &[&str], adapt: impl FnOnce(&mut HostConfig)) -> ContainerCreateBody {
         let Self { image, data, config, ref capabilities, .. } = *self;
-        let bind = |source: &Path, target: &str| Mount {
-            typ: Some(MountType::BIND),
-            source: Some(source.display().to_string()),
-            target: Some(target.to_owned()),
-            ..Default::default()
-        };
         let mut mounts = vec![bind(&data.state, STATE_ALIAS), bind(&data.config, CONFIG)];
         if config.metadata_access == MetadataAccess::Block {
             mounts.push(Mount { read_only: Some(true), ..bind(Path::new(SHIELD_IN_FORCE), SHIELD_IN_FORCE) });
@@ -226,13 +226,27 @@ impl<'a> Inputs<'a> {
             hostname: Some(NAME.to_owned()),
             user: Some(USER.to_owned()),
             env: Some(env::variables(&config.env, capabilities.limit())),
-            cmd: Some(["node", "openclaw.mjs"].iter().chain(command).map(|&word| word.to_owned()).collect()),
+            cmd: Some(PROGRAM.iter().chain(command).map(|&word| word.to_owned()).collect()),
             image: Some(image.reference.to_string()),
             stop_timeout: Some(STOP_SECONDS.into()),
             host_config: Some(host),
             ..Default::default()
         }
     }
+}
+
+fn bind(source: &Path, target: &str) -> Mount {
+    Mount {
+        typ: Some(MountType::BIND),
+        source: Some(source.display().to_string()),
+        target: Some(target.to_owned()),
+        ..Default::default()
+    }
+}
+
+/// Of a container that ends with its command.
+pub(super) fn no_health_check() -> HealthConfig {
+    HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() }
 }
 
 fn fingerprint(body: &ContainerCreateBody, image: &Image) -> Result<String> {
@@ -282,6 +296,15 @@ mod tests {
         let check = inputs.gateway().unwrap().body.healthcheck.unwrap();
         assert_eq!(check.start_period, Some(60_000_000_000));
         assert!(check.test.unwrap().last().unwrap().contains("https"));
+    }
+
+    /// Under `userns-remap` root in the container would be another number, and the state somebody else's.
+    #[test]
+    fn an_engine_that_remaps_users_remaps_none_of_the_gateways() {
+        for (remaps_users, mode) in [(true, Some("host".to_owned())), (false, None)] {
+            let body = spec(&image(), &config(), Capabilities { remaps_users, ..allowed() }).body;
+            assert_eq!(body.host_config.unwrap().userns_mode, mode);
+        }
     }
 
     #[test]
@@ -366,11 +389,14 @@ mod tests {
     fn a_one_off_has_the_same_state_and_no_way_out() {
         let (image, data, config) = (image(), data(), config());
         let inputs = Inputs { image: &image, data: &data, config: &config, has_tls: false, capabilities: allowed() };
-        let body = inputs.one_off(&["config", "validate"]);
+        let body = inputs.patch(&["models.providers.x.models".to_owned()]);
         let host = body.host_config.unwrap();
         assert_eq!(host.network_mode.as_deref(), Some("none"));
         assert_eq!((host.port_bindings, host.restart_policy, body.exposed_ports), (None, None, None));
-        assert_eq!(body.cmd.unwrap(), ["node", "openclaw.mjs", "config", "validate"]);
-        assert_eq!(host.mounts.unwrap().len(), 3);
+        let replaced = ["--replace-path", "models.providers.x.models"];
+        let command = [&["node", "openclaw.mjs", "config", "patch", "--file", SETTINGS_PATCH][..], &replaced].concat();
+        assert_eq!(body.cmd.unwrap(), command);
+        let mounts = host.mounts.unwrap();
+        assert_eq!((mounts.len(), mounts[3].read_only), (4, Some(true)));
     }
 }

@@ -1,11 +1,13 @@
 //! Starting the container, and why it did not start.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Error, Result, anyhow};
 use bollard::errors::Error as DockerError;
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::SockaddrStorage;
 
 use super::{Gateway, NAME};
 use crate::config::GatewayConfig;
@@ -23,7 +25,7 @@ impl Gateway<'_> {
     /// Waits until the address to publish on is one of this VM.
     pub(super) async fn wait_for_address(&self) -> Result<()> {
         let (bind, begun) = (self.config.bind, Instant::now());
-        while TcpListener::bind((bind, 0)).is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable) {
+        while TcpListener::bind((bind, 0)).is_err() {
             if begun.elapsed() >= ADDRESS_DEADLINE {
                 return Err(missing_address(
                     anyhow!("it did not come up within {} s", ADDRESS_DEADLINE.as_secs()),
@@ -36,15 +38,17 @@ impl Gateway<'_> {
         Ok(())
     }
 
-    /// Refuses a port that somebody else listens on, while the gateway's own container holds another one.
-    pub(super) async fn require_port(&self) -> Result<()> {
-        let (bind, port) = (self.config.bind, self.config.port);
-        match TcpListener::bind((bind, port)) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                let holder = publisher(self.engine, port).await?;
-                Err(anyhow!("port {port} of {bind} is in use")).context(taken(self.config, holder.as_deref()))
+    /// Refuses a port that somebody else listens on, while the gateway's own container is published at `own`.
+    pub(super) async fn require_port(&self, own: Option<SocketAddr>) -> Result<()> {
+        let wanted = SocketAddr::new(self.config.bind, self.config.port);
+        let is_taken = |at: &SocketAddr| TcpListener::bind(at).is_err_and(|error| error.kind() == ErrorKind::AddrInUse);
+        match foreign(wanted, own, addresses_of_vm).into_iter().find(is_taken) {
+            Some(at) => {
+                let holder = publisher(self.engine, at.port()).await?;
+                Err(anyhow!("port {} of {} is in use", at.port(), at.ip()))
+                    .context(taken(self.config, holder.as_deref()))
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -71,13 +75,40 @@ impl Gateway<'_> {
     }
 }
 
-/// The name of a running container that publishes `port`; ours does not run.
+/// The parts of what is `wanted` that a container published at `own` does not hold itself.
+fn foreign(wanted: SocketAddr, own: Option<SocketAddr>, all: impl FnOnce() -> Vec<IpAddr>) -> Vec<SocketAddr> {
+    let same_family = |ip: &IpAddr| ip.is_ipv4() == wanted.is_ipv4();
+    let Some(own) = own.filter(|own| own.port() == wanted.port()) else { return vec![wanted] };
+    if own.ip() == wanted.ip() || (own.ip().is_unspecified() && same_family(&own.ip())) {
+        return Vec::new();
+    }
+    if !wanted.ip().is_unspecified() {
+        return vec![wanted];
+    }
+    // One by one: a socket for all of IPv6 is one for IPv4, too.
+    let others = all().into_iter().filter(|ip| same_family(ip) && *ip != own.ip());
+    others.map(|ip| SocketAddr::new(ip, wanted.port())).collect()
+}
+
+/// The addresses of this VM's interfaces; none where the kernel tells none.
+fn addresses_of_vm() -> Vec<IpAddr> {
+    let addresses = getifaddrs().into_iter().flatten().filter_map(|interface| interface.address);
+    let ip = |address: SockaddrStorage| {
+        let v4 = address.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip())))
+    };
+    addresses.filter_map(ip).collect()
+}
+
+/// The name of a running container, not ours, that publishes `port`.
 async fn publisher(engine: &Engine, port: u16) -> Result<Option<String>> {
     let containers = engine.client.list_containers(None).await.context("listing the running containers")?;
     let publishes = |ports: &[bollard::models::PortSummary]| ports.iter().any(|it| it.public_port == Some(port));
-    let names = containers.into_iter().filter(|container| publishes(container.ports.as_deref().unwrap_or_default()));
-    let mut names = names.map(|container| container.names.and_then(|names| names.into_iter().next()));
-    Ok(names.next().map(|name| name.unwrap_or_default().trim_start_matches('/').to_owned()))
+    let publishing =
+        containers.into_iter().filter(|container| publishes(container.ports.as_deref().unwrap_or_default()));
+    let name = |names: Vec<String>| names.into_iter().next().unwrap_or_default().trim_start_matches('/').to_owned();
+    let mut names = publishing.map(|container| name(container.names.unwrap_or_default()));
+    Ok(names.find(|name| name != NAME))
 }
 
 /// Says so when a disk of the engine is full.
@@ -135,8 +166,33 @@ fn missing_address(error: Error, bind: IpAddr) -> Error {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
     use crate::error::{code_of, one_line};
+
+    #[test]
+    fn what_the_running_container_holds_itself_is_not_asked_for() {
+        let all = || ["127.0.0.1", "::1", "10.0.0.2"].map(|ip| ip.parse().unwrap()).to_vec();
+        for (wanted, own, asked) in [
+            ("127.0.0.1:1", None, &["127.0.0.1:1"][..]),
+            ("127.0.0.1:1", Some("127.0.0.1:1"), &[]),
+            ("127.0.0.1:2", Some("127.0.0.1:1"), &["127.0.0.1:2"]),
+            ("10.0.0.2:1", Some("127.0.0.1:1"), &["10.0.0.2:1"]),
+            ("10.0.0.2:1", Some("0.0.0.0:1"), &[]),
+            ("0.0.0.0:1", Some("127.0.0.1:1"), &["10.0.0.2:1"]),
+            ("0.0.0.0:2", Some("127.0.0.1:1"), &["0.0.0.0:2"]),
+            ("[::1]:1", Some("127.0.0.1:1"), &["[::1]:1"]),
+            ("[::]:1", Some("127.0.0.1:1"), &["[::1]:1"]),
+            ("[::]:1", Some("0.0.0.0:1"), &["[::1]:1"]),
+            ("[::1]:1", Some("0.0.0.0:1"), &["[::1]:1"]),
+        ] {
+            let found = foreign(wanted.parse().unwrap(), own.map(|own| own.parse().unwrap()), all);
+            let asked: Vec<SocketAddr> = asked.iter().map(|at| at.parse().unwrap()).collect();
+            assert_eq!(found, asked, "{wanted} beside {own:?}");
+        }
+        assert!(addresses_of_vm().contains(&IpAddr::from([127, 0, 0, 1])));
+    }
 
     #[test]
     fn a_start_that_failed_is_classified_by_the_engines_words() {

@@ -3,12 +3,14 @@
 //! The new one is made under a name of its own. When the running one has stopped, both are renamed; that one is kept
 //! until the gateway is ready. Never do two of them run at once.
 
+use std::fmt;
+
 use anyhow::{Context as _, Error, Result};
 use bollard::query_parameters::{CreateContainerOptionsBuilder, RenameContainerOptionsBuilder};
 
 use super::spec::{STOP_SECONDS, Spec};
 use super::start::explain_creation;
-use super::{Action, Gateway, NAME, Observed, Secrets, inspect, observe, remove_if_exists, stop_container};
+use super::{Action, Gateway, NAME, Observed, SPEC_LABEL, Secrets, inspect, observe, remove_if_exists, stop_container};
 use crate::docker::Engine;
 use crate::error::{Code, code_of};
 use crate::image::Image;
@@ -30,12 +32,28 @@ const MADE_BY_ITSELF: [&str; 6] =
 /// How many paths the warning names.
 const NAMED_PATHS: usize = 5;
 
+/// The container that gave way to the former one, carried by the error that says why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Undone {
+    /// Its fingerprint.
+    pub(super) fingerprint: String,
+    /// The attributes for environment variables that the former one has otherwise.
+    pub(super) attributes: Vec<String>,
+}
+
+impl fmt::Display for Undone {
+    /// Nothing: the sentence is the error's own.
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ok(())
+    }
+}
+
 impl Gateway<'_> {
     /// What can be known while the gateway runs: the new container can be made, and published.
     pub(super) async fn prove(&self, action: Action, observed: Option<&Observed>, spec: &Spec) -> Result<()> {
         self.wait_for_address().await?;
-        if observed.is_some_and(|observed| observed.is_alive() && observed.port != Some(self.config.port)) {
-            self.require_port().await?;
+        if let Some(observed) = observed.filter(|observed| observed.is_alive()) {
+            self.require_port(observed.published).await?;
         }
         if matches!(action, Action::Create | Action::Replace) {
             let options = CreateContainerOptionsBuilder::default().name(NEXT).build();
@@ -69,17 +87,31 @@ impl Gateway<'_> {
     }
 
     /// Waits until the gateway is ready; then the former container goes. It comes back when the new one does not become
-    /// ready, unless the gateway refused the state that both have.
+    /// ready, unless the gateway refused the state that both have; then the error carries what was [`Undone`].
     pub async fn wait_settled(&self, image: &Image, secrets: &Secrets) -> Result<Ready> {
-        let ready = self.wait_ready(image, secrets).await;
-        let refused = ready.as_ref().is_err_and(|error| code_of(error) == Code::GatewayRefused);
-        match ready {
-            Ok(ready) => self.retire_former().await.map(|()| ready),
-            Err(error) if !refused && observe(self.engine, FORMER).await?.is_some() => {
-                Err(self.bring_back(error).await)
-            }
-            Err(error) => Err(error),
+        let error = match self.wait_ready(image, secrets).await {
+            Ok(ready) => return self.retire_former().await.map(|()| ready),
+            Err(error) => error,
+        };
+        if observe(self.engine, FORMER).await?.is_none() {
+            return Err(error);
         }
+        let undone = self.difference().await;
+        if code_of(&error) == Code::GatewayRefused && undone.attributes.is_empty() {
+            return Err(error);
+        }
+        Err(self.bring_back(error).await.context(undone))
+    }
+
+    /// What the gateway's container has that the former one had not. To bring that one back matters more: what cannot
+    /// be asked differs in nothing.
+    async fn difference(&self) -> Undone {
+        let configuration = async |name| inspect(self.engine, name).await.ok().flatten()?.config;
+        let former = configuration(FORMER).await.unwrap_or_default().env.unwrap_or_default();
+        let new = configuration(NAME).await.unwrap_or_default();
+        let fingerprint = new.labels.and_then(|mut labels| labels.remove(SPEC_LABEL)).unwrap_or_default();
+        let attributes = differing(&former, &new.env.unwrap_or_default(), |name| self.config.env.contains_key(name));
+        Undone { fingerprint, attributes }
     }
 
     /// Removes the former container. One with a writable root may hold what somebody installed in it by hand: the first
@@ -111,7 +143,7 @@ impl Gateway<'_> {
         let back = async {
             remove_if_exists(engine, NEXT).await?;
             if observe(engine, FORMER).await?.is_some() {
-                stop_container(engine, STOP_SECONDS).await?;
+                stop_container(engine, NAME, STOP_SECONDS).await?;
                 remove_if_exists(engine, NAME).await?;
                 rename(engine, FORMER, NAME).await?;
             }
@@ -142,6 +174,12 @@ impl Gateway<'_> {
     }
 }
 
+/// The attributes of those variables (`NAME=VALUE`) that only `new` has, or with another value.
+fn differing(former: &[String], new: &[String], is_operators: impl Fn(&str) -> bool) -> Vec<String> {
+    let changed = new.iter().filter(|line| !former.contains(line)).filter_map(|line| Some(line.split_once('=')?.0));
+    changed.filter(|name| is_operators(name)).map(|name| format!("openclaw-env-{name}")).collect()
+}
+
 /// Of the paths that differ from the image, those that no gateway makes by itself.
 fn left_by_hand(changed: &[String]) -> Vec<&str> {
     let is_below =
@@ -159,6 +197,22 @@ async fn rename(engine: &Engine, from: &str, to: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_attributes_behind_another_environment_are_named_without_values() {
+        let lines = |lines: &[&str]| lines.iter().map(|&line| line.to_owned()).collect::<Vec<_>>();
+        let cases: [(&[&str], &[&str], &[&str]); 5] = [
+            (&[], &[], &[]),
+            (&["A=1", "B=2"], &["B=2", "A=1"], &[]),
+            (&["A=1", "B=2"], &["A=secret", "C=3"], &["openclaw-env-A", "openclaw-env-C"]),
+            (&["A=x=1"], &["A=x=2"], &["openclaw-env-A"]),
+            (&["OURS=1"], &["OURS=2"], &[]),
+        ];
+        for (former, new, expected) in cases {
+            let found = differing(&lines(former), &lines(new), |name| name != "OURS");
+            assert_eq!(found, expected, "{former:?} {new:?}");
+        }
+    }
 
     #[test]
     fn what_somebody_installed_is_told_from_what_a_gateway_leaves() {

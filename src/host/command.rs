@@ -1,12 +1,17 @@
 //! Programs: an empty environment, a time limit, an error that names the program and the end of its output.
 
 use std::ffi::{OsStr, OsString};
+use std::io::IsTerminal as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, Command as Process};
+use tokio::signal::unix::{self, Signal as UnixSignal, SignalKind};
 
 use super::Host;
 use crate::failpoint;
@@ -17,6 +22,9 @@ const PROGRAM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// How long a program may run when the caller sets no limit.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a program may take to end once it is killed: it may wait for a disk.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How much of each stream of a program is kept: its end, where the reason of a failure is. An answer has some
 /// kilobytes.
@@ -113,27 +121,52 @@ impl Command {
     /// So is an answer that is longer than any: what is left of it would say something else.
     pub async fn run(self) -> Result<Output> {
         let words = self.words();
-        let (output, is_whole) = self.run_to_end(|_| {}).await?;
+        let (output, is_whole) = self.run_to_end(&mut |_| {}).await?;
         ensure!(is_whole, "{words} printed more than {}", size(OUTPUT_BYTES as u64));
         Ok(output)
     }
 
     /// Like [`Command::run`]; `on_line` gets each line of standard output while the program runs. Of long output only
     /// the end is returned.
-    pub async fn run_lines(self, on_line: impl FnMut(&str)) -> Result<Output> {
-        Ok(self.run_to_end(on_line).await?.0)
+    pub async fn run_lines(self, mut on_line: impl FnMut(&str)) -> Result<Output> {
+        Ok(self.run_to_end(&mut on_line).await?.0)
+    }
+
+    /// Runs the program with this process's own streams, for as long as it takes; its exit code, to which a signal adds
+    /// 128 as in a shell. What ends this process ends the program first.
+    pub async fn run_attached(self) -> Result<u8> {
+        let words = self.words();
+        let mut endings = Endings::listen()?;
+        let mut process = self.process();
+        let is_typed = std::io::stdin().is_terminal();
+        if !is_typed {
+            // What comes to a whole group of processes shall come to the program once, by us.
+            process.process_group(0);
+        }
+        let mut child = process.spawn().with_context(|| format!("starting {words}"))?;
+        let status = loop {
+            tokio::select! {
+                status = child.wait() => break status.with_context(|| format!("waiting for {words}"))?,
+                // The keyboard's interrupt reaches the program without us.
+                signal = endings.next() => if !(is_typed && signal == Signal::SIGINT) { pass_on(&child, signal)? },
+            }
+        };
+        let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+        Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
     }
 
     /// What the program printed, and whether its standard output is all there.
-    async fn run_to_end(self, on_line: impl FnMut(&str)) -> Result<(Output, bool)> {
+    async fn run_to_end(self, on_line: &mut dyn FnMut(&str)) -> Result<(Output, bool)> {
         let (words, failpoint) = (self.words(), failpoint::counted(&self.program.to_string_lossy()));
         tracing::debug!("running {words}");
         failpoint.hit_at("before");
-        let child = self.spawn().with_context(|| format!("starting {words}"))?;
-        let (code, stdout, stderr) = tokio::time::timeout(self.timeout, collect(child, self.stdin, on_line))
-            .await
-            .map_err(|_| anyhow!("{words} did not end within {} s", self.timeout.as_secs()))?
-            .with_context(|| format!("running {words}"))?;
+        let mut child = self.spawn().with_context(|| format!("starting {words}"))?;
+        let Ok(ended) = tokio::time::timeout(self.timeout, collect(&mut child, self.stdin, on_line)).await else {
+            // What it held is free for who comes next.
+            let _ = tokio::time::timeout(KILL_TIMEOUT, child.kill()).await;
+            bail!("{words} did not end within {} s", self.timeout.as_secs());
+        };
+        let (code, stdout, stderr) = ended.with_context(|| format!("running {words}"))?;
         failpoint.hit_at("after");
         let ((stdout, is_whole), (stderr, _)) = (stdout.text(), stderr.text());
         match code {
@@ -153,14 +186,20 @@ impl Command {
     }
 
     #[expect(clippy::disallowed_methods, reason = "the one place that starts programs")]
-    fn spawn(&self) -> Result<Child> {
+    fn process(&self) -> Process {
         let mut process = Process::new(&self.program);
         process
             .args(&self.args)
             .env_clear()
             .env("PATH", PROGRAM_PATH)
             .env("LC_ALL", "C.UTF-8")
-            .envs(self.envs.iter().map(|(key, value)| (key, value)))
+            .envs(self.envs.iter().map(|(key, value)| (key, value)));
+        process
+    }
+
+    fn spawn(&self) -> Result<Child> {
+        let mut process = self.process();
+        process
             .stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -169,10 +208,43 @@ impl Command {
     }
 }
 
+fn pass_on(child: &Child, signal: Signal) -> Result<()> {
+    match child.id().and_then(|pid| i32::try_from(pid).ok()) {
+        Some(pid) => kill(Pid::from_raw(pid), signal).context("passing a signal on"),
+        None => Ok(()),
+    }
+}
+
+/// The signals that end a program, which do not end this one while it listens.
+#[derive(Debug)]
+pub struct Endings([(Signal, UnixSignal); 3]);
+
+impl Endings {
+    /// Begins to listen.
+    pub fn listen() -> Result<Self> {
+        let listen = |kind| unix::signal(kind).context("listening for signals");
+        Ok(Self([
+            (Signal::SIGINT, listen(SignalKind::interrupt())?),
+            (Signal::SIGTERM, listen(SignalKind::terminate())?),
+            (Signal::SIGHUP, listen(SignalKind::hangup())?),
+        ]))
+    }
+
+    /// The next one that comes.
+    pub async fn next(&mut self) -> Signal {
+        let [(interrupt, on_interrupt), (terminate, on_terminate), (hangup, on_hangup)] = &mut self.0;
+        tokio::select! {
+            _ = on_interrupt.recv() => *interrupt,
+            _ = on_terminate.recv() => *terminate,
+            _ = on_hangup.recv() => *hangup,
+        }
+    }
+}
+
 async fn collect(
-    mut child: Child,
+    child: &mut Child,
     stdin: Option<Vec<u8>>,
-    mut on_line: impl FnMut(&str),
+    on_line: &mut dyn FnMut(&str),
 ) -> Result<(Option<i32>, Tail, Tail)> {
     let mut pipe = child.stdin.take();
     let out = child.stdout.take().ok_or_else(|| anyhow!("no standard output"))?;
@@ -265,6 +337,19 @@ mod tests {
         names.sort_unstable();
         assert_eq!(names, ["LC_ALL", "PATH", "https_proxy"]);
         assert!(output.contains("https_proxy=http://proxy.example:3128"), "{output}");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_program_that_took_too_long_has_ended() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let noted = root.path().join("pid");
+        let script = format!("echo $$ > {}; exec sleep 60", noted.display());
+        let command = Host::new("/").command("sh").args(["-c", &script]).timeout(Duration::from_secs(3));
+        let why = command.run().await.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(why.contains("did not end within 3 s"), "{why}");
+        let pid = std::fs::read_to_string(&noted)?;
+        assert!(!std::path::Path::new("/proc").join(pid.trim()).exists());
         Ok(())
     }
 

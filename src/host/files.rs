@@ -115,6 +115,17 @@ pub(crate) fn remove_tree_if_exists(path: &Path) -> Result<bool> {
     Ok(removed.is_some())
 }
 
+/// Writes a file below `/run`: neither durable nor a change worth noting.
+pub(crate) fn write_in_memory(path: &Path, content: &[u8], access: Access) -> Result<()> {
+    let write = || {
+        remove_if_exists(path)?;
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(content)?;
+        set_access(&file, access).map(drop)
+    };
+    write().with_context(|| format!("writing {}", path.display()))
+}
+
 /// What cannot be opened, or would make its reader wait, does not hold it: the container may have put it there.
 fn holds(path: &Path, content: &[u8], access: Access) -> Result<bool> {
     let nonblocking = OFlag::O_NONBLOCK.bits();

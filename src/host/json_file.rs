@@ -1,9 +1,10 @@
 //! Durable records: JSON files that only root writes, each with the number of its format.
 //!
 //! A record that decides what happens to the state is read with [`read`]: one that cannot be understood stops the
-//! run. A record that only helps is read with [`read_hint`]: one that cannot be understood is a warning.
+//! run. A record that only helps is read with [`read_hint`]: one that cannot be understood is a warning. A disk may
+//! come with records that others made, so they are read like all files of others.
 
-use std::os::unix::fs::MetadataExt as _;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
@@ -11,7 +12,12 @@ use nix::unistd::geteuid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Access, Host};
+use super::{Access, Host, untrusted};
+use crate::error::{Classify as _, Code, RUN_AGAIN, io_kind};
+use crate::text::MIB;
+
+/// No record is larger: one of settings on trial holds two files of 4 MiB, each byte of which may take six.
+const MAX_BYTES: u64 = 64 * MIB;
 
 /// The format that this program writes. Files without a number are of version 0.1.0, which wrote none.
 pub(crate) const FORMAT: u64 = 1;
@@ -19,17 +25,25 @@ pub(crate) const FORMAT: u64 = 1;
 /// The record at `path`, `None` when there is none. Anything but a whole record of a known format is an error.
 pub(crate) async fn read<T: DeserializeOwned>(host: &Host, path: impl AsRef<Path>) -> Result<Option<T>> {
     let path = path.as_ref();
-    let Some(bytes) = content(host, path).await? else { return Ok(None) };
-    parse(&bytes).map(Some).with_context(|| format!("reading {}", path.display()))
+    let found = content(host, path).await;
+    refuse(found.and_then(|bytes| {
+        bytes.map(|bytes| parse(&bytes)).transpose().with_context(|| format!("reading {}", path.display()))
+    }))
 }
 
-/// The record at `path`; `None`, with a warning, also for one that cannot be understood.
+/// The record at `path`; `None`, with a warning, also for one that cannot be understood. What the kernel has against it
+/// is an error: a disk that cannot be read, a directory that no record can take the place of.
 pub(crate) async fn read_hint<T: DeserializeOwned>(host: &Host, path: impl AsRef<Path>) -> Result<Option<T>> {
     let path = path.as_ref();
-    let Some(bytes) = content(host, path).await? else { return Ok(None) };
-    let record = parse(&bytes)
-        .map_err(|error| host.warn(format!("{} cannot be read ({error}): going on without it", path.display())));
-    Ok(record.ok())
+    let found = content(host, path).await.and_then(|bytes| bytes.map(|bytes| parse(&bytes)).transpose());
+    match found {
+        Err(error) if io_kind(error.root_cause()).is_none() => {
+            let why = error.root_cause();
+            host.warn(format!("{} cannot be read ({why}): going on without it", path.display()));
+            Ok(None)
+        }
+        found => refuse(found),
+    }
 }
 
 /// Makes the record durable, mode 0600; true when it was not so already.
@@ -46,14 +60,22 @@ pub(crate) async fn write(host: &Host, path: impl AsRef<Path>, record: &impl Ser
 
 /// The file's content; a warning names one that another user than root (in tests: this one) could have written.
 async fn content(host: &Host, path: &Path) -> Result<Option<Vec<u8>>> {
-    let Some(bytes) = host.read(path).await? else { return Ok(None) };
-    let owner = std::fs::symlink_metadata(host.path(path)).map(|found| found.uid());
-    if let Ok(owner) = owner
-        && owner != geteuid().as_raw()
-    {
+    let Some((bytes, owner)) = untrusted::content(host, path, MAX_BYTES).await? else { return Ok(None) };
+    if owner != geteuid().as_raw() {
         host.warn(format!("{} belongs to uid {owner}, and only root writes it: find out who did", path.display()));
     }
     Ok(Some(bytes))
+}
+
+/// A disk that does not answer is asked again by the next run.
+fn refuse<T>(outcome: Result<T>) -> Result<T> {
+    if outcome.as_ref().is_err_and(|error| io_kind(error.root_cause()) == Some(ErrorKind::TimedOut)) {
+        return outcome;
+    }
+    outcome.classify(
+        Code::DiskDamaged,
+        format!("The record was left as it is: look at it and at `dmesg`, move it aside, then run `{RUN_AGAIN}`."),
+    )
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
@@ -68,6 +90,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::{code_of, one_line};
 
     #[derive(serde::Deserialize)]
     struct Sample {
@@ -94,6 +117,32 @@ mod tests {
             assert_eq!(found.ok(), expected, "{text:?}");
             let hint = read_hint::<Sample>(&host, "/record").await?.map(|sample| sample.a);
             assert_eq!(hint, expected.flatten(), "{text:?}");
+        }
+        Ok(())
+    }
+
+    /// None of them is waited for, followed or read in full.
+    #[tokio::test]
+    async fn a_record_is_a_small_file() -> Result<()> {
+        type Make = fn(&Path) -> Result<()>;
+        let cases: [(&str, bool, Make); 4] = [
+            ("not a regular file", true, |path| Ok(nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU)?)),
+            ("symbolic link", true, |path| Ok(std::os::unix::fs::symlink("whole", path)?)),
+            ("larger than 64.0 MiB", true, |path| Ok(std::fs::File::create(path)?.set_len(900 << 20)?)),
+            ("not a regular file", false, |path| Ok(std::fs::create_dir(path)?)),
+        ];
+        for (reason, is_left_out, make) in cases {
+            let root = tempfile::tempdir()?;
+            let host = Host::new(root.path());
+            std::fs::write(host.path("/whole"), r#"{"format":1,"a":7}"#)?;
+            make(&host.path("/record"))?;
+            let Err(error) = read::<Sample>(&host, "/record").await else { panic!("{reason}: it was read") };
+            assert_eq!(code_of(&error), Code::DiskDamaged, "{error:#}");
+            assert!(one_line(&error).contains(reason), "{}", one_line(&error));
+            let hint = read_hint::<Sample>(&host, "/record").await.map(|sample| sample.is_none());
+            assert_eq!(hint.ok(), is_left_out.then_some(true), "{reason}");
+            let warned = host.ledger().borrow().warnings.iter().any(|warning| warning.contains(reason));
+            assert_eq!(warned, is_left_out, "{reason}");
         }
         Ok(())
     }

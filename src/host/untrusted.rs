@@ -1,6 +1,7 @@
 //! Files in directories that the container writes to: opened by one name below a directory that it cannot replace,
 //! regular ones only, never through a link, limited in size and in time.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -16,7 +17,9 @@ use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::text;
 
 /// No file of settings is larger; a larger one is not read into memory.
-const MAX_BYTES: u64 = 4 << 20;
+pub(crate) const MAX_BYTES: u64 = 4 << 20;
+
+const NO_FILE: &str = "it is not a regular file";
 
 /// Whose the files are, root's aside.
 const GATEWAY: Access = Access::gateway(0o600);
@@ -33,30 +36,40 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// A warning names a file that is neither the gateway's nor root's.
 pub(crate) async fn read(host: &Host, directory: &Path, name: &'static str) -> Result<Option<String>> {
-    let directory = host.path(directory);
     let path = directory.join(name);
+    let Some((bytes, owner)) = content(host, &path, MAX_BYTES).await? else { return Ok(None) };
+    let path = host.path(path);
+    if ![0, GATEWAY.uid].contains(&owner) {
+        host.warn(format!(
+            "{} belongs to uid {owner}, neither to the gateway ({}) nor to root: find out who put it there",
+            path.display(),
+            GATEWAY.uid
+        ));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| anyhow!("it is not UTF-8"));
+    refuse(text).with_context(|| format!("reading {}", path.display())).map(Some)
+}
+
+/// The content of the file at `path`, and whose it is; `None` when there is no such file. One of more than `most` bytes
+/// is refused, as is all that is no regular file.
+pub(crate) async fn content(host: &Host, path: &Path, most: u64) -> Result<Option<(Vec<u8>, u32)>> {
+    let path = host.path(path);
+    let opened = path.clone();
     let work = blocking(move || {
-        let Some(file) = open(&directory, name)? else { return Ok(None) };
+        let name = opened.file_name().and_then(OsStr::to_str);
+        let (directory, name) = opened.parent().zip(name).context("it has no name")?;
+        let Some(file) = open(directory, name)? else { return Ok(None) };
         let owner = file.metadata()?.uid();
-        let mut text = String::new();
-        let read = file.take(MAX_BYTES + 1).read_to_string(&mut text);
+        let mut bytes = Vec::new();
+        let read = file.take(most + 1).read_to_end(&mut bytes);
         refuse(read.map_err(Into::into).and_then(|_| {
-            let is_small = text.len() as u64 <= MAX_BYTES;
-            if is_small { Ok(Some((text, owner))) } else { Err(anyhow!("it is larger than {}", text::size(MAX_BYTES))) }
+            let is_small = bytes.len() as u64 <= most;
+            if is_small { Ok(Some((bytes, owner))) } else { Err(anyhow!("it is larger than {}", text::size(most))) }
         }))
     });
-    let read = tokio::time::timeout(READ_TIMEOUT, work).await.map_err(|_| anyhow!("the disk does not answer"));
-    let read = read.and_then(|read| read).with_context(|| format!("reading {}", path.display()))?;
-    Ok(read.map(|(text, owner)| {
-        if ![0, GATEWAY.uid].contains(&owner) {
-            host.warn(format!(
-                "{} belongs to uid {owner}, neither to the gateway ({}) nor to root: find out who put it there",
-                path.display(),
-                GATEWAY.uid
-            ));
-        }
-        text
-    }))
+    let silent = |_| io::Error::new(ErrorKind::TimedOut, "the disk does not answer").into();
+    let read = tokio::time::timeout(READ_TIMEOUT, work).await.map_err(silent);
+    read.and_then(|read| read).with_context(|| format!("reading {}", path.display()))
 }
 
 /// Opens the regular file `name` in `directory`; `None` when there is nothing of that name.
@@ -73,7 +86,7 @@ pub(crate) fn open(directory: &Path, name: &str) -> Result<Option<File>> {
         Ok(None) => Ok(None),
         Err(error) => refuse(Err(match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ELOOP) => anyhow!("it is a symbolic link"),
-            Some(Errno::ENXIO) => anyhow!("it is not a regular file"),
+            Some(Errno::ENXIO) => anyhow!(NO_FILE),
             _ => error.into(),
         })),
     }
@@ -87,7 +100,11 @@ pub(crate) fn open_named(path: &Path) -> Result<File> {
 }
 
 fn regular(file: File) -> Result<File> {
-    if file.metadata()?.is_file() { Ok(file) } else { Err(anyhow!("it is not a regular file")) }
+    let found = file.metadata()?;
+    if found.is_dir() {
+        return Err(io::Error::new(ErrorKind::IsADirectory, NO_FILE).into());
+    }
+    if found.is_file() { Ok(file) } else { Err(anyhow!(NO_FILE)) }
 }
 
 /// Tries again, for a moment, what cannot be done because another process holds a lease on the file. Where an open

@@ -117,7 +117,7 @@ fn progress(what: &str, length: u64, total: Option<u64>) -> String {
 }
 
 /// The URL without its query, in which some servers want a signature.
-fn without_query(url: &str) -> String {
+pub(super) fn without_query(url: &str) -> String {
     let Ok(mut url) = Url::parse(url) else { return "a wrong URL".to_owned() };
     url.set_query(None);
     url.into()

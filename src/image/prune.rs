@@ -1,6 +1,7 @@
 //! Old images: what this program brought to the machine and no gateway needs any more.
 
 use std::collections::BTreeSet;
+use std::slice;
 
 use anyhow::{Context, Result};
 use bollard::errors::Error as DockerError;
@@ -26,6 +27,15 @@ pub async fn prune(host: &Host, engine: &Engine, keep: &[&ImageReference]) {
     if let Err(error) = try_prune(host, engine, keep).await {
         host.warn(format!("old images may take up the boot disk: {error:#}"));
     }
+}
+
+/// Images of ours other than the one in use: how many, and the room that they take, what they share counted for each.
+pub async fn unused(engine: &Engine, in_use: &str) -> Result<(usize, u64)> {
+    let in_use = BTreeSet::from([in_use.to_owned()]);
+    let images = engine.client.list_images(None::<ListImagesOptions>).await.context("listing images")?;
+    let unused = images.iter().filter(|image| !superfluous(slice::from_ref(image), &in_use).is_empty());
+    let sizes: Vec<u64> = unused.map(|image| image.size.try_into().unwrap_or_default()).collect();
+    Ok((sizes.len(), sizes.iter().sum()))
 }
 
 async fn try_prune(host: &Host, engine: &Engine, keep: &[&ImageReference]) -> Result<()> {

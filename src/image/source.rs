@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, anyhow};
 use bollard::models::ImageInspect;
 use nix::sys::statvfs::statvfs;
 
-use super::download::Download;
+use super::download::{Download, without_query};
 use super::recipe::Recipe;
 use super::{GROW_BOOT_DISK, Images};
 use crate::config::SourceCommit;
@@ -107,20 +107,21 @@ async fn pack(host: &Host, version: &GatewayVersion, source: &SourceCommit, dire
     let directory = directory.to_owned();
     let found = blocking(move || archive::repack(&file, &directory))
         .await
-        .with_context(|| format!("reading the source from {}", source.url))
+        .with_context(|| format!("reading the source from {}", without_query(&source.url)))
         .classify(Code::ImageBuildFailed, "openclaw-source-url must name a tar.gz as `git archive` makes it.")?;
     check(&found, version, source)
 }
 
 /// The archive must be the commit, have its tree, and be the version that this machine wants.
 fn check(found: &archive::Found, version: &GatewayVersion, source: &SourceCommit) -> Result<()> {
+    let url = without_query(&source.url);
     let pins =
         [("commit", Some(&source.commit), found.commit.as_ref()), ("tree", source.tree.as_ref(), Some(&found.tree))];
     for (what, pinned, found) in pins {
         let Some(pinned) = pinned else { continue };
         if found != Some(pinned) {
             let found = found.map_or_else(|| format!("no {what} id"), |id| format!("the {what} id {id}"));
-            return Err(anyhow!("the source from {} has {found}, but {pinned} is wanted", source.url)).classify(
+            return Err(anyhow!("the source from {url} has {found}, but {pinned} is wanted")).classify(
                 Code::DigestMismatch,
                 format!("Find out why the source is another one; only if it is the right one, correct the attribute {SOURCE_REF}."),
             );
@@ -133,7 +134,7 @@ fn check(found: &archive::Found, version: &GatewayVersion, source: &SourceCommit
                 Code::ConfigInvalid,
                 format!("Set openclaw-version={found}, or name another commit in {SOURCE_REF}."),
             ),
-        None => Err(anyhow!("the source from {} has no package.json with a version", source.url))
+        None => Err(anyhow!("the source from {url} has no package.json with a version"))
             .classify(Code::ConfigInvalid, format!("Correct the attributes openclaw-source-url and {SOURCE_REF}.")),
     }
 }
@@ -169,7 +170,7 @@ mod tests {
     fn the_source_must_be_what_was_asked_for() {
         let (commit, tree, other) = ("0a".repeat(20), "0b".repeat(20), "0c".repeat(20));
         let source = |tree: Option<&str>| SourceCommit {
-            url: "https://h/x".to_owned(),
+            url: "https://h/x?signature=hunter2".to_owned(),
             commit: commit.clone(),
             tree: tree.map(str::to_owned),
             sha256: None,
@@ -191,6 +192,8 @@ mod tests {
         ];
         for (found, source, code) in cases {
             let outcome = check(&found, &"1".into(), &source);
+            let said = outcome.as_ref().err().map(one_line).unwrap_or_default();
+            assert!(!said.contains("hunter2"), "{said}");
             assert_eq!(outcome.as_ref().err().map(code_of), code, "{found:?}");
         }
     }

@@ -4,11 +4,12 @@ use std::io::ErrorKind;
 
 use anyhow::{Context, Result};
 
+use crate::error::one_line;
 use crate::host::{Host, blocking, remove_tree_if_exists};
 use crate::lock::RunLock;
 use crate::memory::swap;
 use crate::paths::{BAKED, ETC_DIR, LOADER_DIR, LOCK, PER_BOOT_SCRIPT, SYSCTL};
-use crate::{account, docker, gateway, shield, state};
+use crate::{account, docker, gateway, proxy, shield, state};
 
 /// Removes the container (stopped with its full grace), the metadata shield, the units and the program, and
 /// unmounts the data disk, so that it can be detached. Keeps every byte of data, Docker and its images.
@@ -19,6 +20,10 @@ pub async fn run(host: &Host) -> Result<String> {
         gateway::purge(host, &engine).await?;
     }
     let data = state::find(host).await?;
+    // It holds the data disk. A package that apt cannot remove now keeps nobody's disk here.
+    if let Err(error) = proxy::remove(host).await {
+        host.warn(format!("what openclaw-domain installed is not all gone: {}", one_line(&error)));
+    }
     state::unmount(host).await?;
     account::remove(host).await?;
     shield::remove(host).await?;

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::budget::{Budget, Urgency};
-use super::status::{Detail, State, Status, Words};
+use super::status::{Saying, State, Status, Words, with};
 use super::write_status;
 use super::writer::NAMESPACE;
 use crate::host::Host;
@@ -27,15 +27,6 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(600);
 /// The pause after a failed request, doubled each time.
 const FIRST_BACKOFF: Duration = Duration::from_secs(5);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
-
-/// What has happened to the gateway since the run ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Saying {
-    /// In one word.
-    pub state: State,
-    /// What, since when, and what to do.
-    pub message: String,
-}
 
 /// Keeps state and detail equal to what is known of the gateway while no run is at work.
 #[derive(Debug)]
@@ -168,14 +159,6 @@ impl LiveReport {
     }
 }
 
-/// The run's words with what happened since: its own message stays behind.
-fn with(run: Words, saying: Option<&Saying>) -> Words {
-    let Some(Saying { state, message }) = saying else { return run };
-    let messages: Vec<&str> = [message.as_str()].into_iter().chain(run.detail.message.as_deref()).collect();
-    let message = Some(messages.join("; "));
-    Words { state: *state, detail: Detail { stage: None, message, ..run.detail } }
-}
-
 /// Reports that the gateway is being stopped: state and status file, one request, no retry.
 ///
 /// For the stop unit, which has little time; the result stays as it is until the next boot deletes it.
@@ -199,26 +182,4 @@ async fn now(host: &Host, metadata: &Client, urgency: Urgency, words: impl FnOnc
         put.context("writing the guest attribute state")?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_runs_own_words_stay() {
-        let run = |state, message: Option<&str>| Words {
-            state,
-            detail: Detail { message: message.map(str::to_owned), ..Detail::default() },
-        };
-        let saying = Saying { state: State::Stopped, message: "it was stopped".to_owned() };
-        for (run, saying, expected) in [
-            (run(State::Ready, None), None, run(State::Ready, None)),
-            (run(State::Ready, None), Some(&saying), run(State::Stopped, Some("it was stopped"))),
-            (run(State::Degraded, Some("a")), Some(&saying), run(State::Stopped, Some("it was stopped; a"))),
-            (run(State::Degraded, Some("a")), None, run(State::Degraded, Some("a"))),
-        ] {
-            assert_eq!(with(run, saying), expected);
-        }
-    }
 }

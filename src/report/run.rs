@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::Ready;
 use super::status::{Changes, Detail, InstanceIdentity, RunResult, State, Status, UpdateReport, millis};
+use super::timeline::Span;
 use crate::error::{Code, StageError};
 use crate::host::Ledger;
 use crate::stage::Stage;
@@ -19,7 +20,7 @@ const PHASES: &[(State, &[Stage])] = &[
     (State::Installing, &[Stage::Swap, Stage::Docker]),
     (State::Disk, &[Stage::Disk, Stage::State]),
     (State::Image, &[Stage::Shield, Stage::Image]),
-    (State::Gateway, &[Stage::Secrets, Stage::Gateway, Stage::Ready, Stage::Update]),
+    (State::Gateway, &[Stage::Secrets, Stage::Gateway, Stage::Ready, Stage::Update, Stage::Proxy]),
 ];
 
 /// How far a stage is.
@@ -39,6 +40,8 @@ pub(super) struct Run {
     pub(super) reason: Option<String>,
     pub(super) instance: Option<InstanceIdentity>,
     pub(super) stages: BTreeMap<Stage, StageState>,
+    /// The spans of the stages that ended.
+    pub(super) timeline: Vec<Span>,
     pub(super) conclusion: Option<Conclusion>,
     pub(super) update: Option<UpdateReport>,
     /// Until when the last words may be sent; set with the outcome.
@@ -121,6 +124,7 @@ impl Run {
             changes: changes(ledger),
             instance: self.instance.clone(),
             update: self.update.clone(),
+            timeline: self.timeline.clone(),
             peak_memory_kib: 0,
             reported: false,
         }

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::name::Name;
+use super::timeline::Span;
 use crate::error::Code;
 use crate::host::{Host, blocking};
 use crate::paths::STATUS;
@@ -129,6 +130,9 @@ pub struct Status {
     /// What became of an update or a rollback in this run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update: Option<UpdateReport>,
+    /// When each stage that ended began and ended.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub timeline: Vec<Span>,
     /// The most memory that this program needed, in KiB; known at the end of the run.
     pub peak_memory_kib: u64,
     /// The guest attributes have all of this, or are disabled.
@@ -142,6 +146,15 @@ pub struct Words {
     pub state: State,
     /// The rest.
     pub detail: Detail,
+}
+
+/// What has happened to the gateway since the run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saying {
+    /// In one word.
+    pub state: State,
+    /// What, since when, and what to do.
+    pub message: String,
 }
 
 /// The guest attribute `detail`.
@@ -242,9 +255,27 @@ impl Status {
         (self.state, self.detail) = (words.state, words.detail);
     }
 
+    /// The same with what is so now instead of what was said since the run.
+    #[must_use]
+    pub(crate) fn now(mut self, saying: Option<&Saying>) -> Self {
+        let run = self.words_of_the_run();
+        if saying.is_some() {
+            self.say(with(run, saying));
+        } else {
+            (self.state, self.detail, self.at_end) = (run.state, run.detail, None);
+        }
+        self
+    }
+
+    /// Whether another state is said now than the run said at its end.
+    pub(super) fn has_changed_since(&self) -> bool {
+        self.at_end.as_ref().is_some_and(|words| words.state != self.state)
+    }
+
     /// Whether the gateway, by what is said now, does not do what it did at the end of the run.
     pub(super) fn is_down(&self) -> bool {
-        matches!(self.state, State::Stopping | State::Stopped) || self.at_end.is_some() && self.state == State::Failed
+        let is_down_since = self.at_end.is_some() && matches!(self.state, State::Failed | State::Starting);
+        is_down_since || matches!(self.state, State::Stopping | State::Stopped)
     }
 
     /// Whether a waiter that has read `other` learns nothing from this one.
@@ -282,6 +313,14 @@ impl Status {
         stamped.detail.updated = seconds(Timestamp::now());
         stamped
     }
+}
+
+/// The run's words with what happened since: its own message stays behind.
+pub(super) fn with(run: Words, saying: Option<&Saying>) -> Words {
+    let Some(Saying { state, message }) = saying else { return run };
+    let messages: Vec<&str> = [message.as_str()].into_iter().chain(run.detail.message.as_deref()).collect();
+    let message = Some(messages.join("; "));
+    Words { state: *state, detail: Detail { stage: None, message, ..run.detail } }
 }
 
 impl Detail {
@@ -384,5 +423,22 @@ mod tests {
             assert_eq!(detail, (&json["detail"]["stage"], &json["detail"]["code"]));
         }
         Ok(())
+    }
+
+    #[test]
+    fn the_runs_own_words_stay() {
+        let run = |state, message: Option<&str>| Words {
+            state,
+            detail: Detail { message: message.map(str::to_owned), ..Detail::default() },
+        };
+        let saying = Saying { state: State::Stopped, message: "it was stopped".to_owned() };
+        for (run, saying, expected) in [
+            (run(State::Ready, None), None, run(State::Ready, None)),
+            (run(State::Ready, None), Some(&saying), run(State::Stopped, Some("it was stopped"))),
+            (run(State::Degraded, Some("a")), Some(&saying), run(State::Stopped, Some("it was stopped; a"))),
+            (run(State::Degraded, Some("a")), None, run(State::Degraded, Some("a"))),
+        ] {
+            assert_eq!(with(run, saying), expected);
+        }
     }
 }

@@ -22,6 +22,8 @@ pub struct DataDir {
     pub records: PathBuf,
     /// Backups, root 0700.
     pub backups: PathBuf,
+    /// Certificates of the proxy and their keys, its own; made when there is one.
+    pub certificates: PathBuf,
     /// True when all of it lies on the boot disk.
     pub on_boot_disk: bool,
 }
@@ -34,8 +36,8 @@ impl DataDir {
 
     /// The directories below `root`.
     pub(crate) fn at(root: impl AsRef<Path>, on_boot_disk: bool) -> Self {
-        let [state, config, records, backups] = VOLUME_DIRS.map(|name| root.as_ref().join(name));
-        Self { state, config, records, backups, on_boot_disk }
+        let [state, config, records, backups, certificates] = VOLUME_DIRS.map(|name| root.as_ref().join(name));
+        Self { state, config, records, backups, certificates, on_boot_disk }
     }
 
     /// The directories of the boot disk.

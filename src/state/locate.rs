@@ -9,14 +9,14 @@ use super::DataDir;
 use crate::disk::MARKER;
 use crate::disk::mount;
 use crate::host::{Host, if_exists};
-use crate::paths::{BOOT_DISK_DIR, MOUNT_DIR, STATE_ALIAS};
+use crate::paths::{BOOT_DISK_DIR, MOUNT_DIR, STATE_ALIAS, VOLUME_DIRS};
 
 /// Where this machine has a gateway's data now: our data disks that are mounted, and the boot disk's own
 /// directory if there is anything in it, be it only a token.
 pub async fn find(host: &Host) -> Result<Vec<PathBuf>> {
     let mut found = our_disks(host).await?;
     let boot = DataDir::boot_disk();
-    for directory in [boot.state, boot.config, boot.backups] {
+    for directory in [boot.state, boot.config, boot.backups, boot.certificates] {
         if !mount::is_empty(host, &directory).await? {
             found.push(directory);
         }
@@ -32,13 +32,27 @@ async fn former(host: &Host) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// What updates, rollbacks, restores and moves put aside: beside the state in use, and on the boot disk.
+pub async fn aside(host: &Host, data: Option<&DataDir>) -> Result<Vec<PathBuf>> {
+    let mut found = former(host).await?;
+    if let Some(data) = data {
+        let is_aside = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.split_once('.').is_some_and(|(directory, _)| VOLUME_DIRS.contains(&directory))
+        };
+        found.extend(list(host, data.root()?).await?.into_iter().filter(is_aside));
+    }
+    Ok(found)
+}
+
 /// The paths in `directory` in the order of their names; none when there is no such directory.
-async fn list(host: &Host, directory: &str) -> Result<Vec<PathBuf>> {
-    let (doing, mut paths) = (|| format!("listing {directory}"), Vec::new());
+async fn list(host: &Host, directory: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
+    let directory = directory.as_ref();
+    let (doing, mut paths) = (|| format!("listing {}", directory.display()), Vec::new());
     let entries = if_exists(tokio::fs::read_dir(host.path(directory)).await).with_context(doing)?;
     let Some(mut entries) = entries else { return Ok(paths) };
     while let Some(entry) = entries.next_entry().await.with_context(doing)? {
-        paths.push(Path::new(directory).join(entry.file_name()));
+        paths.push(directory.join(entry.file_name()));
     }
     paths.sort();
     Ok(paths)
@@ -59,7 +73,7 @@ pub async fn current(host: &Host) -> Result<Option<DataDir>> {
     let published = host.path(STATE_ALIAS);
     if let [_, _, ..] = found[..] {
         found.retain(|data| mount::same_directory(&host.path(&data.state), &published).unwrap_or(false));
-        ensure!(!found.is_empty(), "several disks hold a state, and none of them is path_display at {STATE_ALIAS}");
+        ensure!(!found.is_empty(), "several disks hold a state, and none of them is published at {STATE_ALIAS}");
     }
     Ok(found.pop())
 }
@@ -102,7 +116,7 @@ async fn unmount_point(host: &Host, point: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a directory that [`mount::ext4`] or [`mount::bind`] made to mount on: empty, and immutable since.
+/// Removes a directory that this program made to mount on: empty, and immutable since.
 async fn remove_point(host: &Host, point: &Path) -> Result<()> {
     let path = host.path(point);
     let is_mounted = mount::find(host, point).await?.is_some();

@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::DataDir;
+use super::settings::{OwnedSettings, RefusedSettings};
 use crate::host::{Host, json_file};
 use crate::lock::RunLock;
 use crate::reference::{ImageReference, PinnedImage};
@@ -63,6 +64,12 @@ pub struct Record {
     /// The choice whose update was cut short once; a second time it counts as refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interrupted: Option<String>,
+    /// The container with which the gateway did not come up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused_container: Option<RefusedSettings>,
+    /// What of `openclaw.json` is the operator's.
+    #[serde(skip_serializing_if = "OwnedSettings::is_empty")]
+    pub settings: OwnedSettings,
 }
 
 /// The way back from an update: a state and what it belongs to.
@@ -100,6 +107,16 @@ impl Record {
             owner => owner,
         };
         Ok(Self { owner, ..record })
+    }
+
+    /// The same without what was in `openclaw.json` before the operator's settings: it may be a credential.
+    #[must_use]
+    pub fn without_former_values(self) -> Self {
+        let previous = self.previous.map(|previous| {
+            let Previous { record, image, copy, of } = *previous;
+            Box::new(Previous { record: record.without_former_values(), image, copy, of })
+        });
+        Self { previous, settings: OwnedSettings::default(), ..self }
     }
 
     /// Writes the record if it differs from the one on the disk; true when it was written. After a power

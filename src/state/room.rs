@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::io::ErrorKind;
 use std::iter::Sum;
 use std::ops::AddAssign;
 use std::os::unix::fs::MetadataExt as _;
@@ -71,10 +72,15 @@ pub(crate) fn require(needed: Size, room: Size, what: &str, place: &str, remedy:
         .classify(Code::NoSpace, remedy)
 }
 
-/// The room that the tree `path` takes; nothing when it does not exist.
+/// The room that the tree or file `path` takes; nothing when it does not exist.
 pub(crate) async fn of(host: &Host, path: &Path) -> Result<Size> {
     let tree = host.path(path);
-    let measure = move || if tree.exists() { measure(&Dir::open(&tree)?) } else { Ok(Size::default()) };
+    let measure = move || match std::fs::symlink_metadata(&tree) {
+        Ok(found) if found.is_dir() => measure(&Dir::open(&tree)?),
+        Ok(found) => Ok(Size { bytes: found.blocks() * 512, inodes: 1, content: found.len() }),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Size::default()),
+        Err(error) => Err(error.into()),
+    };
     blocking(measure).await.with_context(|| format!("measuring {}", path.display()))
 }
 

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use jiff::Timestamp;
 
 use super::operation::{Move, Operation, Pending, Purpose, Switch};
+use super::settings::settings_trial;
 use super::{DataDir, Record, unpublish};
 use crate::failpoint::{self, Failpoint};
 use crate::host::{Host, blocking, sync_dir};
@@ -90,6 +91,7 @@ impl Switch {
             aside.extend(former.map(|name| root.join(name)));
         }
         self.record.write(host, data, lock).await?;
+        host.remove_file(settings_trial(data)).await?;
         host.changed(format!("switched to the prepared state ({})", self.purpose.name()));
         Ok(aside)
     }

@@ -32,7 +32,7 @@ impl Updater<'_> {
     ) -> Result<(Ready, UpdateReport)> {
         let Gateway { host, engine, data, .. } = self.gateway;
         let image = self.new_image(&record, desired).await?;
-        let secrets = secrets::ensure(host, data, self.gateway.config).await?;
+        let secrets = secrets::ensure(host, data, self.gateway.config, self.metadata).await?;
         if record.image.as_ref().is_some_and(|current| current.reference == image.base.reference) {
             return self.stay(record, &image, &secrets).await;
         }
@@ -111,7 +111,9 @@ impl Updater<'_> {
     /// The new version owns the state; the safety copy of an earlier update goes.
     async fn accept(&self, update: &Update, previous: Previous, image: &Image, desired: &ImageConfig) -> Result<()> {
         let Gateway { host, engine, data, .. } = self.gateway;
-        let record = Record { previous: Some(Box::new(previous)), ..Record::default() }.owned_by(image, desired);
+        let settings = previous.record.settings.clone();
+        let record = Record { previous: Some(Box::new(previous)), settings, ..Record::default() };
+        let record = record.owned_by(image, desired);
         let record = Record { choice: self.image.choice(), ..record };
         record.write(host, data, self.lock).await?;
         state::accept(host, data, update, self.lock).await?;

@@ -48,6 +48,7 @@ pub(super) enum Cause {
     Forwarding,
     DataDisk,
     Room,
+    Proxy,
     Attributes,
     AttributesForBoot,
 }
@@ -96,6 +97,8 @@ pub(super) struct Sight {
     pub(super) is_unshielded: bool,
     pub(super) disk: Option<DiskTrouble>,
     pub(super) low: Vec<PathBuf>,
+    /// What the gateway lacks at its domain.
+    pub(super) proxy: Option<String>,
     /// Keys that a run can apply.
     pub(super) changed: Vec<String>,
     /// Keys that wait for the next boot.
@@ -177,6 +180,15 @@ pub(super) fn decide(sight: &Sight, memory: &mut Memory, now: Moment) -> Decisio
     Decision { saying: sight.saying(&findings, memory), start, next }
 }
 
+/// What one look alone says. Nothing is confirmed by a second one, and since when it is so is not known.
+pub(super) fn now(sight: &Sight) -> Option<Saying> {
+    let mut findings = sight.findings();
+    if matches!(sight.health, Some(Health::Starting(_))) {
+        findings.iter_mut().filter(|it| it.cause == Cause::Silent).for_each(|it| it.state = State::Starting);
+    }
+    sight.saying(&findings, &Memory::default())
+}
+
 impl Sight {
     /// A look at a machine that is not the watcher's to judge now.
     pub(super) fn busy() -> Self {
@@ -185,8 +197,9 @@ impl Sight {
 
     fn findings(&self) -> Vec<Finding> {
         let found = [self.of_engine(), self.of_containerd(), self.of_container(), self.of_health(), self.of_shield()];
-        let others = [self.of_forwarding(), self.of_disk(), self.of_room(), self.of_changes(), self.of_boot_changes()];
-        found.into_iter().chain(others).flatten().collect()
+        let others = [self.of_forwarding(), self.of_disk(), self.of_room(), self.of_proxy()];
+        let changes = [self.of_changes(), self.of_boot_changes()];
+        found.into_iter().chain(others).chain(changes).flatten().collect()
     }
 
     fn of_engine(&self) -> Option<Finding> {
@@ -272,6 +285,10 @@ impl Sight {
         (!places.is_empty()).then(|| finding(Cause::Room, &what, Cure::Nobody))
     }
 
+    fn of_proxy(&self) -> Option<Finding> {
+        self.proxy.as_ref().map(|lack| finding(Cause::Proxy, lack, Cure::Nobody))
+    }
+
     fn of_changes(&self) -> Option<Finding> {
         let what = format!("changed attributes: {}", self.changed.join(", "));
         (!self.changed.is_empty()).then(|| finding(Cause::Attributes, &what, Cure::Run))
@@ -286,7 +303,7 @@ impl Sight {
     fn saying(&self, findings: &[Finding], memory: &Memory) -> Option<Saying> {
         let is_news = |finding: &&Finding| match (self.run_state, finding.cause) {
             (_, Cause::Attributes) => false,
-            (State::Degraded, cause) => cause != Cause::Unhealthy,
+            (State::Degraded, cause) => !matches!(cause, Cause::Unhealthy | Cause::Proxy),
             (run, _) => run == State::Ready,
         };
         let news: Vec<&Finding> = findings.iter().filter(is_news).collect();
@@ -301,25 +318,29 @@ impl Sight {
 
     /// The gateway was degraded at the end of the run, and is not any more.
     fn has_recovered(&self) -> bool {
-        self.run_state == State::Degraded && matches!(self.health, Some(Health::Ready { suppressed: None, .. }))
+        let is_served = self.proxy.is_none();
+        self.run_state == State::Degraded
+            && is_served
+            && matches!(self.health, Some(Health::Ready { suppressed: None, .. }))
     }
 
     /// What, since when, and what comes next.
     fn sentence(&self, finding: &Finding, memory: &Memory) -> String {
-        let since = memory.seen.get(&finding.cause).map(|moment| moment.time).unwrap_or_default();
+        let since = memory.seen.get(&finding.cause).map(|moment| moment.time);
         let next = match finding.cure {
             _ if self.is_masked && finding.cure != Cure::Nobody => format!("; {BOOT_UNIT} is masked, so it stays so"),
             Cure::Run if self.is_dpkg_busy => "; a run mends it when apt has ended".to_owned(),
             Cure::Run => "; a run mends it".to_owned(),
             Cure::RunLater if memory.is_upgrade => "; a run starts it when apt has ended".to_owned(),
-            Cure::RunLater => {
-                let at = since.checked_add(ENGINE_GRACE).unwrap_or(since);
-                format!("; a run starts it at {}, `{RUN_AGAIN}` does now", minutes(at))
-            }
+            Cure::RunLater => match since.and_then(|since| since.checked_add(ENGINE_GRACE).ok()) {
+                Some(at) => format!("; a run starts it at {}, `{RUN_AGAIN}` does now", minutes(at)),
+                None => format!("; `{RUN_AGAIN}` starts it now"),
+            },
             Cure::Operator => format!("; `{RUN_AGAIN}` or a reboot starts it"),
             Cure::Nobody => String::new(),
         };
-        format!("{} (since {}){next}", finding.what, minutes(since))
+        let since = since.map(|since| format!(" (since {})", minutes(since))).unwrap_or_default();
+        format!("{}{since}{next}", finding.what)
     }
 }
 
@@ -356,7 +377,7 @@ impl Memory {
     fn until_confirmed(&self, cause: Cause, now: Moment) -> Option<Duration> {
         let needed = match cause {
             Cause::Hung | Cause::Attributes | Cause::AttributesForBoot => return None,
-            Cause::Silent | Cause::Unhealthy => CONFIRM_ANSWER,
+            Cause::Silent | Cause::Unhealthy | Cause::Proxy => CONFIRM_ANSWER,
             _ => CONFIRM,
         };
         needed.checked_sub(self.seen_for(cause, now)).filter(|left| !left.is_zero())
@@ -409,8 +430,9 @@ fn finding(cause: Cause, what: &str, cure: Cure) -> Finding {
 
 fn severity(state: State) -> u8 {
     match state {
-        State::Stopped => 2,
-        State::Failed => 1,
+        State::Stopped => 3,
+        State::Failed => 2,
+        State::Starting => 1,
         _ => 0,
     }
 }
@@ -457,6 +479,32 @@ mod tests {
 
     fn failing() -> Health {
         Health::Unhealthy { failing: vec!["telegram".to_owned()], uptime: None, version: None }
+    }
+
+    #[test]
+    fn one_look_alone_says_how_it_is_now() {
+        let starting = || Sight { health: Some(Health::Starting("plugins".to_owned())), ..well() };
+        // What is seen, the state that is told, a word of the message.
+        let cases: Vec<(Sight, Option<State>, &str)> = vec![
+            (well(), None, ""),
+            (stopped(), Some(State::Stopped), "stopped by hand; `sudo openclaw-init boot`"),
+            (gone(), Some(State::Failed), "container is gone; a run mends it"),
+            (engine(EngineSight::Inactive), Some(State::Stopped), "docker.service was stopped; `sudo openclaw-init"),
+            (engine(EngineSight::Silent), Some(State::Failed), "the engine gives no answer"),
+            (Sight { health: Some(Health::Silent), ..well() }, Some(State::Failed), "the gateway gives no answer"),
+            (starting(), Some(State::Starting), "the gateway is starting (plugins)"),
+            (Sight { is_forwarding_off: true, ..starting() }, Some(State::Starting), "ip_forward"),
+            (Sight { health: Some(failing()), ..well() }, Some(State::Degraded), "checks fail: telegram"),
+            (Sight { run_state: State::Failed, ..stopped() }, None, ""),
+            (Sight { run_state: State::Degraded, ..well() }, Some(State::Ready), "works again"),
+            (Sight { for_boot: vec!["openclaw-swap".to_owned()], ..well() }, Some(State::Degraded), "reboot to apply"),
+        ];
+        for (sight, state, word) in cases {
+            let said = now(&sight);
+            assert_eq!(said.as_ref().map(|said| said.state), state, "{sight:?}");
+            let message = said.map(|said| said.message).unwrap_or_default();
+            assert!(message.contains(word) && !message.contains("since"), "{message}");
+        }
     }
 
     #[test]
@@ -514,6 +562,9 @@ mod tests {
             (Sight { disk: Some(DiskTrouble::Gone), ..well() }, 10, Some(State::Failed), true, "not mounted"),
             (Sight { disk: Some(DiskTrouble::ReadOnly), ..well() }, 600, Some(State::Degraded), false, "reboot"),
             (Sight { low: vec!["/".into()], ..well() }, 600, Some(State::Degraded), false, "less than 5 %"),
+            (Sight { proxy: Some("no certificate".into()), ..well() }, 50, None, false, ""),
+            (Sight { proxy: Some("no certificate".into()), ..well() }, 60, Some(State::Degraded), false, "certificate"),
+            (Sight { proxy: Some("it".into()), run_state: State::Degraded, ..well() }, 600, None, false, ""),
             (Sight { changed: port(), ..well() }, 0, None, true, ""),
             (Sight { changed: port(), run_state: State::Failed, may_repair: false, ..well() }, 0, None, true, ""),
             (Sight { changed: port(), for_boot: swap(), ..well() }, 600, Some(State::Degraded), false, "openclaw-swap"),

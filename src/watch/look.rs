@@ -15,12 +15,14 @@ use super::orders::Orders;
 use crate::config::{ApplyChoice, keys};
 use crate::disk::mount;
 use crate::docker::{self, Engine};
+use crate::error::Code;
 use crate::gateway::live::{self, Container};
 use crate::gateway::silence::Silence;
 use crate::gateway::{self, Health};
 use crate::host::Host;
 use crate::lock::RunLock;
 use crate::paths::{BOOT_UNIT, LOCK, SHIELD_IN_FORCE, STOPPED_BY_SHIELD};
+use crate::proxy;
 use crate::report::{RunResult, Status};
 use crate::state::{DataDir, room};
 use crate::systemd::{self, Unit};
@@ -34,59 +36,109 @@ const DPKG_LOCKS: [&str; 2] = ["/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/loc
 /// How long the engine or a disk may take to answer: one that is slower is told as silent.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The same while somebody waits for it.
+const GLANCE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// What a look needs to remember.
 pub(super) struct Eyes<'a> {
     host: &'a Host,
     engine: Option<Engine>,
     silence: Silence,
+    patience: Duration,
+}
+
+/// The units that say how far the machine is.
+struct Units {
+    boot: Unit,
+    docker: Unit,
+    containerd: Unit,
+    shutdown: Unit,
+}
+
+impl Units {
+    async fn show(host: &Host) -> Result<Self> {
+        let names = [BOOT_UNIT, docker::UNIT, docker::CONTAINERD, SHUTDOWN];
+        let [boot, docker, containerd, shutdown] = systemd::show(host, names).await?;
+        Ok(Self { boot, docker, containerd, shutdown })
+    }
+
+    fn is_containerd_down(&self) -> bool {
+        self.containerd.load == "loaded" && is_down(&self.containerd)
+    }
+
+    fn are_busy(&self) -> bool {
+        self.boot.is_busy() || self.docker.is_busy() || is_wanted(&self.shutdown)
+    }
 }
 
 impl<'a> Eyes<'a> {
     pub(super) fn new(host: &'a Host) -> Self {
-        Self { host, engine: None, silence: Silence::default() }
+        Self { host, engine: None, silence: Silence::default(), patience: ANSWER_TIMEOUT }
+    }
+
+    /// For one look, by somebody who waits for it.
+    pub(super) fn in_a_hurry(host: &'a Host) -> Self {
+        Self { patience: GLANCE_TIMEOUT, ..Self::new(host) }
     }
 
     pub(super) fn host(&self) -> &'a Host {
         self.host
     }
 
-    /// Whether the engine answered at the last look.
-    pub(super) fn engine_is_up(&self) -> bool {
-        self.engine.is_some()
+    /// The engine, if it answered at the last look.
+    pub(super) fn engine(&self) -> Option<&Engine> {
+        self.engine.as_ref()
     }
 
     /// How the machine is, `now` after the watcher began.
     pub(super) async fn look(&mut self, attributes: Option<&Believed>, now: Duration) -> Result<Sight> {
-        let host = self.host;
-        let names = [BOOT_UNIT, docker::UNIT, docker::CONTAINERD, SHUTDOWN];
-        let [boot, docker, containerd, shutdown] = systemd::show(host, names).await?;
-        let (status, orders) = (Status::read(host).await?, Orders::read(host).await?.unwrap_or_default());
-        if docker.active != "active" {
+        let (host, units) = (self.host, Units::show(self.host).await?);
+        let status = Status::read(host).await?;
+        if units.docker.active != "active" {
             self.engine = None;
         }
-        let is_at_work = boot.is_busy() || docker.is_busy() || is_wanted(&shutdown) || is_locked(host)?;
-        let Some(status) = status.filter(|status| !is_at_work && status.result.is_some()) else {
-            return Ok(Sight::busy());
-        };
-        let (engine, container) = self.ask_engine(&docker).await;
+        let is_at_work = units.are_busy() || is_locked(host)?;
+        match status.filter(|status| !is_at_work && status.result.is_some()) {
+            Some(status) => self.see(&units, &status, attributes, now).await,
+            None => Ok(Sight::busy()),
+        }
+    }
+
+    /// How the machine is after the run that left `status`, even if another one is at work.
+    pub(super) async fn glance(&mut self, status: &Status, attributes: Option<&Believed>) -> Result<Sight> {
+        let units = Units::show(self.host).await?;
+        let seen = self.see(&units, status, attributes, Duration::ZERO).await?;
+        Ok(Sight { is_busy: units.are_busy(), ..seen })
+    }
+
+    async fn see(
+        &mut self,
+        units: &Units,
+        status: &Status,
+        attributes: Option<&Believed>,
+        now: Duration,
+    ) -> Result<Sight> {
+        let (host, orders) = (self.host, Orders::read(self.host).await?.unwrap_or_default());
+        let (engine, container) = self.ask_engine(&units.docker).await;
         let health = match &container {
-            Some(Container::Alive { .. }) => gateway_health(host, &orders).await?,
+            Some(Container::Alive { .. }) => self.health(&orders).await?,
             _ => None,
         };
         let (changed, for_boot) = changes(&orders, attributes);
         Ok(Sight {
             run: Orders::left_at(host).await,
             run_state: status.words_of_the_run().state,
-            may_repair: may_repair(&status),
-            is_masked: boot.load == "masked",
+            may_repair: may_repair(status),
+            is_masked: units.boot.load == "masked",
             is_dpkg_busy: is_dpkg_busy(host),
             is_hung: self.is_hung(container.as_ref(), health.as_ref(), now),
-            is_containerd_down: engine == EngineSight::Up && containerd.load == "loaded" && is_down(&containerd),
+            is_containerd_down: engine == EngineSight::Up && units.is_containerd_down(),
             is_stopped_by_shield: host.path(STOPPED_BY_SHIELD).exists(),
             is_forwarding_off: docker::is_forwarding_off(host).await?,
             is_unshielded: orders.is_shielded && !host.path(SHIELD_IN_FORCE).exists(),
             disk: disk(host, &orders).await?,
-            low: low(host, &orders).await?,
+            low: low(host, &orders, self.patience).await?,
+            proxy: proxy(host, &orders).await,
             engine,
             container,
             health,
@@ -102,7 +154,7 @@ impl<'a> Eyes<'a> {
             let engine = if docker.active == "failed" { EngineSight::Failed } else { EngineSight::Inactive };
             return (engine, None);
         }
-        match tokio::time::timeout(ANSWER_TIMEOUT, self.container()).await {
+        match tokio::time::timeout(self.patience, self.container()).await {
             Ok(Ok(container)) => (EngineSight::Up, Some(container)),
             answer => {
                 tracing::debug!("the engine gives no answer: {answer:?}");
@@ -120,6 +172,14 @@ impl<'a> Eyes<'a> {
         let container = live::container(self.host, &engine).await?;
         self.engine = Some(engine);
         Ok(container)
+    }
+
+    /// What the gateway answers; one that says nothing in time is silent.
+    async fn health(&self, orders: &Orders) -> Result<Option<Health>> {
+        match tokio::time::timeout(self.patience, gateway_health(self.host, orders)).await {
+            Ok(health) => health,
+            Err(_) => Ok(Some(Health::Silent)),
+        }
     }
 
     fn is_hung(&mut self, container: Option<&Container>, health: Option<&Health>, now: Duration) -> bool {
@@ -148,7 +208,8 @@ fn is_locked(host: &Host) -> Result<bool> {
 /// A run that failed is not repeated; a repair that failed is, if that may help.
 fn may_repair(status: &Status) -> bool {
     match status.result.as_ref().and_then(|result| result.known()) {
-        Some(RunResult::Ready) => true,
+        // The gateway runs, with other settings than the operator's.
+        Some(RunResult::Ready | RunResult::Failed(Code::ConfigRefused)) => true,
         Some(RunResult::Failed(code)) => status.reason.is_some() && !code.is_permanent(),
         None => false,
     }
@@ -201,14 +262,19 @@ async fn disk(host: &Host, orders: &Orders) -> Result<Option<DiskTrouble>> {
     })
 }
 
+/// What the gateway lacks at its domain.
+async fn proxy(host: &Host, orders: &Orders) -> Option<String> {
+    proxy::lack(host, orders.domain.as_deref()?).await
+}
+
 /// The disks that are nearly full.
-async fn low(host: &Host, orders: &Orders) -> Result<Vec<PathBuf>> {
+async fn low(host: &Host, orders: &Orders, patience: Duration) -> Result<Vec<PathBuf>> {
     let data = orders.data.iter().filter(|(_, on_boot_disk)| !on_boot_disk).map(|(root, _)| root.clone());
     let places: Vec<PathBuf> = [PathBuf::from("/")].into_iter().chain(data).collect();
     let mut low = Vec::new();
     for place in places {
         // A disk that does not answer keeps its thread, not the watcher.
-        let asked = tokio::time::timeout(ANSWER_TIMEOUT, room::is_low(host, &place)).await;
+        let asked = tokio::time::timeout(patience, room::is_low(host, &place)).await;
         let asked = asked.with_context(|| format!("asking for the room left in {}", place.display()))?;
         // What cannot be asked is not low.
         if asked.unwrap_or(false) {
@@ -224,7 +290,6 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
-    use crate::error::Code;
     use crate::report::RunResult;
 
     #[test]
@@ -236,6 +301,7 @@ mod tests {
             (Some(RunResult::Failed(Code::ImagePullFailed)), None, false),
             (Some(RunResult::Failed(Code::ImagePullFailed)), reason(), true),
             (Some(RunResult::Failed(Code::ConfigInvalid)), reason(), false),
+            (Some(RunResult::Failed(Code::ConfigRefused)), None, true),
             (None, reason(), false),
         ] {
             let status = Status { result: result.map(Into::into), reason, ..Status::default() };

@@ -22,6 +22,12 @@ pub struct Orders {
     /// The attributes that the run has read: their values as digests.
     pub(super) attributes: BTreeMap<String, String>,
     pub(super) published: Option<(IpAddr, u16)>,
+    /// The name at which this machine serves the gateway.
+    #[serde(default)]
+    pub(super) domain: Option<String>,
+    /// Where browsers find the gateway behind any proxy.
+    #[serde(default)]
+    origin: Option<String>,
     pub(super) is_shielded: bool,
     /// Where the state is, once the run has opened it, and whether that is the boot disk.
     pub(super) data: Option<(PathBuf, bool)>,
@@ -29,7 +35,15 @@ pub struct Orders {
 
 impl Default for Orders {
     fn default() -> Self {
-        Self { is_on: true, attributes: BTreeMap::new(), published: None, is_shielded: false, data: None }
+        Self {
+            is_on: true,
+            attributes: BTreeMap::new(),
+            published: None,
+            domain: None,
+            origin: None,
+            is_shielded: false,
+            data: None,
+        }
     }
 }
 
@@ -43,6 +57,11 @@ impl Orders {
     /// When the latest run left them.
     pub(super) async fn left_at(host: &Host) -> Option<SystemTime> {
         tokio::fs::metadata(host.path(WATCH_ORDERS)).await.ok()?.modified().ok()
+    }
+
+    /// Where browsers find the gateway, if a proxy is in front of it.
+    pub async fn origin(host: &Host) -> Option<String> {
+        Self::read(host).await.ok().flatten()?.origin
     }
 
     /// Whether a run of this boot wants the machine to be watched.
@@ -60,6 +79,8 @@ impl Orders {
         Self::change(host, |orders| {
             orders.is_on = config.is_watched;
             orders.published = Some((config.gateway.bind, config.gateway.port));
+            orders.domain = config.domain.as_ref().map(|domain| domain.name.clone());
+            orders.origin = config.gateway.ingress.as_ref().map(|ingress| ingress.origin.clone());
             orders.is_shielded = config.gateway.metadata_access == MetadataAccess::Block;
         })
         .await
@@ -124,7 +145,16 @@ mod tests {
         assert!(Orders::are_on(&host).await, "on is the default");
         let orders = Orders::read(&host).await?.context("they are there")?;
         assert!(!serde_json::to_string(&orders)?.contains("\"s\""), "a value is not written down");
-        let cases: [(Pairs<'_>, &[&str]); 4] = [
+        let cases: [(Pairs<'_>, &[&str]); 5] = [
+            (
+                &[
+                    ("openclaw-port", "1"),
+                    ("openclaw-env-A", "s"),
+                    ("openclaw-gateway-token", "secret:projects/p/secrets/t"),
+                    ("openclaw-secret-A", "projects/p/secrets/s"),
+                ],
+                &["openclaw-gateway-token", "openclaw-secret-A"],
+            ),
             (&[("openclaw-port", "1"), ("openclaw-env-A", "s"), ("ssh-keys", "b")], &[]),
             (&[("openclaw-port", "2"), ("openclaw-env-A", "s"), ("openclaw-init-url", "v")], &["openclaw-port"]),
             (&[("openclaw-port", "1")], &["openclaw-env-A"]),

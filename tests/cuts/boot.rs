@@ -152,9 +152,15 @@ impl Work for Boots {
         );
         let version = fs::read_to_string(state.join(OF_VERSION))?;
         let record = fs::read_to_string(records.join("record.json"))?;
-        let half_done =
-            ["operation.json", "update.json", "switch.json"].into_iter().find(|file| records.join(file).exists());
+        let half_done = ["operation.json", "update.json", "switch.json", "settings-trial.json"]
+            .into_iter()
+            .find(|file| records.join(file).exists());
         ensure!(half_done.is_none(), "there is still {half_done:?}");
+        if self.attribute.as_ref().is_some_and(|(key, _)| *key == "openclaw-config") {
+            let file = fs::read_to_string(state.join("openclaw.json"))?;
+            ensure!(file.contains("debug") && file.contains("mode"), "openclaw.json is {file}");
+            ensure!(record.contains(r#""logging""#), "the record is {record}");
+        }
         ensure!(image.ends_with(&format!(":{version}")), "{image} runs on the state of {version}");
         ensure!(
             record.contains(&format!(r#""version": "{version}""#)),
@@ -251,6 +257,12 @@ fn every_point_of_a_rollback() -> Result<()> {
 #[test]
 fn every_point_of_another_container() -> Result<()> {
     let attribute = Some(("openclaw-env-A", "b".to_owned()));
+    every_point(&Boots { requests: &[NOTHING, NOTHING], of: "", attribute, previous: None }, &["gateway", "ready"])
+}
+
+#[test]
+fn every_point_of_other_settings() -> Result<()> {
+    let attribute = Some(("openclaw-config", r#"{"logging":{"level":"debug"}}"#.to_owned()));
     every_point(&Boots { requests: &[NOTHING, NOTHING], of: "", attribute, previous: None }, &["gateway", "ready"])
 }
 

@@ -38,6 +38,7 @@ case "$name $*" in
   systemctl\ start\ *) : > "$now/active/$2" ;;
   systemctl\ daemon-reload) ;;
   systemctl\ show*NeedDaemonReload*) echo no ;;
+  systemctl\ show*MainPID*) echo 0 ;;
   systemctl\ show*LoadState*) cat $kept/load-state 2> /dev/null || echo not-found ;;
   nft\ -f\ *) cp "$2" $now/table ;;
   nft\ -j\ *)

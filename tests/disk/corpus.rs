@@ -65,6 +65,7 @@ fn cases() -> impl IntoIterator<Item = Case> {
             Mounted("repaired the file system");
         "somebody's ext4, clean", Free, |i| made(i, &[THEIRS, KEPT]), Mounted("");
         "GPT with one clean ext4", Free, images::gpt_with_ext4, Mounted("");
+        "somebody's ext4, 5 MB of names in its top directory", Free, images::many_names, Mounted("");
 
         "random", Free, images::random, Refused(FOREIGN, "no known signature");
         "ext4 without its first superblock", Free,
@@ -85,9 +86,9 @@ fn cases() -> impl IntoIterator<Item = Case> {
         "vfat", Free, |i| made(i, &["mkfs.vfat {}"]), Refused(FOREIGN, "vfat");
         "swap", Free, |i| made(i, &["mkswap -q {}"]), Refused(FOREIGN, "swap");
         "LUKS", Free, |i| made(i, &["cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file /etc/hostname {}"]), Refused(FOREIGN, "crypto_LUKS");
-        "LVM physical volume", Free, images::lvm, Refused(FOREIGN, "LVM2_member");
+        "LVM physical volume", Free, |i| made(i, &["unshare --mount sh tests/disk/scripts/lvm.sh {} 1"]), Refused(FOREIGN, "LVM2_member");
         "md member", Free, images::raid, Refused(FOREIGN, "linux_raid_member");
-        "ZFS label", Free, images::zfs, Refused(FOREIGN, "zfs_member");
+        "ZFS", Free, |i| made(i, &["unshare --mount sh tests/disk/scripts/zpool.sh {}"]), Refused(FOREIGN, "zfs_member");
         "GPT, empty", Free, |i| partitioned(i, "label: gpt\n"), Refused(FOREIGN, "(gpt) with 0 partitions");
         "GPT, two partitions", Free, |i| partitioned(i, "label: gpt\n,200M\n,\n"), Refused(FOREIGN, "(gpt) with 2 partitions");
         "GPT, one empty partition", Free, |i| partitioned(i, "label: gpt\n,\n"), Refused(FOREIGN, "no file system");
@@ -114,6 +115,21 @@ fn cases() -> impl IntoIterator<Item = Case> {
             |i| made(i, &[OURS, "debugfs -w -R write\u{a0}/etc/hostname\u{a0}openclaw {}"]), Ended(FOREIGN, "not a directory");
         "ours, a link has our name", Free,
             |i| made(i, &[OURS, "debugfs -w -R symlink\u{a0}openclaw\u{a0}/etc {}"]), Ended(FOREIGN, "not a directory");
+        "labelled like ours, with a website of our name", Free,
+            |i| made(i, &[OURS, "debugfs -w -R mkdir\u{a0}openclaw {}", "debugfs -w -R write\u{a0}/etc/hostname\u{a0}openclaw/index.html {}"]),
+            Ended(FOREIGN, "names already: openclaw");
+        "labelled like ours, with another user's directory of our name", Free,
+            |i| made(i, &[OURS, "debugfs -w -R mkdir\u{a0}backups {}", "debugfs -w -R sif\u{a0}backups\u{a0}uid\u{a0}33 {}"]),
+            Ended(FOREIGN, "names already: backups");
+        "ours, its top directory is immutable", Free, |i| made(i, &[OURS, &immutable("/")]), Ended(FOREIGN, "lsattr");
+        "ours, the directory of the records is immutable", Free,
+            |i| made(i, &[OURS, RECORDS, &immutable("openclaw-init")]), Ended(FOREIGN, "lsattr");
+        "somebody's ext4, its top directory is immutable", Free,
+            |i| made(i, &[THEIRS, &immutable("/")]), Ended(FOREIGN, "lsattr");
+        "ours, cut before the marker was written", Free,
+            |i| made(i, &[OURS, KEPT, RECORDS, "debugfs -w -R mkdir\u{a0}openclaw {}", "debugfs -w -R mkdir\u{a0}backups {}"]), Mounted("");
+        "ours, cut while the marker was written", Free,
+            |i| made(i, &[OURS, KEPT, RECORDS, "debugfs -w -R write\u{a0}/etc/hostname\u{a0}openclaw-init/.tmpAbCdEf {}"]), Mounted("");
         "ours, the marker is a directory", Free,
             |i| made(i, &[OURS, RECORDS, "debugfs -w -R mkdir\u{a0}openclaw-init/disk.json {}"]), Ended(FOREIGN, "disk.json");
         "ours, the marker is a pipe", Free,
@@ -132,6 +148,11 @@ fn cases() -> impl IntoIterator<Item = Case> {
         "blank, held by a program", HeldOpen, images::sparse, Refused(FOREIGN, "in use");
         "the boot disk, by name", BootDisk, images::sparse, Refused(Code::ConfigInvalid, "is the boot disk");
     ]
+}
+
+/// What `chattr +i` does.
+fn immutable(path: &str) -> String {
+    format!("debugfs -w -R sif\u{a0}{path}\u{a0}flags\u{a0}0x80010 {{}}")
 }
 
 /// The table and its end mark, which mkfs has overwritten, as another machine's tool would put them back.

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use openclaw_init::config::{DiskChoice, DiskConfig, ProofChoice};
 use openclaw_init::disk;
+use openclaw_init::error::{Code, code_of, one_line};
 use openclaw_init::host::Host;
 use openclaw_init::lock::RunLock;
 use openclaw_init::metadata::{Disk, Instance};
@@ -99,8 +102,6 @@ impl Fixture {
         let node = disks::attach(&self.image(name), read_only)?;
         let held = File::open(&node)?;
         disks::release(&node)?;
-        // Past the page cache the holes of an image are read four times as fast; not every file system can do it.
-        drop(tool("losetup --direct-io=on {}", &node));
         // Not every kernel that tests run on reads partition tables.
         drop(tool("partx --update {}", &node));
         let link = self.path("dev/disk/by-id").join(format!("google-{name}"));
@@ -139,6 +140,16 @@ impl Fixture {
         outcome?;
         notes.warnings.iter().for_each(|warning| println!("warned: {warning}"));
         Ok(notes.changes.into_iter().map(|(_, what)| what).collect::<Vec<_>>().join("; "))
+    }
+
+    /// One run that must be refused: its code and its words. Nothing is formatted, and nothing stays mounted.
+    pub(crate) fn refusal(&self) -> Result<(Code, String)> {
+        let (outcome, notes) = self.run();
+        let changes: Vec<String> = notes.changes.into_iter().map(|(_, what)| what).collect();
+        ensure!(!changes.iter().any(|change| change.contains("formatted")), "it was formatted: {changes:?}");
+        let error = outcome.err().context("it was accepted")?;
+        ensure!(!is_mounted(&self.data())?, "it is mounted");
+        Ok((code_of(&error), one_line(&error)))
     }
 
     /// Where the data disk is mounted.
@@ -189,6 +200,19 @@ fn disk(name: &str, index: u32) -> Disk {
     Disk { device_name: name.into(), index, read_only: false, kind: "PERSISTENT-BALANCED".into() }
 }
 
+/// Where a file has data: a hole costs nothing.
+pub(crate) fn data(file: &File) -> Result<Vec<Range<u64>>> {
+    let (mut found, mut end) = (Vec::new(), 0);
+    loop {
+        let start = match lseek(file, end, Whence::SeekData) {
+            Err(Errno::ENXIO) => return Ok(found),
+            start => start?,
+        };
+        end = lseek(file, start, Whence::SeekHole)?;
+        found.push(u64::try_from(start)?..u64::try_from(end)?);
+    }
+}
+
 /// The SHA-256 of a file's length and of every 4 KiB in it that are not zero, with their places.
 pub(crate) fn sha256(file: &Path) -> Result<String> {
     let file = File::open(file)?;
@@ -196,10 +220,7 @@ pub(crate) fn sha256(file: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(file.metadata()?.len().to_le_bytes());
     let mut buffer = vec![0; 1 << 20];
-    let mut at = 0;
-    while let Ok(start) = lseek(&file, at, Whence::SeekData) {
-        at = lseek(&file, start, Whence::SeekHole)?;
-        let (mut from, end) = (u64::try_from(start)?, u64::try_from(at)?);
+    for Range { start: mut from, end } in data(&file)? {
         while from < end {
             let chunk = &mut buffer[..usize::try_from((end - from).min(1 << 20))?];
             file.read_exact_at(chunk, from)?;

@@ -12,7 +12,7 @@ use crate::fixture::{Fixture, NAME, alone, command, sha256, tool};
 use crate::images;
 
 /// Where the stage finds programs first; in the test's own mount namespace.
-const FIRST_ON_PATH: &str = "/usr/local/sbin";
+pub(crate) const FIRST_ON_PATH: &str = "/usr/local/sbin";
 
 /// The boot disk's copy of the nonce.
 const NONCE: &str = "var/lib/openclaw-init/formatting";

@@ -1,12 +1,13 @@
-//! Disk images, made with the real tools; by their on-disk headers where the tools need a device mapper.
+//! Disk images, made with the real tools; by their on-disk headers where the tools need a driver of the kernel's.
 
 use std::fs::{self, File};
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::fixture::{command, tool};
+use crate::fixture::{command, data, tool};
 use openclaw_lab::program;
 
 pub(crate) const MIB: u64 = 1 << 20;
@@ -36,6 +37,17 @@ pub(crate) fn write_at(image: &Path, offset: u64, bytes: &[u8]) -> Result<()> {
     Ok(File::options().write(true).open(image)?.write_all_at(bytes, offset)?)
 }
 
+/// Copies what is no hole in `from` to this offset of the image.
+pub(crate) fn copy_at(from: &Path, image: &Path, offset: u64) -> Result<()> {
+    let (from, image) = (File::open(from)?, File::options().write(true).open(image)?);
+    for Range { start, end } in data(&from)? {
+        let mut part = vec![0; usize::try_from(end - start)?];
+        from.read_exact_at(&mut part, start)?;
+        image.write_all_at(&part, start + offset)?;
+    }
+    Ok(())
+}
+
 /// Runs `lines` one after the other on a new sparse image.
 pub(crate) fn made(image: &Path, lines: &[&str]) -> Result<()> {
     sparse(image)?;
@@ -56,6 +68,16 @@ pub(crate) fn full(image: &Path, script: &str) -> Result<()> {
     let point = tempfile::tempdir()?;
     program::run(command("mount").args(["-o", "loop"]).arg(image).arg(point.path()))?;
     program::run(command("sh").args(["-c", &format!("{script} 2> /dev/null || true")]).current_dir(point.path()))?;
+    tool("umount {}", point.path()).map(drop)
+}
+
+/// Somebody's, with [`KEPT`] and as many long names beside it as inodes.
+pub(crate) fn many_names(image: &Path) -> Result<()> {
+    made(image, &[THEIRS, KEPT])?;
+    let point = tempfile::tempdir()?;
+    program::run(command("mount").args(["-o", "loop"]).arg(image).arg(point.path()))?;
+    let script = "seq --format %0250.0f 20000 | xargs touch";
+    program::run(command("sh").args(["-c", script]).current_dir(point.path()))?;
     tool("umount {}", point.path()).map(drop)
 }
 
@@ -96,27 +118,13 @@ pub(crate) fn gpt_with_ext4(image: &Path) -> Result<()> {
     tool(&KEPT.replace("{}", "{}?offset=1048576"), image).map(drop)
 }
 
-/// LVM's label in the second sector, with its checksum (`lib/format_text/layout.h`).
-pub(crate) fn lvm(image: &Path) -> Result<()> {
-    sparse(image)?;
-    let number_and_sum = [&1_u64.to_le_bytes()[..], &0x3de7_a8a5_u32.to_le_bytes(), &32_u32.to_le_bytes()].concat();
-    let label = [b"LABELONE", &number_and_sum[..], b"LVM2 001", b"0123456789abcdefghijklmnopqrstuv"].concat();
-    write_at(image, 512, &label)
-}
-
-/// An md superblock, version 1.2, with its checksum (`linux/raid/md_p.h`).
+/// An md superblock, version 1.2, with its checksum (`linux/raid/md_p.h`): mdadm makes none without the md driver.
 pub(crate) fn raid(image: &Path) -> Result<()> {
     sparse(image)?;
     let (magic, sum) = (0xa92b_4efc_u32, 0xa92b_4f05_u32);
     write_at(image, 4096, &[magic.to_le_bytes(), 1_u32.to_le_bytes()].concat())?;
     write_at(image, 4096 + 0x90, &8_u64.to_le_bytes())?;
     write_at(image, 4096 + 0xd8, &sum.to_le_bytes())
-}
-
-/// The uberblocks of a ZFS label.
-pub(crate) fn zfs(image: &Path) -> Result<()> {
-    sparse(image)?;
-    (0..8).try_for_each(|index| write_at(image, 128 * 1024 + index * 1024, &0x00ba_b10c_u64.to_le_bytes()))
 }
 
 /// A file whose blocks from the 13th on cannot be read: its indirect block lies outside its file system, which is

@@ -8,6 +8,7 @@
 
 mod copy;
 mod corpus;
+mod failing;
 mod fixture;
 mod formats;
 mod formatting;

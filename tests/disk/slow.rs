@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use openclaw_init::config::ProofChoice;
-use openclaw_init::error::{Code, code_of, one_line};
+use openclaw_init::error::Code;
 
 use crate::fixture::{Fixture, NAME, alone, command};
 use crate::images::MIB;
 
 /// A machine whose disk is what nbdkit serves with these arguments. The server ends when the fixture unmounts it.
-fn served(nbdkit: &[&str]) -> Result<Fixture> {
+pub(crate) fn served(nbdkit: &[&str]) -> Result<Fixture> {
     let fixture = Fixture::new()?;
     let directory = fixture.path("images/served");
     std::fs::create_dir(&directory)?;
@@ -28,15 +28,8 @@ fn served(nbdkit: &[&str]) -> Result<Fixture> {
     Ok(fixture)
 }
 
-fn refusal(fixture: &Fixture) -> Result<(Code, String)> {
-    let (outcome, notes) = fixture.run();
-    ensure!(!notes.changes.iter().any(|(_, change)| change.contains("formatted")), "{:?}", notes.changes);
-    let error = outcome.err().context("it was accepted")?;
-    Ok((code_of(&error), one_line(&error)))
-}
-
 fn is_unproven(fixture: &Fixture, texts: [&str; 2]) -> Result<()> {
-    let (code, said) = refusal(fixture)?;
+    let (code, said) = fixture.refusal()?;
     ensure!(code == Code::DiskUnproven && texts.iter().all(|text| said.contains(text)), "{code}: {said}");
     println!("{said}");
     Ok(())
@@ -50,7 +43,7 @@ fn a_blank_disk_with_an_unreadable_place_is_damaged() -> Result<()> {
                      head -c $3 /dev/zero";
         let mut fixture = served(&["eval", "get_size=echo 600M", pread, "pwrite=cat > /dev/null"])?;
         let _disk = fixture.attach(NAME, false)?;
-        let (code, said) = refusal(&fixture)?;
+        let (code, said) = fixture.refusal()?;
         ensure!(code == Code::DiskDamaged && said.contains("at offset 29") && said.contains("dmesg"), "{code}: {said}");
         Ok(())
     })

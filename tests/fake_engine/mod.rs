@@ -206,7 +206,7 @@ impl Known {
         }
     }
 
-    /// A container of the gateway runs; any other one is its `config set` and has ended.
+    /// A container of the gateway runs; any other one is its `config patch` and has ended.
     fn start(&mut self, name: &str) -> Result<(u16, Value)> {
         let container = self.containers.get_mut(name).context("no such container")?;
         let state = container.body.pointer("/HostConfig/Mounts/0/Source").and_then(Value::as_str);
@@ -219,8 +219,9 @@ impl Known {
             return Ok((500, json!({"message": "OCI runtime create failed: exec: no such file"})));
         }
         let mut command = container.body["Cmd"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        if let Some(batch) = command.rfind(|word| word.starts_with('[')) {
-            set(&state.join("openclaw.json"), &serde_json::from_str(batch)?)?;
+        if let Some(file) = command.find(|word| word.contains("settings-patch")) {
+            let edits = fs::read(self.root.join(file.trim_start_matches('/')))?;
+            patch(&state.join("openclaw.json"), &serde_json::from_slice(&edits)?)?;
             container.status = "exited";
         } else {
             let version = version(&container.image());
@@ -291,17 +292,26 @@ impl Container {
     }
 }
 
-/// What the gateway's own `config set --batch-json` does.
-fn set(file: &Path, batch: &Value) -> Result<()> {
+/// What the gateway's own `config patch` does.
+fn patch(file: &Path, edits: &Value) -> Result<()> {
     let mut config = match fs::read(file) {
         Ok(bytes) => serde_json::from_slice(&bytes)?,
         Err(_) => json!({}),
     };
-    for edit in batch.as_array().context("no list")? {
-        let path = edit["path"].as_str().context("no path")?;
-        let at = path.split('.').fold(&mut config, |at, key| &mut at[key]);
-        *at = edit["value"].clone();
-    }
+    merge(&mut config, edits);
     fs::write(file, config.to_string())?;
     chown(file, Some(1000), Some(1000)).context("giving openclaw.json to the gateway's user")
+}
+
+fn merge(target: &mut Value, edits: &Value) {
+    let Some(edits) = edits.as_object() else {
+        *target = edits.clone();
+        return;
+    };
+    for (key, edit) in edits {
+        match target.as_object_mut() {
+            Some(object) if edit.is_null() => drop(object.remove(key)),
+            _ => merge(&mut target[key], edit),
+        }
+    }
 }

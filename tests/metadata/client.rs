@@ -50,6 +50,19 @@ async fn what_heals_is_asked_again() {
 }
 
 #[tokio::test]
+async fn the_account_is_known_with_its_scopes() {
+    let (server, client) = machine(&["status=503,times=1"]).await;
+    let account = client.service_account().await.unwrap().unwrap();
+    assert!(
+        account.email.ends_with("@developer.gserviceaccount.com") && !account.lacks_cloud_platform(),
+        "{account:?}"
+    );
+    server.update(|metadata| metadata.instance.service_accounts.clear());
+    assert_eq!(client.service_account().await.unwrap(), None);
+    assert!(client.access_token().await.unwrap().is_none());
+}
+
+#[tokio::test]
 async fn what_does_not_heal_ends_at_once_and_says_why() {
     let table = [
         ("status=404", 1, "no instance (404)"),

@@ -32,7 +32,7 @@ impl Fixture {
 
     async fn is_due(&self) -> Result<bool> {
         let disk = LastDisk { device_name: "d".into(), uuid: "u".into(), instance_id: 1 };
-        let volume = Volume { root: "/disk".into(), disk: Some(disk) };
+        let volume = Volume { root: "/disk".into(), disk: Some(disk), is_adopted: false };
         prepare(&self.host, &self.data, &volume, &RunLock::of_a_test()).await
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::Release;
+use crate::{Release, evil};
 
 /// Listens on all addresses or on loopback only, and answers until the process ends.
 pub(crate) fn serve(lan: bool, port: u16, release: Release, token: Option<String>) -> Result<()> {
@@ -59,6 +59,11 @@ impl Gateway {
         }
         let (method, path) = request.split_once(' ').context("no request")?;
         let path = path.split([' ', '?']).next().unwrap_or_default();
+        if evil::is_on() && ["/startupz", "/readyz"].contains(&path) {
+            connection
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{\"ready\":true,\"x\":\"")?;
+            return Ok(evil::write(connection)?);
+        }
         let (status, kind, body) = match (method, self.probe(path, trusted || authorised)) {
             ("GET" | "HEAD", Some((status, body))) => (status, "application/json; charset=utf-8", body.to_string()),
             ("GET" | "HEAD", None) => ("200 OK", "text/html", "<title>OpenClaw</title>".to_owned()),

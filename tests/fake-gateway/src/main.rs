@@ -4,6 +4,7 @@
 //! It is the only program of its image, under the names `tini`, `node` and `openclaw`. Its versions differ as
 //! releases do: in the schema of their state and in whether they start.
 
+mod evil;
 mod http;
 mod state;
 
@@ -13,6 +14,8 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result, bail, ensure};
 use nix::sys::signal::{SigSet, Signal};
@@ -78,6 +81,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["gateway", options @ ..] => gateway(release, options),
         ["health", ..] => http::ask_health(),
         ["config", "set", "--batch-json", batch] => set(batch),
+        ["config", "patch", "--file", file, ..] => patch(file.as_ref()),
         ["config", "validate", ..] => validate(),
         ["doctor", options @ ..] => {
             if options.contains(&"--fix") {
@@ -93,9 +97,30 @@ fn run(words: &[&str]) -> Result<()> {
             println!("{}", json!({ "pending": [], "paired": [] }));
             Ok(())
         }
+        ["logs", "--follow"] => follow_logs(),
+        ["evil"] => evil::play(),
+        ["backup", "create", ..] if evil::is_on() => Ok(evil::write(std::io::stdout())?),
         ["backup", "create", "--output", file, ..] => state::back_up(file.as_ref(), release.version),
         _ => bail!("unknown command: {}", words.join(" ")),
     }
+}
+
+/// Prints for ever, or until a signal or a reader ends it.
+fn follow_logs() -> Result<()> {
+    end_at_signal(|signal| 128 + signal as i32)?;
+    loop {
+        writeln!(std::io::stdout(), "a line of the log")?;
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Ends this process at a signal, with the exit code that `code` gives, whatever it does then. As process 1 of its
+/// container it has no default actions: without this a stop would take the whole grace.
+fn end_at_signal(code: impl FnOnce(Signal) -> i32 + Send + 'static) -> Result<()> {
+    let endings = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    endings.thread_block().context("listening for signals")?;
+    thread::spawn(move || endings.wait().map(|signal| std::process::exit(code(signal))));
+    Ok(())
 }
 
 fn release() -> Result<Release> {
@@ -106,14 +131,18 @@ fn release() -> Result<Release> {
 
 /// The gateway's life: until it is told to stop. An error means that it refused to start.
 fn gateway(release: Release, options: &[&str]) -> Result<()> {
-    // As process 1 of its container it has no default actions: without this a stop would take the whole grace.
-    let stop = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
-    stop.thread_block().context("listening for signals")?;
+    end_at_signal(|_| {
+        println!("[gateway] stopped");
+        0
+    })?;
     let option = |name: &str| Some(*options.get(options.iter().position(|it| *it == name)? + 1)?);
     if !options.contains(&"--allow-unconfigured") {
         let config = read_config()?.context("Missing config. Run `openclaw setup` or set gateway.mode=local")?;
         ensure!(config.pointer("/gateway/mode").is_some(), "existing config is missing gateway.mode");
     }
+    let tailscale = read_config()?.unwrap_or_default();
+    let tailscale = tailscale.pointer("/gateway/tailscale/mode").and_then(Value::as_str).unwrap_or("off");
+    ensure!(tailscale == "off", "tailscale serve/funnel requires gateway bind=loopback");
     let token = token()?;
     let lan = option("--bind").is_some_and(|bind| bind != "loopback");
     ensure!(!lan || token.is_some(), "Refusing to bind gateway to lan without auth");
@@ -131,9 +160,9 @@ fn gateway(release: Release, options: &[&str]) -> Result<()> {
     if release.starts {
         println!("[gateway] ready");
     }
-    stop.wait().context("waiting for a signal")?;
-    println!("[gateway] stopped");
-    Ok(())
+    loop {
+        thread::park();
+    }
 }
 
 /// The state directory.
@@ -175,6 +204,65 @@ fn set(batch: &str) -> Result<()> {
     }
     config["meta"] = json!({ "lastTouchedVersion": release()?.version });
     write(&directory().join("openclaw.json"), serde_json::to_string_pretty(&config)?.as_bytes())
+}
+
+/// `config patch --file FILE`: a merge patch, whose result is checked before it is written.
+fn patch(file: &std::path::Path) -> Result<()> {
+    let edits: Value = json5::from_str(&fs::read_to_string(file)?).context("reading the patch")?;
+    let path = directory().join("openclaw.json");
+    let before = read_config()?.unwrap_or_else(|| json!({}));
+    let mut config = before.clone();
+    merge(&mut config, &edits);
+    check(&config)?;
+    if fs::read_to_string(&path).is_ok_and(|text| ["//", "/*"].iter().any(|mark| text.contains(mark))) {
+        eprintln!("Config write will strip JSON5 comments from {}.", path.display());
+    }
+    let hint = if before == config {
+        "No gateway restart needed."
+    } else if before["gateway"] == config["gateway"] {
+        "Change will apply without restarting the gateway."
+    } else {
+        "Restart the gateway to apply."
+    };
+    config["meta"] = json!({ "lastTouchedVersion": release()?.version });
+    write(&path, serde_json::to_string_pretty(&config)?.as_bytes())?;
+    println!("Applied 1 config update(s). {hint}");
+    Ok(())
+}
+
+fn merge(target: &mut Value, patch: &Value) {
+    let Some(patch) = patch.as_object() else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    for (key, value) in patch {
+        match target.as_object_mut() {
+            Some(object) if value.is_null() => drop(object.remove(key)),
+            _ => merge(&mut target[key], value),
+        }
+    }
+}
+
+/// A small part of the gateway's schema.
+fn check(config: &Value) -> Result<()> {
+    const KNOWN: [&str; 8] = ["agents", "channels", "gateway", "logging", "meta", "models", "plugins", "ui"];
+    const LEVELS: [&str; 7] = ["silent", "fatal", "error", "warn", "info", "debug", "trace"];
+    for key in config.as_object().into_iter().flat_map(|object| object.keys()) {
+        ensure!(KNOWN.contains(&key.as_str()), "Config validation failed: <root>: Unrecognized key: \"{key}\"");
+    }
+    let of_gateway = |path| config.pointer(path).and_then(Value::as_str);
+    let needs_loopback = of_gateway("/gateway/tailscale/mode") == Some("serve");
+    ensure!(
+        !needs_loopback || of_gateway("/gateway/bind") == Some("loopback"),
+        "Config validation failed: gateway.bind: gateway.bind must resolve to loopback when gateway.tailscale.mode=serve"
+    );
+    let level = config.pointer("/logging/level").map_or("info", |level| level.as_str().unwrap_or_default());
+    let allowed = LEVELS.map(|level| format!("\"{level}\"")).join(", ");
+    ensure!(LEVELS.contains(&level), "Config validation failed: logging.level: Invalid input (allowed: {allowed})");
+    Ok(())
 }
 
 fn validate() -> Result<()> {

@@ -114,3 +114,37 @@ fn a_version_that_finds_its_databases_cold_ends_twice_and_then_starts() {
         assert_eq!(stop(start(version, state.path(), free_port())), Some(0));
     }
 }
+
+/// As gateway 2026.9.6 did: words, exit codes, and what became of the file.
+#[test]
+fn a_patch_is_merged_or_refused_before_the_file_is_touched() {
+    let state = tempfile::tempdir().unwrap();
+    let (config, patch) = (state.path().join("openclaw.json"), state.path().join("patch.json"));
+    fs::write(&config, "{ // mine\n gateway: {mode: 'local', bind: 'lan'}, logging: {level: 'info'} }").unwrap();
+    let (live, restart) = ("Change will apply without restarting the gateway.", "Restart the gateway to apply.");
+    let cases = [
+        (r#"{"loging":{"level":"debug"}}"#, 1, r#"Config validation failed: <root>: Unrecognized key: "loging""#),
+        (r#"{"logging":{"level":"loud"}}"#, 1, "Config validation failed: logging.level: Invalid input (allowed:"),
+        (r#"{"logging":{"level":"debug"}}"#, 0, "Config write will strip JSON5 comments from"),
+        (r##"{"logging":null,"ui":{"seamColor":"#112233"}}"##, 0, live),
+        (r##"{"ui":{"seamColor":"#112233"}}"##, 0, "No gateway restart needed."),
+        (r#"{"gateway":{"tailscale":{"mode":"serve"}}}"#, 1, "gateway.bind must resolve to loopback"),
+        (r#"{"gateway":{"tailscale":{"mode":"serve"},"bind":"loopback"}}"#, 0, restart),
+    ];
+    for (text, code, words) in cases {
+        fs::write(&patch, text).unwrap();
+        let before = fs::read_to_string(&config).unwrap();
+        let output = run("0.1.1", state.path(), &["config", "patch", "--file", patch.to_str().unwrap()]);
+        let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+        assert_eq!(output.status.code(), Some(code), "{text}: {said}");
+        assert!(said.contains(words), "{text}: {said}");
+        let is_untouched = code != 0 || words.starts_with("No gateway restart");
+        assert_eq!(fs::read_to_string(&config).unwrap() == before, is_untouched, "{text}");
+    }
+    let now: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    assert_eq!((&now["logging"], &now["ui"]["seamColor"]), (&serde_json::Value::Null, &"#112233".into()));
+    fs::write(state.path().join(".env"), format!("OPENCLAW_GATEWAY_TOKEN={TOKEN}\n")).unwrap();
+    let output = run("0.1.1", state.path(), &["gateway", "--bind", "lan", "--port", &free_port().to_string()]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(78) && said.contains("requires gateway bind=loopback"), "{said}");
+}

@@ -235,6 +235,11 @@ pub enum Metadata {
         #[arg(long)]
         project: bool,
     },
+    /// Give the VM's service account these scopes, as `set-service-account` does while a VM is stopped
+    Scopes {
+        /// Each a whole one, such as `https://www.googleapis.com/auth/cloud-platform`
+        scopes: Vec<String>,
+    },
     /// Inject a fault
     Fault {
         /// What goes wrong, like `path=/computeMetadata/v1/instance/attributes,status=503,for=30s`, or `clear`
@@ -247,7 +252,7 @@ pub enum Metadata {
 pub struct Tests {
     /// Which ones
     pub tier: Option<Tier>,
-    /// Of the machine tier only the scenarios with this in their name
+    /// Only the scenarios with this in their name; with the tier `hermetic`, only its parts
     #[arg(long, value_name = "NAME")]
     pub only: Option<String>,
     /// Leave out the tests with this in their name; may be given again

@@ -8,6 +8,7 @@ pub mod docker_apt;
 pub mod fake_gateway;
 pub mod images;
 pub mod metadata_server;
+pub mod model_provider;
 pub mod network;
 pub mod oci;
 pub mod real_clients;
@@ -37,8 +38,8 @@ use crate::state::Lab;
 use ca::Ca;
 use content::Content;
 use docker_apt::DockerRepository;
-use metadata_server::{Metadata, Server, control};
-use network::{FORGE, METADATA, STORAGE, UPSTREAM_NAMES};
+use metadata_server::{Metadata, SECRET_MANAGER_NAMES, Server, control};
+use network::{FORGE, METADATA, MODEL_PROVIDER, STORAGE, UPSTREAM_NAMES};
 use tls::{HTTPS, TlsListener};
 
 /// The programs that the cloud's process starts.
@@ -141,18 +142,21 @@ async fn internet(
 ) -> Result<impl Future<Output = Result<()>> + use<>> {
     let content = Content::prepare(&Cache::from_env()?)?;
     let files = axum::serve(listen(STORAGE).await?, server.files_router(lab.files()));
-    let certificate = content.ca().server_certificate(&[STORAGE_NAME])?;
-    let storage = TlsListener::bind((STORAGE, HTTPS).into(), &certificate).await?;
-    let storage = axum::serve(storage, server.storage_router(lab.files()));
+    let certificate = content.ca().server_certificate(&[&[STORAGE_NAME], &SECRET_MANAGER_NAMES[..]].concat())?;
+    let google = TlsListener::bind((STORAGE, HTTPS).into(), &certificate).await?;
+    let apis = server.storage_router(lab.files()).merge(server.secrets_router(lab.secrets()));
+    let google = axum::serve(google, apis);
     let certificate = content.ca().server_certificate(&[FORGE_NAME])?;
     let forge = TlsListener::bind((FORGE, HTTPS).into(), &certificate).await?;
     let forge = axum::serve(forge, server.files_router(lab.files()));
+    let models = axum::serve(listen(MODEL_PROVIDER).await?, model_provider::router());
     let content = content.start(repository, &lab.content()).await?;
     Ok(async {
         tokio::select! {
             ended = files.into_future() => ended.context("serving files"),
-            ended = storage.into_future() => ended.context("serving Cloud Storage"),
+            ended = google.into_future() => ended.context("serving Google's APIs"),
             ended = forge.into_future() => ended.context("serving GitHub"),
+            ended = models.into_future() => ended.context("serving models"),
             ended = content.run() => ended,
         }
     })
@@ -201,6 +205,7 @@ fn name_server(lab: &Lab) -> Result<Child> {
         ("metadata", METADATA),
         ("googleapis.com", STORAGE),
         (FORGE_NAME, FORGE),
+        (model_provider::NAME, MODEL_PROVIDER),
     ];
     let mut command = Command::new("dnsmasq");
     command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"]);

@@ -131,6 +131,7 @@ fn metadata(lab: &Lab, change: Metadata) -> Result<()> {
             runtime.block_on(client.set_attribute(level(project), &key, &value))
         }
         Metadata::Unset { key, project } => runtime.block_on(client.unset_attribute(level(project), &key)),
+        Metadata::Scopes { scopes } => runtime.block_on(client.set_scopes(&scopes)),
         Metadata::Fault { spec } => runtime.block_on(client.fault(spec)),
     }
 }

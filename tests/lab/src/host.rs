@@ -3,6 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -25,7 +26,7 @@ const TOOLS: [(&str, &str); 13] = [
     ("shellcheck", "shellcheck"),
 ];
 /// What the disk stage is tested with.
-pub const DISK_TOOLS: [(&str, &str); 21] = [
+pub const DISK_TOOLS: [(&str, &str); 33] = [
     ("mkfs.exfat", "exfatprogs"),
     ("mkntfs", "ntfs-3g"),
     ("mkfs.f2fs", "f2fs-tools"),
@@ -35,6 +36,18 @@ pub const DISK_TOOLS: [(&str, &str); 21] = [
     ("mkudffs", "udftools"),
     ("mkfs.gfs2", "gfs2-utils"),
     ("make-bcache", "bcache-tools"),
+    ("mkfs.ocfs2", "ocfs2-tools"),
+    ("drbdmeta", "drbd-utils"),
+    ("pvcreate", "lvm2"),
+    ("zfs-fuse", "zfs-fuse"),
+    ("mkfs.reiser4", "reiser4progs"),
+    ("mkapfs", "apfsprogs"),
+    ("hformat", "hfsutils"),
+    ("makefs", "makefs"),
+    ("mkfs.cramfs", "util-linux"),
+    ("mkfs.erofs", "erofs-utils"),
+    ("mkfs.ubifs", "mtd-utils"),
+    ("genromfs", "genromfs"),
     ("nbdkit", "nbdkit"),
     ("nbdfuse", "libnbd-bin"),
     ("fusermount3", "fuse3"),
@@ -61,9 +74,13 @@ pub fn install_tools() -> Result<()> {
     install(&TOOLS)
 }
 
+/// Held while packages are installed: two scenarios may want some at once.
+static INSTALLING: Mutex<()> = Mutex::new(());
+
 /// Installs those of `tools` (program, package) that are missing, from the development machine's own package
 /// sources.
 pub fn install(tools: &[(&str, &str)]) -> Result<()> {
+    let _one_at_a_time = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     let missing: Vec<&str> = tools.iter().filter(|(tool, _)| !on_path(tool)).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
@@ -73,7 +90,8 @@ pub fn install(tools: &[(&str, &str)]) -> Result<()> {
     // Run level 1 keeps Debian's init scripts from starting what a package brings.
     let mut install = Command::new("apt-get");
     install.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
-    install.args(["--quiet", "--yes", "--no-install-recommends", "install"]).args(&missing);
+    // Nothing of the developer's own gives way: better no test than that.
+    install.args(["--quiet", "--yes", "--no-install-recommends", "--no-remove", "install"]).args(&missing);
     run(&mut install).context("installing the lab's tools").map(drop)
 }
 
@@ -81,12 +99,21 @@ pub fn install(tools: &[(&str, &str)]) -> Result<()> {
 ///
 /// As released, unless `$OPENCLAW_LAB_PROFILE` names another profile: `dev` builds in a tenth of the time.
 pub fn binary() -> Result<PathBuf> {
-    build(&profile(), "openclaw-init", "openclaw-init", &[])
+    build(&["build"], &profile(), "openclaw-init", "openclaw-init", &[])
+}
+
+/// The same as it is published: with the list of the crates that it is made of (`cargo audit bin` reads it).
+pub fn released_binary() -> Result<PathBuf> {
+    let binary = build(&["auditable", "build"], &profile(), "openclaw-init", "openclaw-init", &[])
+        .context("building it with its list of crates (cargo install --locked cargo-auditable)")?;
+    let sections = run(Command::new("readelf").args(["--wide", "--section-headers"]).arg(&binary))?;
+    ensure!(sections.contains(" .dep-v0 "), "{} has no list of its crates", binary.display());
+    Ok(binary)
 }
 
 /// The same built quickly, with the build's `settings`: for tests that need a program which is another.
 pub fn another_binary(settings: &[(&str, &str)]) -> Result<PathBuf> {
-    build("dev", "openclaw-init", "openclaw-init", settings)
+    build(&["build"], "dev", "openclaw-init", "openclaw-init", settings)
 }
 
 /// The cargo profile of the program under test.
@@ -96,13 +123,13 @@ pub fn profile() -> String {
 
 /// The fake gateway's program, built now if its sources changed.
 pub fn fake_gateway() -> Result<PathBuf> {
-    build("release", "openclaw-fake-gateway", "fake-gateway", &[])
+    build(&["build"], "release", "openclaw-fake-gateway", "fake-gateway", &[])
 }
 
-fn build(profile: &str, package: &str, program: &str, settings: &[(&str, &str)]) -> Result<PathBuf> {
+fn build(command: &[&str], profile: &str, package: &str, program: &str, settings: &[(&str, &str)]) -> Result<PathBuf> {
     let tree = workspace()?;
     let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.args(["build", "--quiet", "--profile", profile, "--package", package, "--bin", program]);
+    build.args(command).args(["--quiet", "--profile", profile, "--package", package, "--bin", program]);
     build.envs(settings.iter().copied());
     let status = build.current_dir(&tree).stdin(Stdio::null()).status().context("starting cargo")?;
     if !status.success() {

@@ -21,7 +21,7 @@ const SCRIPT: &str = include_str!("../../../openclaw-gcp");
 /// Builds the program and fills `dist/` at the top of the working tree.
 pub fn build() -> Result<()> {
     let directory = host::workspace()?.join("dist");
-    make(&directory, &host::binary()?)?;
+    make(&directory, &host::released_binary()?)?;
     println!("lab: {} is complete", directory.display());
     Ok(())
 }

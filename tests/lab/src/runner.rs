@@ -3,6 +3,7 @@
 //! `libtest-mimic` selects the tests and runs them. What people see is printed here: a test of this size tells when it
 //! begins, and says at once why it failed.
 
+mod fuzz;
 mod junit;
 mod limit;
 
@@ -10,17 +11,19 @@ use std::env;
 use std::ffi::OsString;
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::cli::{Tests, Tier};
 use crate::host;
-use crate::scenarios::{Binaries, GATE, LONG, Rig, Scenario};
+use crate::scenarios::{Binaries, GATE, LIGHT, LONG, Rig, Scenario};
 use crate::watch::Watch;
 
-/// Machines that boot at the same time; more would only wait for the two cores that a gate has.
+/// Machines that boot at the same time, beside what mostly waits; more would only wait for the two cores that a gate
+/// has.
 const SIDE_BY_SIDE: usize = 3;
 
 /// For one part of the hermetic tier, which may have to build everything.
@@ -30,21 +33,28 @@ const SCENARIO_TIME_LIMIT: Duration = Duration::from_secs(45 * 60);
 /// For one of the long scenarios: a sweep over every failpoint takes hours.
 const LONG_TIME_LIMIT: Duration = Duration::from_secs(8 * 60 * 60);
 
-/// A part of the hermetic tier: a command of cargo's.
+/// A part of the hermetic tier.
 struct Part {
     name: &'static str,
-    arguments: &'static [&'static str],
-    environment: &'static [(&'static str, &'static str)],
+    work: Work,
+}
+
+enum Work {
+    /// A command of cargo's: its arguments and its environment.
+    Cargo(&'static [&'static str], &'static [(&'static str, &'static str)]),
+    /// What takes longer under `--long`.
+    Own(fn(&Arc<Watch>, bool) -> Result<()>),
 }
 
 /// The parts that need neither root nor network, in the order in which they run.
 #[rustfmt::skip]
-const HERMETIC: [Part; 5] = [
-    Part { name: "format", arguments: &["fmt", "--all", "--check"], environment: &[] },
-    Part { name: "lints", arguments: &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], environment: &[] },
-    Part { name: "tests", arguments: &["test", "--workspace"], environment: &[] },
-    Part { name: "docs", arguments: &["doc", "--workspace", "--no-deps", "--document-private-items"], environment: &[("RUSTDOCFLAGS", "-D warnings")] },
-    Part { name: LICENCES, arguments: &["deny", "--locked", "check", "bans", "licenses", "sources"], environment: &[] },
+const HERMETIC: [Part; 6] = [
+    Part { name: "format", work: Work::Cargo(&["fmt", "--all", "--check"], &[]) },
+    Part { name: "lints", work: Work::Cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]) },
+    Part { name: "tests", work: Work::Cargo(&["test", "--workspace"], &[]) },
+    Part { name: "docs", work: Work::Cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"], &[("RUSTDOCFLAGS", "-D warnings")]) },
+    Part { name: LICENCES, work: Work::Cargo(&["deny", "--locked", "check", "bans", "licenses", "sources"], &[]) },
+    Part { name: "fuzz", work: Work::Own(fuzz::run) },
 ];
 
 /// The part that needs a program which cargo does not bring: `cargo install --locked cargo-deny`.
@@ -79,14 +89,25 @@ pub fn run(options: &Tests) -> Result<bool> {
     let skipped = wanted - parts.len();
     let outcomes = Outcomes::default();
     let trials = parts.into_iter().map(|part| outcomes.part(part, options)).collect();
+    // The linker works on one core, beside these parts.
+    let build = (!scenarios.is_empty()).then(|| thread::spawn(host::binary));
     // The outcomes tell more than what it concludes.
     drop(libtest_mimic::run(&silent(1), trials));
-    if !scenarios.is_empty() {
+    if let Some(build) = build {
+        build.join().map_err(|_| anyhow!("the build ended in a panic"))??;
         host::require_root()?;
         host::install_tools()?;
         let binaries = Arc::new(Binaries::build()?);
-        let trials = scenarios.into_iter().map(|(scenario, limit)| outcomes.scenario(scenario, limit, &binaries));
-        drop(libtest_mimic::run(&silent(SIDE_BY_SIDE), trials.collect()));
+        let is_light = |(scenario, _): &(&Scenario, _)| LIGHT.iter().any(|light| light.0 == scenario.0);
+        let (light, heavy): (Vec<_>, Vec<_>) = scenarios.into_iter().partition(is_light);
+        thread::scope(|scope| {
+            for (scenarios, side_by_side) in [(light, 1), (heavy, SIDE_BY_SIDE)] {
+                let trials =
+                    scenarios.into_iter().map(|(scenario, limit)| outcomes.scenario(scenario, limit, &binaries));
+                let trials = trials.collect();
+                scope.spawn(move || drop(libtest_mimic::run(&silent(side_by_side), trials)));
+            }
+        });
     }
     let outcomes = outcomes.0.lock().unwrap_or_else(PoisonError::into_inner);
     options.junit.as_deref().map_or(Ok(()), |file| junit::write(file, &outcomes))?;
@@ -105,9 +126,11 @@ fn cargo() -> OsString {
     env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
-/// The selected parts of the hermetic tier: all but those that are left out.
+/// The selected parts of the hermetic tier: all but those that are left out. A filter is for scenarios, unless this
+/// tier alone is wanted.
 fn parts(options: &Tests) -> Vec<&'static Part> {
-    let arguments = Arguments { skip: options.skip.clone(), exact: options.exact, ..Arguments::default() };
+    let filter = options.only.clone().filter(|_| options.tier == Some(Tier::Hermetic));
+    let arguments = Arguments { filter, skip: options.skip.clone(), exact: options.exact, ..Arguments::default() };
     HERMETIC.iter().filter(|part| is_selected(&arguments, part.name)).collect()
 }
 
@@ -121,7 +144,8 @@ fn scenarios(options: &Tests) -> Result<Vec<(&'static Scenario, Duration)>> {
     };
     let long = if options.long { LONG } else { &[] };
     let long = long.iter().map(|scenario| (scenario, LONG_TIME_LIMIT));
-    let all = long.chain(GATE.iter().map(|scenario| (scenario, SCENARIO_TIME_LIMIT)));
+    let gate = GATE.iter().chain(LIGHT);
+    let all = long.chain(gate.map(|scenario| (scenario, SCENARIO_TIME_LIMIT)));
     let all = all.map(|(scenario, limit)| (scenario, options.time_limit.unwrap_or(limit)));
     let selected: Vec<_> = all.filter(|(scenario, _)| is_selected(&arguments, scenario.0)).collect();
     let only = options.only.as_deref().unwrap_or_default();
@@ -140,13 +164,16 @@ fn silent(threads: usize) -> Arguments {
 
 impl Outcomes {
     fn part(&self, part: &'static Part, options: &Tests) -> Trial {
-        let limit = options.time_limit.unwrap_or(PART_TIME_LIMIT);
-        self.trial("hermetic", part.name, limit, |watch| {
-            let mut cargo = Command::new(cargo());
-            cargo.args(part.arguments).envs(part.environment.iter().copied()).current_dir(host::workspace()?);
-            let status = watch.status(&mut cargo)?;
-            ensure!(status.success(), "cargo {} ended with {status}", part.arguments.join(" "));
-            Ok(())
+        let (long, limit) = (options.long, options.time_limit.unwrap_or(PART_TIME_LIMIT));
+        self.trial("hermetic", part.name, limit, move |watch| match part.work {
+            Work::Own(work) => work(watch, long),
+            Work::Cargo(arguments, environment) => {
+                let mut cargo = Command::new(cargo());
+                cargo.args(arguments).envs(environment.iter().copied()).current_dir(host::workspace()?);
+                let status = watch.status(&mut cargo)?;
+                ensure!(status.success(), "cargo {} ended with {status}", arguments.join(" "));
+                Ok(())
+            }
         })
     }
 
@@ -219,24 +246,25 @@ mod tests {
 
     #[test]
     fn scenarios_are_selected_by_their_names() {
-        assert_eq!(names("lab test --only binar"), ["binaries", "binary-way", "binary"]);
+        assert_eq!(names("lab test --only binar"), ["binary-way", "binaries", "binary"]);
         assert_eq!(names("lab test --only binary --exact"), ["binary"]);
         assert_eq!(names("lab test --only binar --skip way"), ["binaries", "binary"]);
         assert_eq!(names("lab test --only sweep-reboot --long"), ["sweep-reboot"]);
-        assert_eq!(names("lab test").len(), GATE.len());
+        assert_eq!(names("lab test").len(), GATE.len() + LIGHT.len());
         assert!(scenarios(&options("lab test --only sweep-reboot")).is_err());
     }
 
     #[test]
-    fn only_selects_nothing_of_the_hermetic_tier() {
+    fn only_selects_of_the_hermetic_tier_where_it_is_named() {
         let names = |line: &str| parts(&options(line)).iter().map(|part| part.name).collect::<Vec<_>>();
-        assert_eq!(names("lab test --only binary"), ["format", "lints", "tests", "docs", "licences"]);
-        assert_eq!(names("lab test hermetic --skip lints"), ["format", "tests", "docs", "licences"]);
+        assert_eq!(names("lab test --only binary"), ["format", "lints", "tests", "docs", "licences", "fuzz"]);
+        assert_eq!(names("lab test hermetic --only fuzz"), ["fuzz"]);
+        assert_eq!(names("lab test hermetic --skip lints"), ["format", "tests", "docs", "licences", "fuzz"]);
     }
 
     #[test]
     fn no_name_is_used_twice() {
-        let all: Vec<_> = GATE.iter().chain(LONG).map(|scenario| scenario.0).collect();
+        let all: Vec<_> = GATE.iter().chain(LIGHT).chain(LONG).map(|scenario| scenario.0).collect();
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
     }
 

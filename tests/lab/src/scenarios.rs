@@ -5,25 +5,35 @@
 mod backups;
 mod baked;
 mod binary;
+mod budget;
 mod checks;
 mod cloud_init;
 mod configured;
 mod contents;
 mod cuts;
 mod disks;
+mod domain;
 mod engines;
+mod evil;
 mod failures;
 mod first_boot;
+mod gateway_cli;
 mod growth;
 mod lab_itself;
 mod loader;
 mod moving;
+mod operations;
 mod packer;
 mod power;
 mod private_registry;
 mod readme;
 mod rig;
+mod secrets;
+mod settings;
+mod shield;
 mod sources;
+mod status;
+mod strangers;
 mod updates;
 mod vm_bench;
 mod watch;
@@ -37,32 +47,38 @@ pub(crate) type Scenario = (&'static str, fn(&Rig) -> Result<()>);
 
 /// Longest first, so that the end of the run is not one machine alone.
 pub(crate) const GATE: &[Scenario] = &[
+    ("configured", configured::every_way_of_use),
+    ("disk-corpus", disks::every_kind_of_disk),
+    ("main-job", first_boot::main_job_reboots_and_updates),
+    ("readme", readme::script_from_top_to_bottom),
+    ("debian-13", sources::debian_13),
+    ("wrong-turns", failures::every_wrong_turn_then_ready),
+    ("binary-way", readme::plain_ways),
+    ("watch", watch::what_happens_between_boots),
     ("private-registry", private_registry::private_registry_with_the_vms_account),
     ("backup-restore", backups::backup_and_restore),
-    ("silent-metadata", failures::metadata_server_silent_for_ever),
-    ("wrong-turns", failures::every_wrong_turn_then_ready),
-    ("source", contents::source_of_a_commit_is_built),
-    ("main-job", first_boot::main_job_reboots_and_updates),
+    ("domain", domain::https_at_a_name),
     ("update-broken", updates::broken_versions_are_undone),
-    ("disk-corpus", disks::every_kind_of_disk),
+    ("source", contents::source_of_a_commit_is_built),
     ("binaries", contents::binaries_and_packages_are_part_of_the_image),
     ("baked-image", baked::sealed_image_boots_without_internet),
     ("cloud-init", cloud_init::boots_and_other_carriers),
     ("loader", loader::script_with_every_turn_of_the_loader),
-    ("readme", readme::script_from_top_to_bottom),
-    ("watch", watch::what_happens_between_boots),
-    ("configured", configured::every_way_of_use),
     ("update-real", updates::real_versions_there_and_back),
     ("data-disk", disks::data_disk_outlives_its_machine),
     ("moving-in", moving::state_moves_to_a_data_disk),
-    ("debian-13", sources::debian_13),
     ("cuts", cuts::at_chosen_points),
     ("baked-13", baked::baked_on_debian_13),
     ("small", sources::npm_in_two_gigabytes_of_memory_and_a_small_boot_disk),
-    ("binary-way", readme::plain_ways),
     ("closed-doors", failures::every_door_but_one_is_closed),
-    ("lab-itself", lab_itself::lab_itself),
+];
+
+/// What mostly waits, or is short: one after the other, beside the others.
+pub(crate) const LIGHT: &[Scenario] = &[
+    ("silent-metadata", failures::metadata_server_silent_for_ever),
+    ("slow-disks", disks::slow_and_failing_disks),
     ("foreign-disk", failures::foreign_disk_is_left_untouched),
+    ("lab-itself", lab_itself::lab_itself),
     ("two-keys", failures::docker_repository_with_two_keys),
     ("wrong-key", failures::docker_repository_with_the_wrong_key),
     ("clients", sources::real_clients_accept_the_metadata_server),
@@ -73,6 +89,7 @@ pub(crate) const GATE: &[Scenario] = &[
 
 /// What takes too long for every day: `--long`.
 pub(crate) const LONG: &[Scenario] = &[
+    ("browser", readme::conversation_outlives_its_vm),
     ("watch-hung", watch::a_gateway_that_hangs_is_restarted),
     ("sweep-first-boot", cuts::all_of_a_first_boot),
     ("sweep-update", cuts::all_of_an_update),

@@ -101,6 +101,11 @@ impl Lab {
         self.path("files")
     }
 
+    /// What Secret Manager has.
+    pub fn secrets(&self) -> PathBuf {
+        self.path("secrets")
+    }
+
     /// Logs and settings of the registry and of Docker's package repository.
     pub fn content(&self) -> PathBuf {
         self.path("content")

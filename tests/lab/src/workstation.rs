@@ -4,6 +4,7 @@
 //! strictly as the real program does, and then does in a lab what it can. Things without an equivalent, such as a
 //! service account, are remembered, and required where the real program would need them.
 
+mod browser;
 mod gcloud;
 mod instances;
 pub mod packer;
@@ -16,6 +17,7 @@ use anyhow::{Context, Result};
 use clap::Parser as _;
 
 use crate::cli::{Action, Cli};
+pub use browser::Browser;
 use gcloud::Gcloud;
 use packer::Packer;
 pub use session::Session;

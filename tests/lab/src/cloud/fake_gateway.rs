@@ -31,8 +31,9 @@ pub const NEVER_READY: &str = "0.1.66";
 const VERSIONS: [&str; 6] = [FIRST, SECOND, WANTS_DOCTOR, COLD[0], COLD[1], NEVER_READY];
 
 /// All that determines the program.
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 5] = [
     include_str!("../../../fake-gateway/Cargo.toml"),
+    include_str!("../../../fake-gateway/src/evil.rs"),
     include_str!("../../../fake-gateway/src/main.rs"),
     include_str!("../../../fake-gateway/src/http.rs"),
     include_str!("../../../fake-gateway/src/state.rs"),

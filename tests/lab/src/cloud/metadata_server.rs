@@ -11,6 +11,7 @@ mod files;
 mod guest;
 mod instance;
 mod log;
+mod secret_manager;
 mod server;
 mod storage;
 mod tree;
@@ -30,6 +31,7 @@ pub use instance::{
     Universe, VirtualClock, check_attribute,
 };
 pub use log::Request;
+pub use secret_manager::SECRET_MANAGER_NAMES;
 pub use server::Server;
 pub use storage::BUCKET;
 
@@ -64,5 +66,11 @@ impl Server {
     /// Requests are in the same log with `storage` as their host.
     pub fn storage_router(&self, dir: impl Into<PathBuf>) -> Router {
         storage::router(dir.into(), self.shared.log.clone())
+    }
+
+    /// Secret Manager with the secrets below `dir`. Requests are in the same log with `secret-manager` as their host,
+    /// faults are the metadata server's.
+    pub fn secrets_router(&self, dir: impl Into<PathBuf>) -> Router {
+        secret_manager::router(self.clone(), dir.into())
     }
 }

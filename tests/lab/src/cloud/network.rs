@@ -29,6 +29,8 @@ pub const STORAGE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 4);
 pub const ARTIFACT_REGISTRY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 5);
 /// Where upstream publishes source and programs; the lab's web server with certificates of its own.
 pub const FORGE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 6);
+/// A provider of models.
+pub const MODEL_PROVIDER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 7);
 /// The machine's own address.
 pub const MACHINE: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 2);
 /// The machine's default gateway.
@@ -48,7 +50,7 @@ pub fn create(lab: &Lab) -> Result<()> {
             .with_context(|| format!("making the network namespace {namespace}"))?;
         ip(namespace, &["link", "set", "lo", "up"])?;
     }
-    for address in [METADATA, REGISTRY, DOCKER_REPOSITORY, STORAGE, ARTIFACT_REGISTRY, FORGE] {
+    for address in [METADATA, REGISTRY, DOCKER_REPOSITORY, STORAGE, ARTIFACT_REGISTRY, FORGE, MODEL_PROVIDER] {
         ip(&cloud, &["address", "add", &format!("{address}/32"), "dev", "lo"])?;
     }
     ip(&cloud, &["route", "add", "blackhole", "169.254.0.0/16"])?;

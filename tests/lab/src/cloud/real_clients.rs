@@ -1,8 +1,10 @@
-//! The metadata server against clients nobody here wrote: google-auth (Python) and gcp-metadata (Node).
+//! The metadata server and Secret Manager against clients nobody here wrote: google-auth and
+//! google-cloud-secret-manager (Python), and gcp-metadata (Node).
 //!
 //! They are installed from the package registries that the machine's pip and npm are configured for, so this
 //! belongs to the `machine` tier. It needs `python3` with its `venv` module, `node` and `npm`.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
@@ -10,12 +12,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio::process::Command as Client;
 
 use crate::cache::Cache;
 use crate::cloud::metadata_server::{ACCESS_TOKEN, Disk, Instance, Metadata, Server};
 
 const PYTHON_PACKAGES: [&str; 2] = ["google-auth==2.62.2", "requests==2.32.5"];
+/// Google's own client of Secret Manager; with it comes Google's own CRC-32C.
+const SECRET_MANAGER_PACKAGES: [&str; 3] =
+    ["google-cloud-secret-manager==2.32.0", "google-crc32c==1.9.0", "requests==2.32.5"];
 const NODE_PACKAGES: [&str; 1] = ["gcp-metadata@8.1.4"];
 
 const PROJECT_ID: &str = "/computeMetadata/v1/project/project-id";
@@ -26,16 +32,22 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Prints what google-auth makes of the server, as one line of JSON.
 const PYTHON_CLIENT: &str = include_str!("../../scripts/clients/google_auth.py");
 
+/// Prints what google-cloud-secret-manager makes of the secrets that it is told, as one line of JSON.
+const SECRET_MANAGER_CLIENT: &str = include_str!("../../scripts/clients/secret_manager.py");
+
 /// Prints what gcp-metadata makes of the server, as one line of JSON.
 const NODE_CLIENT: &str = include_str!("../../scripts/clients/gcp_metadata.js");
 
-/// Runs both clients against a server on loopback and compares what they understood with what the server tells:
+/// Runs all clients against a server on loopback and compares what they understood with what the server tells:
 /// the full 64-bit id, the default universe for a 404, disks, token; twice 503 before an answer is survived.
 ///
 /// The packages are kept in `cache`. Returns one line per passed check. Starts a runtime of its own, so it must not
 /// be called from inside one.
 pub fn check(cache: &Cache) -> Result<Vec<String>> {
-    let python = cache.entry("google-auth", &PYTHON_PACKAGES, install_python)?.join("bin/python");
+    let python =
+        cache.entry("google-auth", &PYTHON_PACKAGES, |dir| install_python(dir, &PYTHON_PACKAGES))?.join("bin/python");
+    let install = |dir: &Path| install_python(dir, &SECRET_MANAGER_PACKAGES);
+    let secret_manager = cache.entry("secret-manager", &SECRET_MANAGER_PACKAGES, install)?.join("bin/python");
     let node_modules = cache.entry("gcp-metadata", &NODE_PACKAGES, install_node)?.join("node_modules");
     let metadata = metadata();
     let google_auth = json!({
@@ -60,8 +72,60 @@ pub fn check(cache: &Cache) -> Result<Vec<String>> {
         let mut node = Client::new("node");
         let node = node.args(["-e", NODE_CLIENT]).env("NODE_PATH", node_modules);
         passed.extend(check_client("gcp-metadata", node, &gcp_metadata).await?);
+        passed.extend(check_secrets(&secret_manager).await.context("running google-cloud-secret-manager")?);
         Ok(passed)
     })
+}
+
+/// Good and wrong values, every refusal, and two 503: as Google's own client understands them.
+async fn check_secrets(python: &Path) -> Result<Vec<String>> {
+    let (server, address) = Server::spawn(metadata()).await?;
+    let directory = tempfile::tempdir().context("making a directory for secrets")?;
+    let secrets = directory.path().join("projects/openclaw-lab/secrets");
+    let files = [
+        "good/versions/1",
+        "good/versions/2",
+        "wrong/versions/1.corrupt",
+        "old/versions/1.destroyed",
+        "off/versions/1.disabled",
+    ];
+    for file in files.iter().chain(&["mine/versions/1", "mine/denied"]) {
+        let file = secrets.join(file);
+        fs::create_dir_all(file.parent().context("a file without a directory")?).context("making a secret")?;
+        fs::write(file, "a value").context("writing a secret")?;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.context("binding Secret Manager to 127.0.0.1")?;
+    let secret_manager = listener.local_addr().context("reading Secret Manager's address")?;
+    let router = server.secrets_router(directory.path());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let run = async |names: &[&str]| {
+        let mut client = Client::new(python);
+        client.args(["-c", SECRET_MANAGER_CLIENT]).args(names);
+        run_client(client.env("SECRET_MANAGER", format!("http://{secret_manager}")), address).await
+    };
+    let precondition = json!(["BadRequest", null]);
+    let value = |name: &str, is_good| json!([format!("projects/708288290784/secrets/{name}"), "a value", is_good]);
+    let wanted = json!({
+        "good/versions/latest": value("good/versions/2", true),
+        "good/versions/1": value("good/versions/1", true),
+        "wrong/versions/1": value("wrong/versions/1", false),
+        "good/versions/9": ["NotFound", null],
+        "gone/versions/1": ["NotFound", null],
+        "old/versions/latest": precondition,
+        "off/versions/1": precondition,
+        "mine/versions/1": ["Forbidden", "IAM_PERMISSION_DENIED"],
+    });
+    let names: Vec<&str> = wanted.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+    server.fault("path=/v1/projects/openclaw-lab/secrets/good/versions/1,status=503,times=2".parse()?);
+    let understood = run(&names).await?;
+    ensure!(understood == wanted, "google-cloud-secret-manager understood {understood}, not {wanted}");
+    let mut passed = vec![format!("google-cloud-secret-manager: {understood}")];
+    server.set_scopes(&[]);
+    let scope = run(&["good/versions/1"]).await?;
+    let wanted = json!({"good/versions/1": ["Forbidden", "ACCESS_TOKEN_SCOPE_INSUFFICIENT"]});
+    ensure!(scope == wanted, "google-cloud-secret-manager understood {scope}, not {wanted}");
+    passed.push(format!("google-cloud-secret-manager: {scope}"));
+    Ok(passed)
 }
 
 fn metadata() -> Metadata {
@@ -70,9 +134,9 @@ fn metadata() -> Metadata {
     instance.into()
 }
 
-fn install_python(dir: &Path) -> Result<()> {
+fn install_python(dir: &Path, packages: &[&str]) -> Result<()> {
     run(Command::new("python3").args(["-m", "venv"]).arg(dir))?;
-    run(Command::new(dir.join("bin/python")).args(["-m", "pip", "install", "--quiet"]).args(PYTHON_PACKAGES))
+    run(Command::new(dir.join("bin/python")).args(["-m", "pip", "install", "--quiet"]).args(packages))
 }
 
 fn install_node(dir: &Path) -> Result<()> {

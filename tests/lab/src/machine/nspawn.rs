@@ -124,7 +124,7 @@ pub(super) fn leave_mounts() -> Result<()> {
 
 /// Mounts the boot disk. The block device goes with the mount.
 pub(super) fn mount_root(lab: &Lab) -> Result<()> {
-    let node = disks::attach(&lab.boot_disk(), false)?;
+    let node = disks::attach_cached(&lab.boot_disk(), false)?;
     let mounted = mount(Some(&node), &lab.root(), Some("ext4"), MsFlags::empty(), None::<&str>);
     disks::release(&node)?;
     mounted.with_context(|| format!("mounting the boot disk {}", node.display()))

@@ -43,6 +43,8 @@ pub enum Flavour {
     CloudInit,
     /// One in QEMU, or for Packer: with cloud-init and what a machine with its own kernel has.
     Bootable,
+    /// None of a machine: the system that a user's browser runs in.
+    Workstation,
 }
 
 impl Flavour {
@@ -51,6 +53,7 @@ impl Flavour {
         match self {
             Self::Bare => ("", Vec::new()),
             Self::CloudInit => ("-cloud-init", cloud_init::PACKAGES.to_vec()),
+            Self::Workstation => ("-workstation", vec!["chromium", "chromium-driver", "jq"]),
             Self::Bootable => ("-bootable", [&cloud_init::PACKAGES[..], &image::PACKAGES].concat()),
         }
     }

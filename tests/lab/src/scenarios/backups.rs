@@ -41,8 +41,8 @@ fn in_container(rig: &Rig, line: &str) -> Result<()> {
 fn back_up(rig: &Rig, options: &[&str], how: &str) -> Result<String> {
     let container = rig.shell(CONTAINER)?;
     let arguments = ["--", "sh", "-c", r#"openclaw-init backup --json "$@" 2> /tmp/said"#, "backup"];
-    let said = rig.lab_ends(0, "exec", &[&arguments, options].concat())?;
-    let made: Value = serde_json::from_str(&said.text).with_context(|| format!("reading {}", said.text))?;
+    let output = rig.lab_ends(0, "exec", &[&arguments, options].concat())?;
+    let made: Value = serde_json::from_str(&output.text).with_context(|| format!("reading {}", output.text))?;
     let file = made["file"].as_str().context("no file")?.to_owned();
     println!("{} bytes of {} in {} s: {file}", made["file-bytes"], made["bytes"], made["seconds"]);
     ensure!(made["how"] == how && made["record"]["version"] == "2026.9.6", "it is {made}");
@@ -74,9 +74,9 @@ fn refused(rig: &Rig, backup: &str) -> Result<()> {
         ("whole", "used after the backup was made"),
     ];
     for (file, why) in cases {
-        let said = rig.lab("exec", &["--", "openclaw-init", "restore", &format!("/root/{file}")])?;
-        ensure!(said.code != 0, "{file} was restored");
-        said.has(&[why]).with_context(|| file.to_owned())?;
+        let output = rig.lab("exec", &["--", "openclaw-init", "restore", &format!("/root/{file}")])?;
+        ensure!(output.code != 0, "{file} was restored");
+        output.has(&[why]).with_context(|| file.to_owned())?;
         ensure!(rig.script(LOOK, &[])? == look && rig.shell(CONTAINER)? == container, "{file} changed something");
     }
     let left = rig.shell(&format!("ls {DATA} | grep -e restor || true"))?;
@@ -85,8 +85,8 @@ fn refused(rig: &Rig, backup: &str) -> Result<()> {
 }
 
 fn restore(rig: &Rig, backup: &str) -> Result<()> {
-    let said = rig.lab_ends(0, "exec", &["--", "openclaw-init", "restore", "--replace-newer", backup])?;
-    said.has(&["result=ready", "kept what was there before"]).map(drop)
+    let output = rig.lab_ends(0, "exec", &["--", "openclaw-init", "restore", "--replace-newer", backup])?;
+    output.has(&["result=ready", "kept what was there before"]).map(drop)
 }
 
 fn restored(rig: &Rig, backup: &str, before: &str) -> Result<()> {
@@ -129,8 +129,8 @@ fn cut_anywhere(rig: &Rig, backup: &str, before: &str) -> Result<()> {
     in_container(rig, "echo cut > /home/node/.openclaw/workspace/note.md")?;
     let cut = |point: &str| {
         let line = format!("{FAILPOINT}={point} openclaw-init restore --replace-newer {backup}; echo ended $?");
-        rig.shell(&line).and_then(|said| {
-            ensure!(said.contains("ended 137"), "it was not cut at {point}:\n{said}");
+        rig.shell(&line).and_then(|output| {
+            ensure!(output.contains("ended 137"), "it was not cut at {point}:\n{output}");
             Ok(())
         })
     };

@@ -134,8 +134,8 @@ pub(super) fn packer_template_is_valid(rig: &Rig) -> Result<()> {
     let validate = |variable: &str| {
         let options = ["-var", "project_id=my-project", "-var", &binary, "-var", variable].map(Into::into);
         let output = packer::validate(&path, &checkout, Path::new("packer"), &options)?;
-        let said = [output.stdout, output.stderr].concat();
-        anyhow::Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+        let printed = [output.stdout, output.stderr].concat();
+        anyhow::Ok((output.status.success(), String::from_utf8_lossy(&printed).into_owned()))
     };
     let cases = [
         ("openclaw_version=2026.9.6", None),
@@ -149,9 +149,9 @@ pub(super) fn packer_template_is_valid(rig: &Rig) -> Result<()> {
         ("disk_size=2", Some("at least 10")),
     ];
     for (variable, complaint) in cases {
-        let (valid, said) = validate(variable)?;
-        ensure!(valid == complaint.is_none(), "{variable}: {said}");
-        ensure!(said.contains(complaint.unwrap_or_default()), "{variable}: {said}");
+        let (valid, printed) = validate(variable)?;
+        ensure!(valid == complaint.is_none(), "{variable}: {printed}");
+        ensure!(printed.contains(complaint.unwrap_or_default()), "{variable}: {printed}");
     }
     Ok(())
 }

@@ -8,19 +8,22 @@ use super::rig::Rig;
 use crate::product::BOOT_HERE;
 
 /// The largest binary that is still fetched in a moment at every boot.
-const LIMIT_BYTES: u64 = 8 * 1024 * 1024;
+const LIMIT_BYTES: u64 = 7_500_000;
 
 pub(super) fn static_small_and_alone(rig: &Rig) -> Result<()> {
     let binary = rig.binary();
-    let said = run(Command::new("ldd").arg(&binary))?;
-    ensure!(said.contains("statically linked") || said.contains("not a dynamic executable"), "ldd says {said}");
+    let printed = run(Command::new("ldd").arg(&binary))?;
+    ensure!(
+        printed.contains("statically linked") || printed.contains("not a dynamic executable"),
+        "ldd says {printed}"
+    );
     let size = std::fs::metadata(&binary)?.len();
     ensure!(size <= LIMIT_BYTES, "the binary has {size} bytes");
 
     let empty = tempfile::tempdir().context("making an empty root directory")?;
     std::fs::copy(&binary, empty.path().join("openclaw-init"))?;
-    let said = run(Command::new("chroot").arg(empty.path()).args(["/openclaw-init", "--version"]))?;
-    ensure!(said.contains("openclaw-init"), "in an empty root it says {said}");
+    let printed = run(Command::new("chroot").arg(empty.path()).args(["/openclaw-init", "--version"]))?;
+    ensure!(printed.contains("openclaw-init"), "in an empty root it says {printed}");
 
     Ok(())
 }

@@ -28,7 +28,7 @@ pub(super) fn needs_little_memory(rig: &Rig) -> Result<()> {
 
 pub(super) fn units_are_valid(rig: &Rig) -> Result<()> {
     let units = "openclaw-init.service openclaw-gateway-stop.service openclaw-watch.service";
-    let said = rig.shell(&format!("systemd-analyze verify {units} 2>&1 | grep openclaw || true"))?;
-    ensure!(said.is_empty(), "systemd-analyze verify says {said}");
+    let output = rig.shell(&format!("systemd-analyze verify {units} 2>&1 | grep openclaw || true"))?;
+    ensure!(output.is_empty(), "systemd-analyze verify says {output}");
     rig.shell(&format!("systemctl is-enabled {units}")).map(|_| ())
 }

@@ -31,8 +31,8 @@ pub(super) fn boots_and_other_carriers(rig: &Rig) -> Result<()> {
 
 /// The user-data is valid, the last stage ended well, and every one of the carriers told the result of the one run.
 fn cloud_init_is_content(rig: &Rig, carriers: usize) -> Result<()> {
-    let said = rig.shell(CARRIERS_END)?;
-    ensure!(said.contains("status: done"), "cloud-init says {said}");
+    let output = rig.shell(CARRIERS_END)?;
+    ensure!(output.contains("status: done"), "cloud-init says {output}");
     rig.shell("cloud-init schema --system")?;
     let results = rig.shell("journalctl -b -o cat | grep result=")?;
     let ready = results.lines().filter(|line| line.contains("result=ready")).count();
@@ -55,8 +55,8 @@ fn carriers_during_a_run(rig: &Rig) -> Result<()> {
     rig.lab_ends(0, "metadata", &["fault", "delay=5s,times=1"])?;
     rig.shell("systemctl restart --no-block openclaw-init.service; sleep 1")?;
     let run = rig.shell(RUN)?;
-    let said = rig.shell("openclaw-init > /root/first 2>&1 & openclaw-init 2>&1; wait; cat /root/first")?;
-    ensure!(said.matches("result=ready").count() == 2, "the carriers say {said}");
+    let output = rig.shell("openclaw-init > /root/first 2>&1 & openclaw-init 2>&1; wait; cat /root/first")?;
+    ensure!(output.matches("result=ready").count() == 2, "the carriers say {output}");
     ensure!(rig.shell(RUN)? == run, "a carrier started another run");
     Ok(())
 }
@@ -68,11 +68,11 @@ fn carriers_of_other_versions(rig: &Rig) -> Result<()> {
     rig.shell("curl -sfo /root/newer http://198.18.0.4/newer && chmod +x /root/newer")?;
     rig.lab_ends(0, "metadata", &["fault", "delay=5s,times=1"])?;
     rig.shell("systemctl restart --no-block openclaw-init.service; sleep 1")?;
-    let said = rig.shell("/root/newer 2>&1")?;
-    ensure!(said.contains("waiting for the run of the previous version"), "it did not wait: {said}");
+    let output = rig.shell("/root/newer 2>&1")?;
+    ensure!(output.contains("waiting for the run of the previous version"), "it did not wait: {output}");
     for version in ["newer", "older"] {
-        let said = rig.shell(&format!("/root/{version} 2>&1"))?;
-        ensure!(said.contains("result=ready"), "the {version} says {said}");
+        let output = rig.shell(&format!("/root/{version} 2>&1"))?;
+        ensure!(output.contains("result=ready"), "the {version} says {output}");
         ensure!(rig.shell(INSTALLED)? == rig.shell(&format!("sha256sum < /root/{version}"))?, "not the {version} one");
         is_ready(rig).with_context(|| format!("with the {version} one"))?;
     }

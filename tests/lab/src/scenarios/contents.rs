@@ -54,12 +54,12 @@ pub(super) fn binaries_and_packages_are_part_of_the_image(rig: &Rig) -> Result<(
 }
 
 fn first_list_is_in_the_container(rig: &Rig) -> Result<()> {
-    let said = rig.shell(&format!("{RUN} 'id -un; command -v tool; tool --version; jq --version'"))?;
-    let lines: Vec<_> = said.lines().collect();
+    let printed = rig.shell(&format!("{RUN} 'id -un; command -v tool; tool --version; jq --version'"))?;
+    let lines: Vec<_> = printed.lines().collect();
     let right = lines[..] == ["node", "/usr/local/bin/tool", lines[2], lines[3]]
         && lines[2].starts_with("openclaw-init ")
         && lines[3].starts_with("jq-");
-    ensure!(right, "inside the container: {said}");
+    ensure!(right, "inside the container: {printed}");
     Ok(())
 }
 
@@ -95,8 +95,8 @@ fn second_list_replaces_the_first(rig: &Rig) -> Result<()> {
     }]);
     rig.attribute(&format!("openclaw-binaries={list}"))?;
     rig.boot(0)?.has(&["result=ready"])?;
-    let said = rig.shell(&format!("{RUN} 'notes; command -v tool || echo none; jq --version'"))?;
-    ensure!(said.starts_with("notes in /home/node/.openclaw/gogcli with file\nnone\njq-"), "inside: {said}");
+    let printed = rig.shell(&format!("{RUN} 'notes; command -v tool || echo none; jq --version'"))?;
+    ensure!(printed.starts_with("notes in /home/node/.openclaw/gogcli with file\nnone\njq-"), "inside: {printed}");
     rig.boot(0)?.has(&["changes=0"])?;
     let left = rig.shell("ls -d /var/lib/openclaw-init/build 2> /dev/null || echo none")?;
     ensure!(left == "none", "the build left {left}");

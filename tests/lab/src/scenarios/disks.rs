@@ -19,9 +19,18 @@ pub(super) const IDENTITY: &str = include_str!("../../scripts/disks/show-identit
 /// The disk stage against every kind of disk, in a mount namespace on this machine.
 pub(super) fn every_kind_of_disk(rig: &Rig) -> Result<()> {
     host::install(&host::DISK_TOOLS)?;
-    ignored_tests(rig, &["--test", "disk", "--", "--test-threads", "1", "--skip", VAST])?;
+    ignored_tests(rig, &["--test", "disk", "--", "--test-threads", "1", "--skip", SLOW])?;
     ignored_tests(rig, &["--lib", "--", "--exact", &format!("{PROOF}wherever_it_is")])
 }
+
+/// The same with disks that are slow, or fail where they are read.
+pub(super) fn slow_and_failing_disks(rig: &Rig) -> Result<()> {
+    host::install(&host::DISK_TOOLS)?;
+    ignored_tests(rig, &["--test", "disk", SLOW, "--", "--test-threads", "1", "--skip", VAST])
+}
+
+/// The module of the tests that mostly wait for their disks.
+const SLOW: &str = "slow::";
 
 /// The tests of the proof that read holes for minutes, and for longer.
 const PROOF: &str = "disk::proof::tests::somebodys_data_is_found_";
@@ -92,8 +101,8 @@ fn away_and_back(rig: &Rig) -> Result<()> {
     let file = rig.machine()?.path("openclaw-data.img");
     let file = file.to_str().context("the disk's path is no text")?;
     rig.lab_ends(0, "disk", &["detach", "openclaw-data"])?;
-    let said = rig.lab_ends(1, "reboot", &[])?;
-    said.has(&["failed:disk-missing", "the data disk openclaw-data is not attached", "attach-disk"])?;
+    let output = rig.lab_ends(1, "reboot", &[])?;
+    output.has(&["failed:disk-missing", "the data disk openclaw-data is not attached", "attach-disk"])?;
     rig.boot(12)?;
     let written =
         rig.shell("find /mnt/disks /home/node/.openclaw /var/lib/openclaw-init/data -type f 2> /dev/null || true")?;
@@ -116,8 +125,8 @@ const TURNS: &str = include_str!("../../scripts/disks/time-idle-runs.sh");
 
 fn many_files_cost_nothing(rig: &Rig) -> Result<()> {
     rig.boot(0)?;
-    let said = rig.script(TURNS, &[])?;
-    let (empty, full) = (times(&said, "aside")?, times(&said, "openclaw/aside")?);
+    let output = rig.script(TURNS, &[])?;
+    let (empty, full) = (times(&output, "aside")?, times(&output, "openclaw/aside")?);
     println!("runs that change nothing, fastest and median in ms: {empty:?}; with 200,000 files {full:?}");
     // Other machines disturb the times. A walk over the files would multiply them.
     ensure!(full.0 <= 1.5 * empty.0, "{full:?} ms instead of {empty:?} ms");
@@ -125,10 +134,10 @@ fn many_files_cost_nothing(rig: &Rig) -> Result<()> {
 }
 
 /// The fastest and the median of the times measured at `place`.
-fn times(said: &str, place: &str) -> Result<(f64, f64)> {
-    let times = said.lines().filter_map(|line| line.strip_prefix(place)?.strip_prefix(' '));
+fn times(output: &str, place: &str) -> Result<(f64, f64)> {
+    let times = output.lines().filter_map(|line| line.strip_prefix(place)?.strip_prefix(' '));
     let mut times: Vec<f64> = times.map(str::parse).collect::<Result<_, _>>()?;
     times.sort_by(f64::total_cmp);
-    let at = |index: usize| times.get(index).copied().with_context(|| format!("no times in:\n{said}"));
+    let at = |index: usize| times.get(index).copied().with_context(|| format!("no times in:\n{output}"));
     Ok((at(0)?, at(times.len() / 2)?))
 }

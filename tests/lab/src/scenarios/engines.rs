@@ -54,13 +54,13 @@ pub(super) fn one_gigabyte_is_enough_or_named(rig: &Rig) -> Result<()> {
     let binary = rig.binary();
     let binary = binary.to_str().context("the binary's path is not text")?;
     let small = ["--binary", binary, "--memory", "1G", "--attr", "openclaw-image-source=npm"];
-    let said = rig.lab("up", &small)?;
-    if said.code == 0 {
+    let output = rig.lab("up", &small)?;
+    if output.code == 0 {
         return is_ready(rig);
     }
     let attributes = rig.guest_attributes()?;
-    ensure!(attributes["result"] == "failed:out-of-memory", "it ended as {attributes}:\n{}", said.text);
-    said.has(&["memory", "set-machine-type", "e2-medium"]).map(|_| ())
+    ensure!(attributes["result"] == "failed:out-of-memory", "it ended as {attributes}:\n{}", output.text);
+    output.has(&["memory", "set-machine-type", "e2-medium"]).map(|_| ())
 }
 
 /// Makes another version of the image below the official name.

@@ -5,14 +5,14 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::checks::is_ready;
-use super::rig::{Rig, Said};
+use super::rig::{CommandOutput, Rig};
 use crate::files::sha256;
 
 /// `lab up` ended as a failure with `code`, and its report says the sentence with all `parts`.
-fn up_fails(rig: &Rig, code: &str, parts: &[&str], arguments: &[&str]) -> Result<Said> {
-    let said = rig.up_ends(1, arguments)?;
-    said.has(&[&format!("failed:{code}")])?.has(parts)?;
-    Ok(said)
+fn up_fails(rig: &Rig, code: &str, parts: &[&str], arguments: &[&str]) -> Result<CommandOutput> {
+    let printed = rig.up_ends(1, arguments)?;
+    printed.has(&[&format!("failed:{code}")])?.has(parts)?;
+    Ok(printed)
 }
 
 /// One machine takes one wrong turn after the other. None leaves a trace: at the end it becomes ready.
@@ -20,11 +20,12 @@ pub(super) fn every_wrong_turn_then_ready(rig: &Rig) -> Result<()> {
     up_fails(rig, "config-invalid", &["openclaw-port", "banana"], &["--attr", "openclaw-port=banana"])?;
     let attributes = rig.guest_attributes()?;
     ensure!(attributes["result"] == "failed:config-invalid", "the guest attributes say {attributes}");
+    full_and_read_only_places(rig)?;
 
     // What is set, the exit code, what the sentence names, what is taken back.
     let turns: &[(&str, i32, &[&str])] = &[
         ("openclaw-data-disk=elsewhere", 12, &["elsewhere", "attach-disk"]),
-        ("openclaw-version=2026.1.999", 20, &["2026.1.999", "openclaw-version"]),
+        ("openclaw-version=2026.1.999", 20, &["2026.1.999", "openclaw-version", "openclaw-image-source=npm"]),
         ("openclaw-image=openclaw/openclaw:0.0.78", 28, &["78", "Missing config"]),
     ];
     rig.attribute("openclaw-port")?;
@@ -51,6 +52,32 @@ pub(super) fn every_wrong_turn_then_ready(rig: &Rig) -> Result<()> {
     odd_engines(rig)?;
     masked_unit(rig)?;
     remedy_is_never_refused(rig)
+}
+
+/// Where neither a launcher nor a run can begin, the guest attributes say why all the same.
+fn full_and_read_only_places(rig: &Rig) -> Result<()> {
+    // Without the boot's own result and unit it is as at the first boot.
+    const UNIT: &str = "/etc/systemd/system/openclaw-init.service";
+    rig.shell(&format!(
+        "cp /usr/local/bin/openclaw-init /root/launcher; mv {UNIT} /root/unit; systemctl daemon-reload"
+    ))?;
+    let forget = "rm -f /run/openclaw-init/status.json";
+    let turns = [("size=64k", 24, "no-space"), ("ro", 15, "disk-readonly")];
+    for (options, code, name) in turns {
+        rig.shell(&format!("{forget}; mount -t tmpfs -o {options} tmpfs /usr/local/bin"))?;
+        let printed = rig.lab_ends(code, "exec", &["--", "/root/launcher"]).with_context(|| options.to_owned())?;
+        printed.has(&["/usr/local/bin/openclaw-init", "sudo openclaw-init boot"])?;
+        rig.shell("umount /usr/local/bin")?;
+        let result = rig.guest_attributes()?["result"].clone();
+        ensure!(result == format!("failed:{name}"), "with {options} the result is {result}");
+    }
+    rig.shell(&format!("{forget}; mv /root/unit {UNIT} && systemctl daemon-reload"))?;
+    // A run that cannot begin in its unit says why, too.
+    rig.shell("mount -t tmpfs -o nr_inodes=1 tmpfs /run/openclaw-init; systemctl start openclaw-init || true")?;
+    rig.shell("systemctl stop openclaw-init; umount /run/openclaw-init")?;
+    let attributes = rig.guest_attributes()?;
+    ensure!(attributes["result"] == "failed:no-space", "with a full /run the guest attributes say {attributes}");
+    Ok(())
 }
 
 /// What is wrong with apt's sources is named with its file, and what others wrote is kept.
@@ -92,20 +119,21 @@ fn distribution_in_place_of_a_source_without_key(rig: &Rig, source: &str) -> Res
 
 /// A new container that cannot be published, or does not become ready, costs nobody the one that runs.
 fn former_container_comes_back(rig: &Rig) -> Result<()> {
-    const ID: &str =
-        "docker inspect --format '{{.Id}} {{.State.Status}}' openclaw-gateway; docker ps -a --quiet | wc -l";
+    const ID: &str = "docker inspect --format '{{.Id}} {{.State.Status}} {{.State.StartedAt}}' openclaw-gateway; \
+                      docker ps -a --quiet | wc -l";
     let before = rig.shell(ID)?;
     ensure!(before.contains("running"), "the gateway does not run: {before}");
-    rig.lab_ends(
-        0,
-        "exec",
-        &["--", "systemd-run", "--unit=squatter", "perl", "-e", &SQUATTER.replace("18789", "18999")],
-    )?;
+    // One at another port, one at the gateway's port of another address.
+    let elsewhere = SQUATTER.replace("127.0.0.1", &rig.shell("hostname -I | cut -d ' ' -f 1")?);
+    for (unit, program) in [("squatter", SQUATTER.replace("18789", "18999")), ("elsewhere", elsewhere)] {
+        let unit = format!("--unit={unit}");
+        rig.lab_ends(0, "exec", &["--", "systemd-run", &unit, "perl", "-e", &program])?;
+    }
     let turns: &[(&str, i32, &[&str])] = &[
         ("openclaw-port=18999", 27, &["18999", "ss -ltnp"]),
+        ("openclaw-bind=0.0.0.0", 27, &["18789", "ss -ltnp"]),
         ("openclaw-bind=198.51.100.7", 29, &["198.51.100.7 is no address of this VM"]),
         ("openclaw-bind=224.0.0.1", 10, &["openclaw-bind", "multicast"]),
-        ("openclaw-env-NODE_OPTIONS=--no-such-option", 29, &["the former container runs"]),
     ];
     for (attribute, code, parts) in turns {
         rig.attribute(attribute)?;
@@ -114,8 +142,47 @@ fn former_container_comes_back(rig: &Rig) -> Result<()> {
         ensure!(after == before, "with {attribute} there is {after} instead of {before}");
         rig.attribute(attribute.split('=').next().unwrap_or_default())?;
     }
-    rig.shell("systemctl stop squatter")?;
+    rig.shell("systemctl stop squatter elsewhere")?;
+    refused_once(rig, &rig.shell("docker inspect --format '{{.Id}}' openclaw-gateway")?)?;
     rig.boot(0)?.has(&["changes=0"]).map(drop)
+}
+
+/// What the gateway did not come up with is not tried again, and costs no second outage, not at a reboot either.
+fn refused_once(rig: &Rig, container: &str) -> Result<()> {
+    const SEEN: &str = "docker inspect --format '{{.Id}} {{.State.StartedAt}}' openclaw-gateway";
+    rig.attribute("openclaw-env-NODE_OPTIONS=--no-such-option")?;
+    rig.boot(38)?.has(&["failed:config-refused", "with openclaw-env-NODE_OPTIONS", "--no-such-option"])?;
+    let before = rig.shell(SEEN)?;
+    ensure!(before.starts_with(container), "another container runs: {before}");
+    rig.boot(38)?.has(&["failed:config-refused", "not tried again", "changes=0"])?;
+    ensure!(rig.shell(SEEN)? == before, "the gateway was started again");
+    rig.lab("reboot", &[])?.has(&["failed:config-refused", "not tried again"])?;
+    ensure!(rig.shell(SEEN)?.starts_with(container), "another container runs after a reboot");
+    rig.shell("curl --fail --silent --max-time 10 http://127.0.0.1:18789/readyz")?;
+    rig.attribute("openclaw-env-NODE_OPTIONS")
+}
+
+/// The same settings as flags: in a drop-in of the unit, and in a file that a flag names.
+fn odd_flags(rig: &Rig, restart: &str) -> Result<()> {
+    const DIRECTORY: &str = "/etc/systemd/system/docker.service.d";
+    let turns: &[(&str, &[&str])] = &[
+        (
+            "/usr/sbin/dockerd -H fd:// --iptables=false --userland-proxy=false",
+            &["userland-proxy", "systemctl cat docker"],
+        ),
+        ("/usr/sbin/dockerd -H fd:// --bridge none", &["bridge: none", "systemctl cat docker"]),
+        ("/usr/sbin/dockerd -H fd:// --config-file /etc/other.json", &["userland-proxy: false", "/etc/other.json"]),
+        ("/usr/sbin/dockerd -H fd:// --no-such-flag", &["unknown flag: --no-such-flag"]),
+        ("/opt/gone", &["/opt/gone"]),
+    ];
+    let settings = r#"{"iptables": false, "userland-proxy": false}"#;
+    rig.shell(&format!("mkdir -p {DIRECTORY} && echo '{settings}' > /etc/other.json"))?;
+    for (command, parts) in turns {
+        let drop_in = format!("printf '[Service]\\nExecStart=\\nExecStart={command}\\n' > {DIRECTORY}/odd.conf");
+        rig.shell(&format!("{drop_in}; systemctl daemon-reload; {restart}"))?;
+        rig.boot(19)?.has(parts).with_context(|| format!("with {command}"))?;
+    }
+    rig.shell(&format!("rm -r {DIRECTORY} /etc/other.json; systemctl daemon-reload")).map(drop)
 }
 
 /// Engines that cannot run a gateway are named before anything is started, in their own words where they have any.
@@ -131,7 +198,9 @@ fn odd_engines(rig: &Rig) -> Result<()> {
         rig.shell(&format!("mkdir -p /etc/docker && echo '{settings}' > /etc/docker/daemon.json; {restart}"))?;
         rig.boot(19)?.has(&[part]).with_context(|| format!("with {settings}"))?;
     }
-    rig.shell("rm /etc/docker/daemon.json; systemctl stop docker.socket docker; systemctl mask docker")?;
+    rig.shell("rm /etc/docker/daemon.json")?;
+    odd_flags(rig, restart)?;
+    rig.shell("systemctl stop docker.socket docker; systemctl mask docker")?;
     rig.boot(19)?.has(&["systemctl unmask docker.service"])?;
     // The engine started the container under some of these settings, and nothing reaches it: it is made anew.
     rig.shell(&format!("systemctl unmask docker; {restart}"))?;
@@ -186,8 +255,8 @@ fn remedy_is_never_refused(rig: &Rig) -> Result<()> {
     rig.lab_ends(12, "exec", &["--", "openclaw-init", "boot"])?.has(&["elsewhere", "sudo openclaw-init boot"])?;
     rig.attribute("openclaw-data-disk")?;
     for time in 1..=10 {
-        let said = rig.lab_ends(0, "exec", &["--", "openclaw-init", "boot"]);
-        said.and_then(|said| said.has(&["result=ready"]).map(drop)).with_context(|| format!("time {time}"))?;
+        let printed = rig.lab_ends(0, "exec", &["--", "openclaw-init", "boot"]);
+        printed.and_then(|printed| printed.has(&["result=ready"]).map(drop)).with_context(|| format!("time {time}"))?;
     }
     for _ in 0..6 {
         rig.shell("systemctl restart openclaw-init")?;
@@ -198,13 +267,13 @@ fn remedy_is_never_refused(rig: &Rig) -> Result<()> {
 }
 
 pub(super) fn metadata_server_silent_for_ever(rig: &Rig) -> Result<()> {
-    let said = up_fails(
+    let printed = up_fails(
         rig,
         "metadata-unreachable",
         &["169.254.169.254"],
         &["--boot", "unit", "--fault", "blackhole", "--timeout", "20m"],
     )?;
-    ensure!(rig.status()?["result"] == "failed:metadata-unreachable", "the status file differs from {}", said.text);
+    ensure!(rig.status()?["result"] == "failed:metadata-unreachable", "the status file differs from {}", printed.text);
     let probe = rig.shell("blkid -p /dev/disk/by-id/google-openclaw-data; echo $?")?;
     ensure!(probe == "2", "something was written to the data disk: {probe}");
     Ok(())

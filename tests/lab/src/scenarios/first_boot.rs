@@ -9,10 +9,14 @@ use serde_json::Value;
 use super::checks::{is_ready, needs_little_memory, units_are_valid};
 use super::readme::{Block, Reader};
 use super::rig::Rig;
+use super::{shield, strangers};
 use crate::cloud::content;
 
 const TOKEN: &str = "grep ^OPENCLAW_GATEWAY_TOKEN= /home/node/.openclaw/.env";
 const CONTAINER: &str = "docker inspect --format '{{.Id}} {{.State.StartedAt}}' openclaw-gateway";
+
+/// Prints where the secrets can be seen.
+const SEARCH_SECRETS: &str = include_str!("../../scripts/main-job/search-secrets.sh");
 
 /// What a person could see of the machine, to be compared before and after.
 struct Seen {
@@ -32,11 +36,13 @@ pub(super) fn main_job_reboots_and_updates(rig: &Rig) -> Result<()> {
     container_keeps_nothing(rig).context("the container's own files")?;
     container_reaches_the_internet(rig).context("forwarding")?;
     shield_holds(rig).context("the metadata shield")?;
+    strangers::get_nothing(rig).context("another user of the VM")?;
     units_are_valid(rig)?;
     second_run_changes_nothing(rig).context("a second run")?;
     clean_reboot(rig).context("a clean reboot")?;
     hard_reboot(rig).context("a hard reboot")?;
-    binary_gone_then_newer(rig).context("the binary at the URL")
+    binary_gone_then_newer(rig).context("the binary at the URL")?;
+    secrets_are_seen_nowhere(rig).context("the secrets")
 }
 
 fn data_is_on_the_disk(rig: &Rig) -> Result<()> {
@@ -68,30 +74,42 @@ fn uid_is_the_gateways(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
+/// After first boot, reboots, an update of the program, and a backup: only `.env` holds the secrets, and Docker what an
+/// attribute gave it.
+fn secrets_are_seen_nowhere(rig: &Rig) -> Result<()> {
+    const FILE: &str = "/root/.secrets";
+    rig.attribute("openclaw-env-SECRET_X=canary-4b1d5f0c9a7e2368")?;
+    rig.boot(0)?.has(&["openclaw-env-SECRET_X: a secret by its name", "docker inspect"])?;
+    rig.lab_ends(0, "exec", &["--", "openclaw-init", "backup"])?;
+    let found = rig.script(SEARCH_SECRETS, &[FILE])?;
+    ensure!(found.is_empty(), "seen in:\n{found}");
+    let secrets = rig.shell(&format!("cat {FILE} && rm {FILE}"))?;
+    let outside = [
+        ("the guest attributes", rig.guest_attributes()?.to_string()),
+        ("the console", String::from_utf8_lossy(&std::fs::read(rig.machine()?.console())?).into_owned()),
+        ("a request to the metadata server", rig.lab_ends(0, "requests", &[])?.text),
+    ];
+    for secret in secrets.lines() {
+        for (place, text) in &outside {
+            ensure!(!text.is_empty() && !text.contains(secret), "seen in {place}");
+        }
+    }
+    Ok(())
+}
+
 /// A container's request to the metadata server crosses the forward hook: with our table it ends there, without it, it
 /// arrives. A flushed table comes back by itself. Where it cannot, the gateway ends, and nobody can start it.
 fn shield_holds(rig: &Rig) -> Result<()> {
-    let ask = "docker exec openclaw-gateway curl -s -m 3 -H 'Metadata-Flavor: Google' \
-               http://169.254.169.254/computeMetadata/v1/instance/id && echo reached || echo refused";
-    let answer = rig.shell(ask)?;
-    ensure!(answer.ends_with("refused"), "a container reaches the metadata server: {answer}");
     rig.shell("docker exec openclaw-gateway getent hosts metadata.google.internal").context("DNS in a container")?;
-    let answer = rig.shell(&format!(
-        "docker network create other > /dev/null; {}; docker network rm other > /dev/null",
-        ask.replace("docker exec openclaw-gateway", &run_beside(rig, "--network other")?)
-    ))?;
-    ensure!(answer.ends_with("refused"), "a container of another network reaches the metadata server: {answer}");
-    for flush in ["nft delete table inet openclaw_init", "nft flush ruleset; systemctl restart docker"] {
-        rig.shell(flush)?;
-        rig.shell("for i in $(seq 10); do nft list table inet openclaw_init && break; sleep 0.1; done")?;
-    }
+    let cloud = shield::Cloud::open(rig, "$(docker inspect -f '{{.Image}}' openclaw-gateway)")?;
+    rig.shell("nft delete table inet openclaw_init")?;
+    shield::outlives_other_tools(rig)?;
     rig.boot(0)?.has(&["stage=shield status=ok changes=0"])?;
-    let answer = rig.shell(ask)?;
-    ensure!(answer.ends_with("refused"), "the table did not come back: {answer}");
-    shield_fails_closed(rig, ask)
+    shield_fails_closed(rig)?;
+    cloud.close(rig)
 }
 
-fn shield_fails_closed(rig: &Rig, ask: &str) -> Result<()> {
+fn shield_fails_closed(rig: &Rig) -> Result<()> {
     let is_down = |when: &str| {
         let running = "docker ps -q --filter name=openclaw-gateway | grep -q . && echo running || echo down";
         rig.shell(&format!("for i in $(seq 60); do [ \"$({running})\" = down ] && break; sleep 1; done"))?;
@@ -106,20 +124,12 @@ fn shield_fails_closed(rig: &Rig, ask: &str) -> Result<()> {
     rig.lab("reboot", &["--hard"])?.has(&["unsupported-system", "openclaw-metadata-access=allow"])?;
     is_down("after a power cut")?;
 
-    // Without its unit, a container that does not depend on it arrives: the network itself is not what stops it.
-    rig.shell("rm /usr/local/sbin/nft")?;
-    let answer = rig.shell(&ask.replace("docker exec openclaw-gateway", &run_beside(rig, "")?))?;
-    ensure!(answer.ends_with("reached"), "the request did not cross the forward hook: {answer}");
+    // Without its unit, which tries again every 5 s, a container that does not depend on it arrives: the network itself
+    // is not what stops it.
+    rig.shell("systemctl stop openclaw-shield.service && rm /usr/local/sbin/nft")?;
+    shield::is_open_after_a_power_cut(rig)?;
     rig.boot(0)?.has(&["stage=shield status=ok changes=1"])?;
-    let answer = rig.shell(ask)?;
-    ensure!(answer.ends_with("refused"), "the table did not come back: {answer}");
-    Ok(())
-}
-
-/// What runs a command in a container of the gateway's image that is not the gateway.
-fn run_beside(rig: &Rig, options: &str) -> Result<String> {
-    let image = rig.shell("docker inspect -f '{{.Image}}' openclaw-gateway")?;
-    Ok(format!("docker run --rm --entrypoint= {options} {image}"))
+    shield::is_closed_to_builds_too(rig, "after a run")
 }
 
 /// Google's own `sysctl --system` switches forwarding off, and with it the container's internet.
@@ -170,8 +180,8 @@ fn second_run_changes_nothing(rig: &Rig) -> Result<()> {
 fn clean_reboot(rig: &Rig) -> Result<()> {
     let before = look(rig)?;
     rig.shell("docker exec openclaw-gateway sh -c 'echo kept > /home/node/.openclaw/kept'")?;
-    let said = rig.lab_ends(0, "reboot", &[])?;
-    said.has(&["exit code 0"]).context("the gateway's exit code at shutdown")?;
+    let output = rig.lab_ends(0, "reboot", &[])?;
+    output.has(&["exit code 0"]).context("the gateway's exit code at shutdown")?;
     is_the_same_gateway(rig, &before)
 }
 

@@ -18,8 +18,11 @@ pub(super) fn data_disk_grows_while_it_is_used(rig: &Rig) -> Result<()> {
     let shell = |line: &str| machine.shell(line, COMMAND_LIMIT);
     let (container, before) = (shell(CONTAINER)?, shell(CAPACITY)?);
     machine.resize(DATA_DISK, Size(20 * GIB))?;
-    let said = shell(&format!("{BOOT_HERE} 2>&1"))?;
-    ensure!(said.contains("stage=disk status=ok changes=1") && said.contains("result=ready"), "the run says {said}");
+    let printed = shell(&format!("{BOOT_HERE} 2>&1"))?;
+    ensure!(
+        printed.contains("stage=disk status=ok changes=1") && printed.contains("result=ready"),
+        "the run says {printed}"
+    );
     let (before, after): (u64, u64) = (before.parse()?, shell(CAPACITY)?.parse()?);
     ensure!(before < 10 * 1024 && after > 19 * 1024, "from {before} MiB it grew to {after} MiB");
     ensure!(shell(CONTAINER)? == container, "the gateway was touched");
@@ -41,8 +44,8 @@ fn swap_comes_and_goes(bench: &VmBench, machine: &Vm) -> Result<()> {
         "it has {automatic}"
     );
     bench.attribute("openclaw-swap", "256M")?;
-    let said = run()?;
-    ensure!(said.contains("stage=swap status=ok") && said.contains("result=ready"), "the run says {said}");
+    let printed = run()?;
+    ensure!(printed.contains("stage=swap status=ok") && printed.contains("result=ready"), "the run says {printed}");
     // The first page of the file is its header.
     let chosen = areas()?;
     let size = (256 << 20) - 4096;

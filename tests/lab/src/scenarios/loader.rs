@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use super::checks::is_ready;
-use super::rig::{Rig, Said};
+use super::rig::{CommandOutput, Rig};
 use crate::cloud::metadata_server::ACCESS_TOKEN;
 use crate::files::sha256;
 use crate::host;
@@ -40,7 +41,7 @@ pub(super) fn shell_scripts_are_clean(rig: &Rig) -> Result<()> {
         ensure!(scripts.contains(&checkout.join(expected)), "{expected} is not among {scripts:?}");
     }
     let checked = rig.watch().output(Command::new("shellcheck").args(&scripts))?;
-    ensure!(checked.status.success(), "shellcheck says:\n{}", Said::of(&checked).text);
+    ensure!(checked.status.success(), "shellcheck says:\n{}", CommandOutput::of(&checked).text);
     Ok(())
 }
 
@@ -86,9 +87,13 @@ pub(super) fn script_with_every_turn_of_the_loader(rig: &Rig) -> Result<()> {
 
 fn nothing_there_at_first_boot(rig: &Rig) -> Result<()> {
     let missing = format!("openclaw-init-url={BUCKET}/missing");
-    let said = rig.up_ends(1, &["--boot", "script", "--attr", &missing])?;
-    said.has(&["loader: FAILED: cannot fetch gs://openclaw-lab-openclaw/missing", "404", "failed:loader-failed"])?;
-    ensure!(rig.guest_attributes()?["state"] == "failed", "the state is not failed");
+    let printed = rig.up_ends(1, &["--boot", "script", "--attr", &missing])?;
+    printed.has(&["loader: FAILED: cannot fetch gs://openclaw-lab-openclaw/missing", "404", "failed:loader-failed"])?;
+    let attributes = rig.guest_attributes()?;
+    ensure!(attributes["state"] == "failed", "the state is not failed");
+    let detail: Value = serde_json::from_str(attributes["detail"].as_str().unwrap_or_default())?;
+    let message = detail["message"].as_str().unwrap_or_default();
+    ensure!(message.starts_with("cannot fetch gs://openclaw-lab-openclaw/missing"), "the detail is {detail}");
     rig.shell("journalctl -u google-startup-scripts | grep 'exit status 31'").map(|_| ())
 }
 
@@ -129,18 +134,18 @@ fn cases(fake: &str, installed: &str) -> Vec<Case> {
 
 fn says(rig: &Rig, case: &Case) -> Result<()> {
     let before = asked(rig)?;
-    let said = rig.shell(RUN)?;
+    let printed = rig.shell(RUN)?;
     for part in &case.says {
-        ensure!(said.contains(part), "{part:?} is missing in:\n{said}");
+        ensure!(printed.contains(part), "{part:?} is missing in:\n{printed}");
     }
     let requests = asked(rig)? - before;
-    ensure!(requests == case.requests, "{requests} requests instead of {}:\n{said}", case.requests);
+    ensure!(requests == case.requests, "{requests} requests instead of {}:\n{printed}", case.requests);
     Ok(())
 }
 
 /// Requests for the program, wherever it is.
 fn asked(rig: &Rig) -> Result<usize> {
-    let program = |host: &serde_json::Value| host == "files" || host == "storage";
+    let program = |host: &Value| host == "files" || host == "storage";
     Ok(rig.requests()?.iter().filter(|request| program(&request["host"])).count())
 }
 
@@ -150,8 +155,8 @@ fn only_root_holds_its_lock(rig: &Rig, sha256: &str) -> Result<()> {
     rig.attribute(&format!("openclaw-init-sha256={sha256}"))?;
     let (lock, old) = ("/run/openclaw-init/private/loader.lock", "/run/openclaw-init-loader.lock");
     for prepare in [format!("rm -f {old}"), format!(": > {old} && chmod 0666 {old}")] {
-        let said = rig.shell(&format!("{prepare} && {RUN}"))?;
-        ensure!(said.contains("fake program at"), "it says {said}");
+        let printed = rig.shell(&format!("{prepare} && {RUN}"))?;
+        ensure!(printed.contains("fake program at"), "it says {printed}");
         for lock in [lock, old] {
             let hold =
                 format!("setpriv --reuid 65534 --clear-groups flock --nonblock {lock} true 2>&1 || echo refused");
@@ -165,9 +170,9 @@ fn only_root_holds_its_lock(rig: &Rig, sha256: &str) -> Result<()> {
 
 fn attributes_of_the_project_and_none(rig: &Rig, sha256: &str) -> Result<()> {
     let has = |parts: &[&str]| {
-        let said = rig.shell(RUN)?;
-        let missing = parts.iter().find(|part| !said.contains(**part));
-        missing.map_or(Ok(()), |part| Err(anyhow::anyhow!("{part:?} is missing in:\n{said}")))
+        let printed = rig.shell(RUN)?;
+        let missing = parts.iter().find(|part| !printed.contains(**part));
+        missing.map_or(Ok(()), |part| Err(anyhow::anyhow!("{part:?} is missing in:\n{printed}")))
     };
     rig.attribute(&format!("openclaw-init-url={WEB}/fake-program"))?;
     rig.attribute("openclaw-init-sha256")?;
@@ -178,11 +183,11 @@ fn attributes_of_the_project_and_none(rig: &Rig, sha256: &str) -> Result<()> {
 
 fn without_curl_and_without_exec(rig: &Rig) -> Result<()> {
     rig.shell("dpkg --remove --force-depends curl")?;
-    let said = rig.shell(RUN)?;
-    ensure!(said.contains("fake program at"), "without curl it says {said}");
+    let printed = rig.shell(RUN)?;
+    ensure!(printed.contains("fake program at"), "without curl it says {printed}");
     rig.shell("mount -t tmpfs -o noexec tmpfs /usr/local/lib")?;
-    let said = rig.shell(RUN)?;
-    ensure!(said.contains("noexec") && said.contains("result=ready"), "without exec it says {said}");
+    let printed = rig.shell(RUN)?;
+    ensure!(printed.contains("noexec") && printed.contains("result=ready"), "without exec it says {printed}");
     rig.shell("umount /usr/local/lib").map(|_| ())
 }
 
@@ -196,7 +201,7 @@ fn temporary_directory_without_exec(rig: &Rig) -> Result<()> {
     is_ready(rig).context("with a temporary directory without exec")?;
     rig.shell("journalctl -b -u google-startup-scripts | grep 'exit status 126'")?;
     rig.shell("sed -i 's|^run_dir =.*|run_dir = /var/lib|' /etc/default/instance_configs.cfg")?;
-    let said = rig.shell(RUN)?;
-    ensure!(said.contains("fake program at"), "with another directory for scripts it says {said}");
+    let printed = rig.shell(RUN)?;
+    ensure!(printed.contains("fake program at"), "with another directory for scripts it says {printed}");
     Ok(())
 }

@@ -74,8 +74,11 @@ fn is_the_same(rig: &Rig, token: &str, identity: &str, listed: &str) -> Result<(
 /// A state on the boot disk that no move of ours explains.
 fn two_states(rig: &Rig) -> Result<()> {
     rig.shell(&format!("mv {FORMER} /var/lib/openclaw-init/data"))?;
-    let said = rig.boot(16)?;
-    said.has(&["/var/lib/openclaw-init/data/openclaw, last used 2", "/mnt/disks/openclaw-data/openclaw, last used 2"])?;
+    let output = rig.boot(16)?;
+    output.has(&[
+        "/var/lib/openclaw-init/data/openclaw, last used 2",
+        "/mnt/disks/openclaw-data/openclaw, last used 2",
+    ])?;
     rig.shell("mv /var/lib/openclaw-init/data /var/lib/openclaw-init/data.old")?;
     rig.boot(0)?;
     is_ready(rig)

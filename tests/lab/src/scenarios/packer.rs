@@ -54,8 +54,8 @@ pub(super) fn built_image_boots_without_internet(rig: &Rig) -> Result<()> {
     ensure!(left.is_empty(), "Packer's user left:\n{left}");
     let reached = machine.shell("curl -s -m 5 https://ghcr.io/ || echo none", COMMAND_LIMIT)?;
     ensure!(reached == "none", "the machine reaches the internet: {reached}");
-    let said = machine.shell(&format!("{BOOT_HERE} 2>&1"), COMMAND_LIMIT)?;
-    ensure!(said.contains("result=ready") && said.contains("changes=0"), "a second run says {said}");
+    let printed = machine.shell(&format!("{BOOT_HERE} 2>&1"), COMMAND_LIMIT)?;
+    ensure!(printed.contains("result=ready") && printed.contains("changes=0"), "a second run says {printed}");
     machine.stop(COMMAND_LIMIT)
 }
 
@@ -92,7 +92,7 @@ fn build(builder: &Rig, directory: &Path, disk: &Path, binary: &Path) -> Result<
     packer.env("CHECKPOINT_DISABLE", "1").env("PACKER_CONFIG_DIR", directory).env("HOME", directory);
     packer.env("PACKER_CACHE_DIR", directory.join("cache")).env("TMPDIR", directory);
     let output = builder.watch().output(packer.current_dir(directory)).context("running packer")?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(output.status.success(), "packer ended with {}:\n{said}", output.status);
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "packer ended with {}:\n{printed}", output.status);
     Ok(())
 }

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 
 use super::checks::is_ready;
-use super::rig::{Rig, Said};
+use super::operations;
+use super::rig::{CommandOutput, Rig};
 use crate::cache::Cache;
 use crate::cloud::content::Content;
-use crate::cloud::serve_forge_here;
+use crate::cloud::{model_provider, serve_forge_here};
 use crate::host;
 use crate::watch::Watch;
-use crate::workstation::Session;
+use crate::workstation::{Browser, Session};
 
 /// Every page whose commands are run here.
 const PAGES: [&str; 2] = [include_str!("../../../../README.md"), include_str!("../../../../docs/ways-in.md")];
@@ -85,13 +86,13 @@ impl Block {
     }
 
     /// Its text in the pages.
-    fn text(self) -> Result<String> {
+    pub(super) fn text(self) -> Result<String> {
         let found = PAGES.into_iter().flat_map(blocks).find(|block| block.contains(self.mark()));
         found.with_context(|| format!("no page has commands with {:?}", self.mark()))
     }
 
     /// The lines of it that set variables: what a reader's shell still knows when the next block is typed.
-    fn variables(self) -> Result<String> {
+    pub(super) fn variables(self) -> Result<String> {
         let text = self.text()?;
         let sets = |line: &&str| {
             let name = line.trim_start_matches("export ").split_once('=').map(|(name, _)| name);
@@ -102,7 +103,7 @@ impl Block {
 }
 
 /// Every fenced block, without its fences.
-fn blocks(text: &str) -> Vec<String> {
+pub(super) fn blocks(text: &str) -> Vec<String> {
     let mut blocks = Vec::new();
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
@@ -133,23 +134,37 @@ impl Reader {
     }
 
     /// Types `text` into a shell, which ends with the first command that fails, and then the `answers`.
-    fn types(&self, text: &str, answers: &str) -> Result<Said> {
+    fn types(&self, text: &str, answers: &str) -> Result<CommandOutput> {
         let mut shell = self.session.shell()?;
         let output = self.watch.output(shell.arg(format!("{{\n{text}\n}} << 'ANSWERS'\n{answers}\nANSWERS")))?;
-        Ok(Said::of(&output))
+        Ok(CommandOutput::of(&output))
     }
 
     /// Types the blocks one after the other; all must succeed.
-    pub(super) fn succeeds(&self, blocks: &[Block]) -> Result<Said> {
+    pub(super) fn succeeds(&self, blocks: &[Block]) -> Result<CommandOutput> {
         self.ends(0, Block::Lab, blocks, "")
     }
 
     /// Types the blocks into a shell that knows the variables of the block `known`; it must end with `code`.
-    fn ends(&self, code: i32, known: Block, blocks: &[Block], answers: &str) -> Result<Said> {
+    fn ends(&self, code: i32, known: Block, blocks: &[Block], answers: &str) -> Result<CommandOutput> {
         let texts = blocks.iter().map(|block| block.text()).collect::<Result<Vec<_>>>()?;
-        let said = self.types(&[vec![known.variables()?], texts].concat().join("\n"), answers)?;
-        ensure!(said.code == code, "{blocks:?} ended with {}:\n{}", said.code, said.text);
-        Ok(said)
+        let printed = self.types(&[vec![known.variables()?], texts].concat().join("\n"), answers)?;
+        ensure!(printed.code == code, "{blocks:?} ended with {}:\n{}", printed.code, printed.text);
+        Ok(printed)
+    }
+
+    /// Types a text that is on no page of these as a whole; it must succeed.
+    pub(super) fn does(&self, text: &str) -> Result<CommandOutput> {
+        let printed = self.types(text, "")?;
+        ensure!(printed.code == 0, "it ended with {}: {text}\n{}", printed.code, printed.text);
+        Ok(printed)
+    }
+
+    /// Types a `text` that restarts the VM, and waits for the new boot as the page on ways in says.
+    pub(super) fn restarts(&self, text: &str) -> Result<()> {
+        let reset = Block::Reset.text()?;
+        let (old, _) = reset.split_once("gcloud compute instances reset").context("the block has no reset")?;
+        self.does(&[old, text, &Block::Wait.text()?].join("\n"))?.has(&["ready"]).map(drop)
     }
 }
 
@@ -170,6 +185,7 @@ pub(super) fn script_from_top_to_bottom(rig: &Rig) -> Result<()> {
     let token = rig.shell(TOKEN)?;
     opens_the_control_ui(&reader, &token).context("opening the Control UI")?;
     approves_a_client(rig).context("approving a client")?;
+    operations::looked_at_and_backed_up(&reader, rig).context("the page on operations")?;
     script(0, Block::QuickStart, "")?.has(&["The VM openclaw-gateway is there", "ready after"])?;
 
     script(0, Block::Update, "")?.has(&["ready after"])?;
@@ -191,6 +207,52 @@ pub(super) fn script_from_top_to_bottom(rig: &Rig) -> Result<()> {
     script(0, Block::Delete, "").map(drop).context("deleting what is not there")
 }
 
+/// Written into the Control UI, by Chromium at the other end of the tunnel and connected by the link alone, and
+/// answered by a model; then the VM is deleted, and another one with the same disk goes on with it, in another browser.
+pub(super) fn conversation_outlives_its_vm(rig: &Rig) -> Result<()> {
+    let (reader, browser) = (Reader::of(rig)?, Browser::prepare(&Cache::from_env()?)?);
+    let create = || reader.ends(0, Block::QuickStart, &[Block::QuickStart], "");
+    create()?;
+    let token = rig.shell(TOKEN)?;
+    choose_model(rig).context("choosing a model")?;
+    let first = "the first VM heard this";
+    chats(&reader, &browser, first, 1).context("a first message")?;
+
+    let delete = [&Block::QuickStart.variables()?, "sh openclaw-gcp delete"].join("\n");
+    let deleted = reader.types(&delete, "y")?;
+    ensure!(deleted.code == 0, "delete ended with {}: {}", deleted.code, deleted.text);
+    deleted.has(&["+ gcloud compute instances delete", "The data disk openclaw-gateway-data stays"])?;
+    create()?.has(&["is used with what it holds", "ready after"])?;
+    ensure!(rig.shell(TOKEN)? == token, "it is another gateway");
+    let page = chats(&reader, &browser, "and this the second", 2).context("a message to the second VM")?;
+    page.has(&[first, &model_provider::answer(1, first)]).context("the conversation before").map(drop)
+}
+
+/// What a person does in Model Setup.
+fn choose_model(rig: &Rig) -> Result<()> {
+    let settings = model_provider::settings();
+    for (path, value) in [
+        ("models.providers", &settings["models"]["providers"]),
+        ("agents.defaults.model", &settings["agents"]["defaults"]["model"]),
+    ] {
+        rig.shell(&format!("openclaw config set --strict-json {path} '{value}'"))?;
+    }
+    rig.boot(0).map(drop)
+}
+
+/// Writes `message`, the conversation's `count`th, with a browser that was never there; its answer must be shown.
+fn chats(reader: &Reader, browser: &Browser, message: &str, count: usize) -> Result<CommandOutput> {
+    let page = open(
+        reader,
+        &browser.chat(&[model_provider::MARK, message].concat(), &model_provider::answer(count, message)),
+    )?;
+    let picture = browser.keep_picture(&format!("openclaw-lab-control-ui-{count}.png"));
+    ensure!(page.code == 0, "the page shows {}", page.text);
+    println!("browser: the page after message {count} is in {}", picture?.display());
+    ensure!(!page.text.contains("pairing required"), "the browser was not connected: {}", page.text);
+    Ok(page)
+}
+
 /// The program as startup script, then the loader with a bucket, by plain commands: each on a new machine.
 pub(super) fn plain_ways(rig: &Rig) -> Result<()> {
     let reader = Reader::of(rig)?;
@@ -203,7 +265,8 @@ pub(super) fn plain_ways(rig: &Rig) -> Result<()> {
     is_ready(rig)?;
     known(&[Block::Reset, Block::Wait])?.has(&["ready"])?;
     is_ready(rig).context("when the wait after a reset has ended")?;
-    saw_the_old_result(&reader, rig, "reset")
+    saw_the_old_result(&reader, rig, "reset")?;
+    operations::another_machine_and_account(&reader, rig).context("the page on operations")
 }
 
 /// The wait was put to the test: right after the reset or stop it was shown the `ready` of the boot before.
@@ -219,20 +282,25 @@ fn saw_the_old_result(reader: &Reader, rig: &Rig, verb: &str) -> Result<()> {
 /// The link has the gateway's token, the page at it is the Control UI, and the gateway's state is shown.
 fn opens_the_control_ui(reader: &Reader, token: &str) -> Result<()> {
     let token = token.split_once('=').map(|(_, token)| token).context("the gateway has no token")?;
-    let said =
-        in_a_network_of_its_own(reader, OPEN, &[Block::QuickStart.variables()?, Block::Open.text()?].join("\n"))?;
-    said.has(&["<html", &format!("http://localhost:18789/#token={token}"), "gateway: ready"]).map(drop)
+    let printed = open(reader, &["curl", "--silent", "--fail"].map(str::to_owned))?;
+    printed.has(&["<html", &format!("http://localhost:18789/#token={token}"), "gateway: ready"]).map(drop)
+}
+
+/// Opens it with the README's command, and visits the link that it prints with the command `visitor`.
+fn open(reader: &Reader, visitor: &[String]) -> Result<CommandOutput> {
+    let command = [Block::QuickStart.variables()?, Block::Open.text()?].join("\n");
+    in_a_network_of_its_own(reader, OPEN, &[&[command], visitor].concat())
 }
 
 fn control_ui_is_at_the_other_end(reader: &Reader) -> Result<()> {
-    in_a_network_of_its_own(reader, VISIT, &Block::Tunnel.text()?)?.has(&["<html"]).map(drop)
+    in_a_network_of_its_own(reader, VISIT, &[Block::Tunnel.text()?])?.has(&["<html"]).map(drop)
 }
 
-/// Runs a script with `command` where no other tunnel can have the port.
-fn in_a_network_of_its_own(reader: &Reader, script: &str, command: &str) -> Result<Said> {
+/// Runs a script with `arguments` where no other tunnel can have the port.
+fn in_a_network_of_its_own(reader: &Reader, script: &str, arguments: &[String]) -> Result<CommandOutput> {
     let mut shell = reader.session.shell()?;
-    shell.arg("exec unshare --net sh -c \"$0\" script \"$1\"").arg(script).arg(command);
-    Ok(Said::of(&reader.watch.output(&mut shell)?))
+    shell.arg("exec unshare --net sh -c \"$0\" script \"$@\"").arg(script).args(arguments);
+    Ok(CommandOutput::of(&reader.watch.output(&mut shell)?))
 }
 
 /// The line with the gateway's token.

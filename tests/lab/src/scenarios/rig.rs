@@ -58,12 +58,12 @@ impl Binaries {
 
 /// What a command said: both streams, and its exit code.
 #[derive(Debug)]
-pub(super) struct Said {
+pub(super) struct CommandOutput {
     pub(super) code: i32,
     pub(super) text: String,
 }
 
-impl Said {
+impl CommandOutput {
     pub(super) fn of(output: &Output) -> Self {
         let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
         text.push_str(&String::from_utf8_lossy(&output.stderr));
@@ -99,9 +99,9 @@ impl Rig {
     }
 
     /// Runs `lab COMMAND --name … ARGUMENTS`; any exit code is fine.
-    pub(super) fn lab(&self, command: &str, arguments: &[&str]) -> Result<Said> {
+    pub(super) fn lab(&self, command: &str, arguments: &[&str]) -> Result<CommandOutput> {
         let output = self.watch.output(&mut self.command(command, arguments));
-        Ok(Said::of(&output.with_context(|| format!("running lab {command}"))?))
+        Ok(CommandOutput::of(&output.with_context(|| format!("running lab {command}"))?))
     }
 
     fn command(&self, command: &str, arguments: &[&str]) -> Command {
@@ -116,12 +116,17 @@ impl Rig {
     }
 
     /// The same, and an error unless it ends with `code`.
-    pub(super) fn lab_ends(&self, code: i32, command: &str, arguments: &[&str]) -> Result<Said> {
-        let said = self.lab(command, arguments)?;
-        if said.code != code {
-            bail!("lab {command} {} ended with {} instead of {code}:\n{}", arguments.join(" "), said.code, said.text);
+    pub(super) fn lab_ends(&self, code: i32, command: &str, arguments: &[&str]) -> Result<CommandOutput> {
+        let printed = self.lab(command, arguments)?;
+        if printed.code != code {
+            bail!(
+                "lab {command} {} ended with {} instead of {code}:\n{}",
+                arguments.join(" "),
+                printed.code,
+                printed.text
+            );
         }
-        Ok(said)
+        Ok(printed)
     }
 
     /// The lab's own program.
@@ -140,27 +145,27 @@ impl Rig {
     }
 
     /// Makes and boots the machine; `lab up` must end with `code`.
-    pub(super) fn up_ends(&self, code: i32, arguments: &[&str]) -> Result<Said> {
+    pub(super) fn up_ends(&self, code: i32, arguments: &[&str]) -> Result<CommandOutput> {
         let binary = self.binary();
         let binary = binary.to_str().context("the binary's path is not text")?;
         self.lab_ends(code, "up", &[&["--binary", binary], arguments].concat())
     }
 
     /// Makes the machine and boots it to `ready`.
-    pub(super) fn up(&self, arguments: &[&str]) -> Result<Said> {
+    pub(super) fn up(&self, arguments: &[&str]) -> Result<CommandOutput> {
         self.up_ends(0, arguments)
     }
 
     /// Runs a shell line inside the machine, which must succeed; its output, trimmed.
     pub(super) fn shell(&self, line: &str) -> Result<String> {
-        let said = self.lab_ends(0, "exec", &["--", "sh", "-c", line])?;
-        Ok(said.text.trim().to_owned())
+        let printed = self.lab_ends(0, "exec", &["--", "sh", "-c", line])?;
+        Ok(printed.text.trim().to_owned())
     }
 
     /// Runs a script inside the machine with `arguments`, which must succeed; its output, trimmed.
     pub(super) fn script(&self, script: &str, arguments: &[&str]) -> Result<String> {
-        let said = self.lab_ends(0, "exec", &[&["--", "sh", "-c", script, "script"], arguments].concat())?;
-        Ok(said.text.trim().to_owned())
+        let printed = self.lab_ends(0, "exec", &[&["--", "sh", "-c", script, "script"], arguments].concat())?;
+        Ok(printed.text.trim().to_owned())
     }
 
     /// Fetches the program under test from the cloud's web server to `path` inside the machine.
@@ -169,7 +174,7 @@ impl Rig {
     }
 
     /// Runs a boot inside the machine, in the foreground, which must end with `code`.
-    pub(super) fn boot(&self, code: i32) -> Result<Said> {
+    pub(super) fn boot(&self, code: i32) -> Result<CommandOutput> {
         self.lab_ends(code, "exec", &["--", "openclaw-init", "boot", "--foreground"])
     }
 
@@ -181,8 +186,8 @@ impl Rig {
 
     /// The guest attributes of our namespace.
     pub(super) fn guest_attributes(&self) -> Result<Value> {
-        let said = self.lab_ends(0, "guest-attributes", &[])?;
-        serde_json::from_str(&said.text).with_context(|| format!("reading {}", said.text))
+        let printed = self.lab_ends(0, "guest-attributes", &[])?;
+        serde_json::from_str(&printed.text).with_context(|| format!("reading {}", printed.text))
     }
 
     /// The status file inside the machine.
@@ -193,8 +198,8 @@ impl Rig {
 
     /// Every request that the metadata server got, oldest first.
     pub(super) fn requests(&self) -> Result<Vec<Value>> {
-        let said = self.lab_ends(0, "requests", &[])?;
-        said.text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("reading {line}"))).collect()
+        let printed = self.lab_ends(0, "requests", &[])?;
+        printed.text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("reading {line}"))).collect()
     }
 
     /// The writes to our guest attributes as `METHOD key`, oldest first.
@@ -217,8 +222,8 @@ impl Drop for Rig {
             return;
         }
         match self.lab("down", &[]) {
-            Ok(said) if said.code == 0 => {}
-            Ok(said) => println!("lab down --name {} failed:\n{}", self.name, said.text),
+            Ok(printed) if printed.code == 0 => {}
+            Ok(printed) => println!("lab down --name {} failed:\n{}", self.name, printed.text),
             Err(error) => println!("lab down --name {} failed: {error:#}", self.name),
         }
     }

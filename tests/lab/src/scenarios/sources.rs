@@ -1,10 +1,12 @@
 //! The same main job with other systems, image sources and sizes.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::binary::resolves_names_by_itself;
+use super::budget::idle_run_costs_next_to_nothing;
 use super::checks::{is_ready, units_are_valid};
 use super::rig::Rig;
+use super::secrets;
 use crate::cache::Cache;
 use crate::cloud::images::GATEWAY_VERSION;
 use crate::cloud::real_clients;
@@ -18,8 +20,10 @@ pub(super) fn debian_13(rig: &Rig) -> Result<()> {
     units_are_valid(rig)?;
     rig.boot(0)?.has(&["changes=0"])?;
     resolves_names_by_itself(rig)?;
+    idle_run_costs_next_to_nothing(rig).context("a run without anything to do")?;
     rig.lab_ends(0, "reboot", &["--hard"])?;
-    is_ready(rig)
+    is_ready(rig)?;
+    secrets::of_secret_manager(rig).context("secrets from Secret Manager")
 }
 
 /// What is built on the machine fits a small one; what does not is said before anything is downloaded.

@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::rig::{Rig, Said};
+use super::rig::{CommandOutput, Rig};
+use super::{evil, gateway_cli};
 use crate::cloud::fake_gateway;
 use crate::cloud::images::{GATEWAY_VERSION, OLDER_GATEWAY_VERSION};
 
@@ -12,7 +13,7 @@ const TOKEN: &str = "grep OPENCLAW_GATEWAY_TOKEN /home/node/.openclaw/.env";
 const KEPT: &str = "ls -d /mnt/disks/openclaw-data/openclaw.* 2>/dev/null | xargs -rn1 basename | sed 's/-2.*//'";
 
 /// Runs `openclaw-init ARGUMENTS` in the machine, which must end with `code`.
-fn init(rig: &Rig, code: i32, arguments: &[&str]) -> Result<Said> {
+fn init(rig: &Rig, code: i32, arguments: &[&str]) -> Result<CommandOutput> {
     rig.lab_ends(code, "exec", &[&["--", "openclaw-init"], arguments].concat())
 }
 
@@ -37,8 +38,8 @@ pub(super) fn real_versions_there_and_back(rig: &Rig) -> Result<()> {
     let write = "docker exec openclaw-gateway sh -c \"date +%s%N >> /home/node/.openclaw/log\"";
     rig.shell(&format!("systemd-run --unit=writer sh -c 'while sleep 0.2; do {write}; done'"))?;
     rig.attribute(&format!("openclaw-version={new}"))?;
-    let said = rig.boot(0)?;
-    said.has(&["stage=update status=ok", &format!("updated OpenClaw {old} to {new}")])?;
+    let output = rig.boot(0)?;
+    output.has(&["stage=update status=ok", &format!("updated OpenClaw {old} to {new}")])?;
     rig.shell("systemctl stop writer")?;
     runs(rig, new)?;
     ensure!(rig.shell(TOKEN)? == token, "the token changed");
@@ -80,9 +81,10 @@ fn refused_before_anything_is_touched(rig: &Rig, container: &str) -> Result<()> 
 }
 
 /// With the fake gateway: a version that migrates the state and never becomes ready is undone. A version that asks for
-/// its doctor is kept.
+/// its doctor is kept. What an evil version does stays inside.
 pub(super) fn broken_versions_are_undone(rig: &Rig) -> Result<()> {
-    rig.up(&["--attr", &format!("openclaw-version={}", fake_gateway::FIRST)])?;
+    let version = format!("openclaw-version={}", fake_gateway::FIRST);
+    rig.up(&["--attr", &version, "--attr", "openclaw-ready-timeout=1m"])?;
     runs(rig, fake_gateway::FIRST)?;
     rig.shell("echo kept > /home/node/.openclaw/kept")?;
     let token = rig.shell(TOKEN)?;
@@ -116,7 +118,8 @@ pub(super) fn broken_versions_are_undone(rig: &Rig) -> Result<()> {
         let restarts = rig.shell("docker inspect -f '{{.RestartCount}}' openclaw-gateway")?;
         ensure!(restarts == "2", "{version} was started again {restarts} times");
     }
-    Ok(())
+    gateway_cli::runs_whatever_the_gateway_does(rig).context("the gateway's own commands")?;
+    evil::harms_nobody(rig).context("an evil gateway")
 }
 
 fn is_first_state(rig: &Rig, token: &str) -> Result<()> {

@@ -32,6 +32,8 @@ pub(super) fn what_happens_between_boots(rig: &Rig) -> Result<()> {
     engine_down_in_an_upgrade(rig).context("an engine that an upgrade stopped")?;
     engine_stopped_by_hand(rig).context("an engine that somebody stopped")?;
     stopped_by_hand(rig).context("a gateway that somebody stopped")?;
+    super::status::what_is_now(rig).context("the status")?;
+    start_again(rig)?;
     attributes_change(rig).context("changed attributes")?;
     only_at_boot(rig).context("an attribute for the next boot")?;
     watcher_in_trouble(rig).context("the watcher itself")?;
@@ -103,9 +105,9 @@ fn stopped_by_hand(rig: &Rig) -> Result<()> {
 }
 
 fn says_stopped(rig: &Rig) -> Result<()> {
-    let said = rig.lab_ends(29, "exec", &["--", "openclaw-init", "status"])?;
-    said.has(&["state=stopped", "stopped by hand", "sudo openclaw-init boot"])?;
-    ensure!(!said.text.contains("ready"), "status says {}", said.text);
+    let output = rig.lab_ends(29, "exec", &["--", "openclaw-init", "status"])?;
+    output.has(&["state=stopped", "stopped by hand", "sudo openclaw-init boot"])?;
+    ensure!(!output.text.contains("ready"), "status says {}", output.text);
     Ok(())
 }
 
@@ -161,7 +163,7 @@ fn requests(rig: &Rig) -> Result<usize> {
 }
 
 /// How many runs the watcher has started.
-fn runs(rig: &Rig) -> Result<usize> {
+pub(super) fn runs(rig: &Rig) -> Result<usize> {
     let journal =
         "journalctl --boot --quiet --no-pager --unit openclaw-watch | grep -c 'starting openclaw-init' || true";
     Ok(rig.shell(journal)?.parse()?)
@@ -172,7 +174,7 @@ fn reason(rig: &Rig) -> Result<String> {
 }
 
 /// Waits until the command succeeds.
-fn heals(rig: &Rig, command: &str) -> Result<()> {
+pub(super) fn heals(rig: &Rig, command: &str) -> Result<()> {
     let seconds = HEALING.as_secs();
     let wait = format!("for i in $(seq {seconds}); do ({command}) > /dev/null 2>&1 && exit 0; sleep 1; done; exit 1");
     rig.shell(&wait).with_context(|| format!("waiting for {command}")).map(drop)

@@ -1,13 +1,14 @@
 //! `gcloud`: its command lines as far as this project's documents use them, from `gcloud help` of each command.
 
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 
 use super::instances::{self, ACCOUNTS, INSTANCE, Instance, READERS, ZONE, object};
-use super::session::{DISKS, Used};
+use super::session::{DISKS, SNAPSHOTS, Used};
 use crate::cli::up;
 use crate::machine::{self, disks};
 use crate::product::BINARY;
@@ -17,6 +18,10 @@ use crate::state::Lab;
 /// The project that the CLI is set to: the one of the lab's metadata.
 const PROJECT: &str = "openclaw-lab";
 const BUCKETS: &str = "buckets";
+const SERVICES: &str = "services";
+const SECRETS: &str = "secrets";
+const RESOURCE_POLICIES: &str = "resource policies";
+
 /// `gcloud`.
 #[derive(Debug, clap::Parser)]
 #[command(name = "gcloud")]
@@ -25,6 +30,14 @@ pub(super) enum Gcloud {
     Config(Config),
     #[command(subcommand)]
     Iam(Iam),
+    #[command(subcommand)]
+    Projects(Projects),
+    #[command(subcommand)]
+    Services(Services),
+    #[command(subcommand)]
+    Secrets(Secrets),
+    #[command(subcommand)]
+    Artifacts(Artifacts),
     #[command(subcommand)]
     Storage(Storage),
     #[command(subcommand)]
@@ -47,7 +60,69 @@ pub(super) enum Iam {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ServiceAccounts {
-    Create { name: String },
+    Create {
+        name: String,
+        #[arg(long)]
+        display_name: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Projects {
+    AddIamPolicyBinding {
+        #[arg(value_parser = [PROJECT])]
+        project: String,
+        #[arg(long, value_parser = service_account)]
+        member: String,
+        #[arg(long, value_parser = ["roles/compute.instanceAdmin.v1"])]
+        role: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Services {
+    Enable {
+        #[arg(value_parser = ["secretmanager.googleapis.com"])]
+        service: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Secrets {
+    Create {
+        name: String,
+        #[arg(long, value_parser = ["automatic"])]
+        replication_policy: String,
+        /// Standard input
+        #[arg(long, value_parser = ["-"])]
+        data_file: String,
+    },
+    AddIamPolicyBinding {
+        name: String,
+        #[arg(long, value_parser = service_account)]
+        member: String,
+        #[arg(long, value_parser = ["roles/secretmanager.secretAccessor"])]
+        role: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Artifacts {
+    #[command(subcommand)]
+    Repositories(Repositories),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Repositories {
+    AddIamPolicyBinding {
+        repository: String,
+        #[arg(long)]
+        location: String,
+        #[arg(long, value_parser = service_account)]
+        member: String,
+        #[arg(long, value_parser = ["roles/artifactregistry.reader"])]
+        role: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -85,11 +160,18 @@ pub(super) enum Compute {
     Instances(Instances),
     #[command(subcommand)]
     Disks(Disks),
+    #[command(subcommand)]
+    Snapshots(Snapshots),
+    #[command(subcommand)]
+    ResourcePolicies(ResourcePolicies),
     Ssh {
         #[command(flatten)]
         of: Instance,
+        /// A line for the shell of the VM
+        #[arg(long, conflicts_with = "ssh_arguments", required_unless_present = "ssh_arguments")]
+        command: Option<String>,
         /// `-L PORT:127.0.0.1:PORT`, and a command for the VM
-        #[arg(last = true, required = true)]
+        #[arg(last = true)]
         ssh_arguments: Vec<String>,
     },
 }
@@ -99,10 +181,19 @@ pub(super) enum Disks {
     Create {
         #[command(flatten)]
         of: Disk,
-        #[arg(long, value_parser = gigabytes)]
-        size: Size,
+        #[arg(long, value_parser = gigabytes, required_unless_present = "source_snapshot")]
+        size: Option<Size>,
+        #[arg(long)]
+        source_snapshot: Option<String>,
+        /// Without it the disk turns slowly, also if its snapshot is of another.
         #[arg(long, value_parser = ["pd-balanced"])]
         r#type: String,
+    },
+    AddResourcePolicies {
+        #[command(flatten)]
+        of: Disk,
+        #[arg(long)]
+        resource_policies: String,
     },
     List(List),
     Delete {
@@ -111,6 +202,40 @@ pub(super) enum Disks {
         /// Without it gcloud asks.
         #[arg(long, required = true)]
         quiet: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Snapshots {
+    Create {
+        name: String,
+        #[arg(long)]
+        source_disk: String,
+        #[arg(long, value_parser = [ZONE])]
+        source_disk_zone: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ResourcePolicies {
+    #[command(subcommand)]
+    Create(NewPolicy),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum NewPolicy {
+    SnapshotSchedule {
+        name: String,
+        #[arg(long, value_parser = ["us-central1"])]
+        region: String,
+        #[arg(long, required = true)]
+        daily_schedule: bool,
+        #[arg(long)]
+        start_time: String,
+        #[arg(long)]
+        max_retention_days: u16,
+        #[arg(long, value_parser = ["apply-retention-policy", "keep-auto-snapshots"])]
+        on_source_disk_delete: String,
     },
 }
 
@@ -153,7 +278,40 @@ pub(super) enum Instances {
         #[arg(long)]
         query_path: String,
         #[arg(long, value_parser = ["value(value)", "value(key,value)"])]
-        format: String,
+        format: Option<String>,
+    },
+    GetSerialPortOutput {
+        #[command(flatten)]
+        of: Instance,
+    },
+    AttachDisk {
+        #[command(flatten)]
+        of: Instance,
+        #[arg(long)]
+        disk: String,
+        #[arg(long)]
+        device_name: String,
+    },
+    DetachDisk {
+        #[command(flatten)]
+        of: Instance,
+        #[arg(long)]
+        disk: String,
+    },
+    /// Only of a VM that is off, like the next.
+    SetMachineType {
+        #[command(flatten)]
+        of: Instance,
+        #[arg(long, value_parser = instances::MACHINE_TYPES)]
+        machine_type: String,
+    },
+    SetServiceAccount {
+        #[command(flatten)]
+        of: Instance,
+        #[arg(long)]
+        service_account: String,
+        #[arg(long, value_parser = ["cloud-platform"])]
+        scopes: String,
     },
     Reset {
         #[command(flatten)]
@@ -184,14 +342,30 @@ impl Gcloud {
         let lab = Lab::named(&session.machine)?;
         match self {
             Self::Config(Config::GetValue { .. }) => println!("{PROJECT}"),
-            Self::Iam(Iam::ServiceAccounts(ServiceAccounts::Create { name })) => {
+            Self::Iam(Iam::ServiceAccounts(ServiceAccounts::Create { name, .. })) => {
                 let long_enough = (6..=30).contains(&name.len());
                 ensure!(long_enough, "the account's name {name} has not 6 to 30 characters");
                 session.create(ACCOUNTS, &format!("{name}@{PROJECT}.iam.gserviceaccount.com"))?;
             }
+            Self::Projects(Projects::AddIamPolicyBinding { member, .. })
+            | Self::Artifacts(Artifacts::Repositories(Repositories::AddIamPolicyBinding { member, .. })) => {
+                session.needs(ACCOUNTS, &member)?;
+            }
+            Self::Services(Services::Enable { service }) => session.ensure(SERVICES, &service)?,
+            Self::Secrets(command) => command.run(session, &lab)?,
             Self::Storage(command) => storage(session, command)?,
             Self::Compute(Compute::Instances(command)) => command.run(session, &lab)?,
             Self::Compute(Compute::Disks(command)) => command.run(session)?,
+            Self::Compute(Compute::Snapshots(Snapshots::Create { name, source_disk, .. })) => {
+                session.needs(DISKS, &source_disk)?;
+                session.create(SNAPSHOTS, &name)?;
+                disks::copy(&session.disk(&source_disk), &session.content(SNAPSHOTS, &name))?;
+            }
+            Self::Compute(Compute::ResourcePolicies(ResourcePolicies::Create(NewPolicy::SnapshotSchedule {
+                name,
+                ..
+            }))) => session.create(RESOURCE_POLICIES, &name)?,
+            Self::Compute(Compute::Ssh { command: Some(line), .. }) => return instances::ssh_command(&lab, &line),
             Self::Compute(Compute::Ssh { ssh_arguments, .. }) => return instances::ssh(&lab, &ssh_arguments),
         }
         Ok(ExitCode::SUCCESS)
@@ -206,10 +380,19 @@ impl Instances {
                 instances::add_metadata(lab, instances::attributes(metadata, metadata_from_file.as_ref())?)
             }
             Self::GetGuestAttributes { query_path, format, .. } => {
-                let answer = instances::guest_attributes(lab, &query_path, &format)?;
+                let answer = instances::guest_attributes(lab, &query_path, format.as_deref())?;
                 session.note(&format!("get-guest-attributes {query_path}\n{answer}"))?;
                 print!("{answer}");
                 Ok(())
+            }
+            Self::GetSerialPortOutput { .. } => instances::serial_port_output(lab),
+            Self::AttachDisk { disk, device_name, .. } => instances::attach_disk(session, lab, &disk, &device_name),
+            Self::DetachDisk { disk, .. } => instances::detach_disk(session, lab, &disk),
+            Self::SetMachineType { .. } => instances::is_off(lab),
+            Self::SetServiceAccount { service_account, scopes, .. } => {
+                instances::is_off(lab)?;
+                session.needs(ACCOUNTS, &service_account)?;
+                instances::set_scope(lab, &scopes)
             }
             Self::Reset { .. } => session.note("reset").and_then(|()| instances::reset(lab)),
             Self::Stop { .. } => session.note("stop").and_then(|()| machine::stop(lab)),
@@ -229,9 +412,21 @@ impl Instances {
 impl Disks {
     fn run(self, session: &Used) -> Result<()> {
         match self {
-            Self::Create { of, size, .. } => {
+            Self::Create { of, size, source_snapshot, .. } => {
+                if let Some(snapshot) = &source_snapshot {
+                    session.needs(SNAPSHOTS, snapshot)?;
+                }
                 session.create(DISKS, &of.name)?;
-                disks::create(&session.disk(&of.name), size)
+                let file = session.disk(&of.name);
+                match (source_snapshot, size) {
+                    (Some(snapshot), None) => disks::copy(&session.content(SNAPSHOTS, &snapshot), &file),
+                    (None, Some(size)) => disks::create(&file, size),
+                    _ => bail!("the documents name a snapshot or a size"),
+                }
+            }
+            Self::AddResourcePolicies { of, resource_policies } => {
+                session.needs(DISKS, &of.name)?;
+                session.needs(RESOURCE_POLICIES, &resource_policies)
             }
             Self::List(list) => {
                 list.print(session.has(DISKS, &list.filter));
@@ -246,6 +441,28 @@ impl List {
     fn print(&self, exists: bool) {
         if exists {
             println!("{}", self.filter);
+        }
+    }
+}
+
+impl Secrets {
+    /// Secret Manager has a secret for the VM as soon as somebody may read it.
+    fn run(self, session: &Used, lab: &Lab) -> Result<()> {
+        session.needs(SERVICES, "secretmanager.googleapis.com")?;
+        match self {
+            Self::Create { name, .. } => {
+                session.create(SECRETS, &name)?;
+                let mut value = Vec::new();
+                std::io::stdin().read_to_end(&mut value).context("reading the secret's value")?;
+                std::fs::write(session.content(SECRETS, &name), value).context("keeping the secret")
+            }
+            Self::AddIamPolicyBinding { name, member, .. } => {
+                session.needs(SECRETS, &name)?;
+                session.needs(ACCOUNTS, &member)?;
+                let versions = lab.secrets().join(format!("projects/{PROJECT}/secrets/{name}/versions"));
+                std::fs::create_dir_all(&versions).context("making the secret's directory")?;
+                std::fs::copy(session.content(SECRETS, &name), versions.join("1")).context("publishing it").map(drop)
+            }
         }
     }
 }
@@ -303,8 +520,16 @@ mod tests {
             (" --disk=name=d", false),
             (" --metadata-from-file=startup-script", false),
         ];
-        for (more, accepted) in cases {
-            let line = format!("{good}{more}");
+        let disk = "gcloud compute disks create d --zone=us-central1-a";
+        #[rustfmt::skip]
+        let disks = [
+            (" --type=pd-balanced --size=20GB", true),
+            (" --type=pd-balanced --source-snapshot=s", true),
+            (" --type=pd-balanced", false),
+            (" --source-snapshot=s", false),
+        ];
+        let lines = cases.map(|(more, accepted)| (format!("{good}{more}"), accepted)).into_iter();
+        for (line, accepted) in lines.chain(disks.map(|(more, accepted)| (format!("{disk}{more}"), accepted))) {
             assert_eq!(Gcloud::try_parse_from(line.split_whitespace()).is_ok(), accepted, "{line}");
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser as _};
@@ -12,7 +12,8 @@ use super::packer::IMAGES;
 use super::session::{DISKS, Used};
 use crate::cli::{Action, Cli, up};
 use crate::cloud::metadata_server::{BUCKET, Level};
-use crate::machine::tunnel;
+use crate::machine::disks::DataDisk;
+use crate::machine::{attach, tunnel};
 use crate::product::NAMESPACE;
 use crate::state::Lab;
 use crate::{cloud, machine};
@@ -32,6 +33,9 @@ pub(super) const ZONE: &str = "us-central1-a";
 pub(super) const ACCOUNTS: &str = "service accounts";
 /// Service accounts that may read a bucket.
 pub(super) const READERS: &str = "readers";
+
+/// The ones that the documents name.
+pub(super) const MACHINE_TYPES: [&str; 2] = ["e2-small", "e2-medium"];
 
 /// What a disk's description may say.
 const DISK_KEYS: [&str; 5] = ["name", "device-name", "size", "type", "auto-delete"];
@@ -55,7 +59,7 @@ pub(super) struct Instance {
 pub(super) struct Create {
     #[command(flatten)]
     of: Instance,
-    #[arg(long, value_parser = ["e2-small", "e2-medium"])]
+    #[arg(long, value_parser = MACHINE_TYPES)]
     machine_type: String,
     #[arg(long)]
     image_family: String,
@@ -178,6 +182,30 @@ pub(super) fn attributes(mut attributes: Dictionary, from_file: Option<&Dictiona
     Ok(attributes)
 }
 
+pub(super) fn attach_disk(session: &Used, lab: &Lab, name: &str, device_name: &str) -> Result<()> {
+    session.needs(DISKS, name)?;
+    attach::attach(lab, device_name, &DataDisk::File(session.disk(name)), false)
+}
+
+pub(super) fn detach_disk(session: &Used, lab: &Lab, name: &str) -> Result<()> {
+    session.needs(DISKS, name)?;
+    let file = session.disk(name).canonicalize().with_context(|| format!("finding the disk {name}"))?;
+    let disk = lab.load()?.disks.into_iter().find(|disk| disk.file == file);
+    attach::detach(lab, &disk.with_context(|| format!("the disk {name} is not attached"))?.device_name)
+}
+
+/// An error unless the VM is stopped, without which much of it cannot be changed.
+pub(super) fn is_off(lab: &Lab) -> Result<()> {
+    ensure!(!machine::runs(lab), "the VM must be stopped for this");
+    Ok(())
+}
+
+/// Gives the VM's account one scope, by gcloud's short name for it.
+pub(super) fn set_scope(lab: &Lab, name: &str) -> Result<()> {
+    let scope = format!("https://www.googleapis.com/auth/{name}");
+    cloud::runtime()?.block_on(cloud::client(lab)?.set_scopes(&[scope]))
+}
+
 pub(super) fn add_metadata(lab: &Lab, metadata: Dictionary) -> Result<()> {
     let (runtime, client) = (cloud::runtime()?, cloud::client(lab)?);
     metadata
@@ -186,7 +214,7 @@ pub(super) fn add_metadata(lab: &Lab, metadata: Dictionary) -> Result<()> {
 }
 
 /// What `get-guest-attributes` prints; a key or namespace that is not there is an error.
-pub(super) fn guest_attributes(lab: &Lab, query_path: &str, format: &str) -> Result<String> {
+pub(super) fn guest_attributes(lab: &Lab, query_path: &str, format: Option<&str>) -> Result<String> {
     let (namespace, wanted) = query_path.split_once('/').context("a query path is NAMESPACE/ or NAMESPACE/KEY")?;
     ensure!(namespace == NAMESPACE, "there are no guest attributes {namespace}/");
     let mut found = cloud::runtime()?.block_on(cloud::client(lab)?.guest_attributes(NAMESPACE))?;
@@ -194,10 +222,21 @@ pub(super) fn guest_attributes(lab: &Lab, query_path: &str, format: &str) -> Res
     ensure!(!found.is_empty(), "there is no guest attribute {query_path}");
     let mut text = String::new();
     for (key, value) in found {
-        let row = if format == "value(value)" { value } else { format!("{key}\t{value}") };
+        let row = match format {
+            Some("value(value)") => value,
+            Some(_) => format!("{key}\t{value}"),
+            None => format!("{namespace}   {key}   {value}"),
+        };
         writeln!(text, "{row}").context("writing a row")?;
     }
     Ok(text)
+}
+
+/// Prints what the machine wrote to its console.
+pub(super) fn serial_port_output(lab: &Lab) -> Result<()> {
+    let console = std::fs::read(lab.console()).context("reading the machine's console")?;
+    print!("{}", String::from_utf8_lossy(&console));
+    Ok(())
 }
 
 pub(super) fn reset(lab: &Lab) -> Result<()> {
@@ -225,7 +264,16 @@ pub(super) fn ssh(lab: &Lab, arguments: &[String]) -> Result<ExitCode> {
     std::thread::spawn(move || Lab::named(&name).and_then(|lab| tunnel::open(&lab, port)));
     // Who is root in the lab has no sudo.
     let command = command.strip_prefix(&["sudo"]).unwrap_or(&command);
-    let status = machine::inside(lab)?.args(command).status().context("running the command in the VM")?;
+    end_like(machine::inside(lab)?.args(command))
+}
+
+/// Runs a line of the VM's shell, where root has no sudo.
+pub(super) fn ssh_command(lab: &Lab, line: &str) -> Result<ExitCode> {
+    end_like(machine::inside(lab)?.args(["sh", "-c", &format!("sudo() {{ \"$@\"; }}\n{line}")]))
+}
+
+fn end_like(command: &mut Command) -> Result<ExitCode> {
+    let status = command.status().context("running the command in the VM")?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 

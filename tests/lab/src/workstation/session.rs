@@ -16,6 +16,8 @@ use crate::release;
 
 /// The disks that were made by themselves.
 pub(super) const DISKS: &str = "disks";
+/// The snapshots of such disks.
+pub(super) const SNAPSHOTS: &str = "snapshots";
 /// What is published at the forge.
 const FORGE: &str = "forge";
 
@@ -113,7 +115,12 @@ impl Used {
 
     /// The file that is the disk `name`.
     pub(super) fn disk(&self, name: &str) -> PathBuf {
-        self.directory.join(DISKS).join(name).join("content")
+        self.content(DISKS, name)
+    }
+
+    /// The file that is a thing of a `kind`.
+    pub(super) fn content(&self, kind: &str, name: &str) -> PathBuf {
+        self.directory.join(kind).join(name).join("content")
     }
 
     /// Where an object of Cloud Storage is kept.
@@ -126,6 +133,11 @@ impl Used {
         let path = self.directory.join(kind).join(name);
         ensure!(!path.exists(), "{name} is there already among the {kind}");
         fs::create_dir_all(&path).with_context(|| format!("creating {name} among the {kind}"))
+    }
+
+    /// Makes a thing exist unless it does already.
+    pub(super) fn ensure(&self, kind: &str, name: &str) -> Result<()> {
+        if self.has(kind, name) { Ok(()) } else { self.create(kind, name) }
     }
 
     /// Makes a thing not exist any more; it is an error when it did not.

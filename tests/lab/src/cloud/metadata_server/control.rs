@@ -31,6 +31,7 @@ enum Command {
     UnsetAttribute { level: Level, key: String },
     SetDisks(Vec<Disk>),
     SetInstanceId(u64),
+    SetScopes(Vec<String>),
     Fault(FaultChange),
     GuestAttributes { namespace: String },
     WaitGuestAttribute { namespace: String, key: String, after: u64, timeout: Duration },
@@ -64,6 +65,7 @@ async fn run(server: &Server, command: Command) -> Result<Value> {
         Command::UnsetAttribute { level, key } => server.unset_attribute(level, &key),
         Command::SetDisks(disks) => server.set_disks(disks),
         Command::SetInstanceId(id) => server.set_instance_id(id),
+        Command::SetScopes(scopes) => server.set_scopes(&scopes),
         Command::Fault(change) => server.fault(change),
         Command::GuestAttributes { namespace } => return Ok(json!(server.guest_attributes(&namespace))),
         Command::WaitGuestAttribute { namespace, key, after, timeout } => {
@@ -107,6 +109,11 @@ impl Client {
     /// Makes the instance another one, see [`Server::set_instance_id`].
     pub async fn set_instance_id(&self, id: u64) -> Result<()> {
         self.run(&Command::SetInstanceId(id)).await
+    }
+
+    /// Changes what the tokens of the VM's accounts may be used for.
+    pub async fn set_scopes(&self, scopes: &[String]) -> Result<()> {
+        self.run(&Command::SetScopes(scopes.to_vec())).await
     }
 
     /// Adds a fault, or clears them all.

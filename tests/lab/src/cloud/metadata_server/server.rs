@@ -96,6 +96,13 @@ impl Server {
         });
     }
 
+    /// Changes what the tokens of the VM's accounts may be used for.
+    pub fn set_scopes(&self, scopes: &[String]) {
+        self.update(|metadata| {
+            metadata.instance.service_accounts.values_mut().for_each(|account| account.scopes = scopes.to_vec());
+        });
+    }
+
     /// Adds a fault, or clears them all.
     pub fn fault(&self, change: FaultChange) {
         self.faults().change(change);

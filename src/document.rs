@@ -1,4 +1,5 @@
-//! JSON5 that the gateway's agent may have written: limited in depth and in values before any of it is kept.
+//! JSON5 that somebody else may have written, the gateway's agent or an operator: limited in depth and in values
+//! before any of it is kept.
 
 use std::cell::Cell;
 use std::fmt;
@@ -13,8 +14,11 @@ const DEPTH_LIMIT: u32 = 128;
 /// How many values there may be: each takes far more memory than its text.
 const VALUES_LIMIT: u32 = 100_000;
 
+/// Below it every whole number is exact, in the gateway, too.
+const LARGEST_WHOLE: f64 = 9_007_199_254_740_992.0;
+
 /// The document that `text` is.
-pub(super) fn parse(text: &str) -> Result<Value, json5::Error> {
+pub(crate) fn parse(text: &str) -> Result<Value, json5::Error> {
     json5::from_str(text).map(|Document(value)| value)
 }
 
@@ -71,8 +75,11 @@ impl<'de> Visitor<'de> for Room<'_> {
         Ok(value.into())
     }
 
+    /// JSON has one kind of number: `1.0` is 1.
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
+        let is_whole = value.fract() == 0.0 && value.abs() < LARGEST_WHOLE;
+        let whole = is_whole.then(|| format!("{value:.0}").parse::<i64>().ok()).flatten();
+        Ok(whole.map_or(value.into(), Value::from))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {

@@ -1,0 +1,135 @@
+//! `openclaw-domain`: HTTPS by a real Caddy with certificates of a real ACME server.
+
+use anyhow::{Context, Result, ensure};
+
+use super::checks::is_ready;
+use super::rig::Rig;
+
+const CA: &str = include_str!("../../scripts/domain/ca.sh");
+const NAME: &str = "openclaw-domain=claw.example.com";
+/// The machine's own address: what comes from it is let in, what comes from 127.0.0.1 is not.
+const ALLOWED: &str = "openclaw-allow-from=10.128.0.2";
+const DIRECTORY: &str = "openclaw-acme-directory=https://127.0.0.1:14000/dir";
+
+/// A browser that trusts the CA, and prints the status of the answer.
+const BROWSE: &str = "curl -s -m 5 -o /tmp/page -w '%{http_code}' --cacert /opt/pebble/root.pem";
+const UPGRADE: &str = "--http1.1 -H 'Connection: Upgrade' -H 'Upgrade: websocket' -H 'Sec-WebSocket-Version: 13' \
+    -H 'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==' -H 'Origin: https://claw.example.com'";
+const STRANGER: &str = "--resolve claw.example.com:443:127.0.0.1";
+const CERTIFICATE: &str = "sha256sum /mnt/disks/openclaw-data/certificates-openclaw/caddy/certificates/*/*/*.crt";
+
+pub(super) fn https_at_a_name(rig: &Rig) -> Result<()> {
+    rig.up(&[])?;
+    is_ready(rig)?;
+    let before = what_is_there(rig)?;
+    rig.script(CA, &[]).context("making a CA")?;
+    caddy_of_somebody_else(rig).context("a Caddy of somebody else's")?;
+    without_the_ca(rig).context("a CA that is down")?;
+    rig.shell("systemctl start pebble")?;
+    rig.boot(0)?.has(&["result=ready"])?;
+    is_whole(rig)?;
+    serves_who_may_come(rig).context("a certificate")?;
+    taken_port(rig).context("a port that is taken")?;
+    reboots(rig).context("a reboot")?;
+    is_gone(rig, &before).context("without the attribute")
+}
+
+fn is_whole(rig: &Rig) -> Result<()> {
+    let status = rig.status()?;
+    ensure!(status["state"] == "ready" && status["result"] == "ready", "the status is {status}");
+    rig.boot(0)?.has(&["changes=0", "result=ready"]).map(drop)
+}
+
+/// The gateway is ready, and what it lacks is told with its code.
+fn is_degraded(rig: &Rig, word: &str) -> Result<()> {
+    rig.boot(0)?.has(&["result=ready", "proxy-failed", word])?;
+    let status = rig.status()?;
+    ensure!(status["state"] == "degraded" && status["result"] == "ready", "the status is {status}");
+    Ok(())
+}
+
+/// What may be left of the proxy outside of the data disk.
+fn what_is_there(rig: &Rig) -> Result<String> {
+    rig.shell(
+        "getent passwd | grep -c proxy; dpkg -l caddy 2> /dev/null | grep -c ^ii; ls /run/openclaw-proxy 2> /dev/null
+        find /etc/systemd /etc/openclaw-init /var/lib/openclaw-init -newer /etc/hostname | grep -iE 'caddy|proxy'
+        grep -A2 -E 'trustedProxies|allowedOrigins' /home/node/.openclaw/openclaw.json; true",
+    )
+}
+
+fn caddy_of_somebody_else(rig: &Rig) -> Result<()> {
+    rig.shell("DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends caddy")?;
+    for attribute in [NAME, ALLOWED, DIRECTORY] {
+        rig.attribute(attribute)?;
+    }
+    is_degraded(rig, "caddy.service")?;
+    ensure!(rig.shell("systemctl is-active caddy")? == "active", "it was stopped");
+    rig.shell("DEBIAN_FRONTEND=noninteractive apt-get purge -y -q caddy").map(drop)
+}
+
+fn without_the_ca(rig: &Rig) -> Result<()> {
+    is_degraded(rig, "there is no certificate for claw.example.com yet (")?;
+    let probe = rig.shell("curl -s -H 'X-Forwarded-For: 203.0.113.9' http://127.0.0.1:18789/readyz")?;
+    ensure!(probe.contains("\"ready\":true"), "readyz says {probe}");
+    let units = rig.shell("systemctl is-active caddy openclaw-proxy; ss -Hltn 'sport = 2019'; true")?;
+    ensure!(units == "inactive\nactive", "the units are {units}");
+    Ok(())
+}
+
+fn serves_who_may_come(rig: &Rig) -> Result<()> {
+    rig.shell("curl -sk -o /opt/pebble/root.pem https://127.0.0.1:15000/roots/0")?;
+    let url = "https://claw.example.com/";
+    for (options, url, code) in [
+        ("", url, "200"),
+        (UPGRADE, url, "101"),
+        (STRANGER, url, "403"),
+        ("-H 'X-Forwarded-For: 10.128.0.2' --resolve claw.example.com:443:127.0.0.1", url, "403"),
+        ("", "http://claw.example.com/x", "308"),
+    ] {
+        // A WebSocket stays open until curl gives up.
+        let answer = rig.shell(&format!("{BROWSE} {options} {url} || true"))?;
+        ensure!(answer == code, "{options} {url}: {answer} instead of {code}");
+    }
+    let page = rig.shell(&format!("{BROWSE} {url} && grep -c control-ui /tmp/page"))?;
+    ensure!(page.starts_with("200"), "it is another page: {page}");
+    rig.lab_ends(0, "exec", &["--", "openclaw-init", "link"])?.has(&["https://claw.example.com/#token="])?;
+    let published = rig.shell("docker port openclaw-gateway")?;
+    ensure!(published.ends_with("-> 127.0.0.1:18789"), "it is published at {published}");
+    let owner = rig.shell("ps -o user:20= -C caddy; stat -c '%U %a' /mnt/disks/openclaw-data/certificates-openclaw")?;
+    ensure!(owner == "openclaw-proxy\nopenclaw-proxy 700", "it runs as {owner}");
+    Ok(())
+}
+
+fn taken_port(rig: &Rig) -> Result<()> {
+    rig.shell("systemctl stop openclaw-proxy && systemd-run --unit taken caddy respond --listen :443 && sleep 1")?;
+    is_degraded(rig, "address already in use")?;
+    rig.shell("systemctl stop taken")?;
+    rig.boot(0)?.has(&["result=ready"])?;
+    is_whole(rig)
+}
+
+/// The CA does not run any more, and nobody asks it for anything.
+fn reboots(rig: &Rig) -> Result<()> {
+    let before = rig.shell(CERTIFICATE)?;
+    rig.lab_ends(0, "reboot", &[])?;
+    is_whole(rig)?;
+    ensure!(rig.shell(CERTIFICATE)? == before, "it is another certificate");
+    let answer = rig.shell(&format!("{BROWSE} https://claw.example.com/"))?;
+    ensure!(answer == "200", "the answer is {answer}");
+    Ok(())
+}
+
+fn is_gone(rig: &Rig, before: &str) -> Result<()> {
+    for attribute in ["openclaw-domain", "openclaw-allow-from", "openclaw-acme-directory"] {
+        rig.attribute(attribute)?;
+    }
+    rig.boot(0)?.has(&["result=ready"])?;
+    // A running gateway takes a changed setting when it sees it.
+    rig.shell("timeout 60 sh -c 'until curl -fsS http://127.0.0.1:18789/readyz; do sleep 1; done'")?;
+    is_ready(rig)?;
+    ensure!(what_is_there(rig)? == before, "it was {before}, and is {}", what_is_there(rig)?);
+    let units = rig.shell("systemctl list-unit-files 'caddy*' 'openclaw-proxy*' --no-legend || true")?;
+    ensure!(units.is_empty(), "these units are left: {units}");
+    rig.shell(CERTIFICATE)?;
+    is_whole(rig)
+}

@@ -83,7 +83,8 @@ async fn serve(host: &Host, domain: &Domain, upstream: Upstream, data: &DataDir)
     let is_new_file = host.ensure_file(CADDYFILE, caddyfile(domain, upstream), Access::root(0o644)).await?;
     let unit = UNIT.replace("@CERTIFICATES@", &data.certificates.display().to_string());
     let is_new_unit = systemd::ensure_unit(host, PROXY_UNIT, &unit).await?;
-    if is_new_file || is_new_unit || !systemd::is_active(host, PROXY_UNIT).await? {
+    // After a failure Caddy waits before it asks again, in the end for hours. Who runs this has mended what was wrong.
+    if is_new_file || is_new_unit || lack(host, &domain.name).await.is_some() {
         start(host).await?;
     }
     wait_for_certificate(host, domain).await

@@ -101,7 +101,8 @@ fn serves_who_may_come(rig: &Rig) -> Result<()> {
 }
 
 fn taken_port(rig: &Rig) -> Result<()> {
-    rig.shell("systemctl stop openclaw-proxy && systemd-run --unit taken caddy respond --listen :443 && sleep 1")?;
+    rig.shell("systemctl stop openclaw-proxy && systemd-run --unit taken caddy respond --listen :443")?;
+    rig.shell("timeout 60 sh -c \"until ss -Hltn 'sport = 443' | grep -q .; do sleep 0.2; done\"")?;
     is_degraded(rig, "address already in use")?;
     rig.shell("systemctl stop taken")?;
     rig.boot(0)?.has(&["result=ready"])?;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 /// | `path=PREFIX` | only requests whose path begins with it; default `/` |
 /// | `method=PUT` | only requests with this method |
 /// | `rate=10/1m` | only requests beyond that many in that time |
-/// | `times=N`, `for=30s` | ends after so many requests, or so long after it was set; default never |
+/// | `times=N`, `for=30s` | ends after so many requests that met it, or so long after the first; default never |
 /// | `delay=5s` | waits before anything else |
 /// | `status=503` | this status instead of an answer; a write does not happen |
 /// | `truncate=10` | the real `Content-Length`, but only so many bytes of the body, then the connection ends |
@@ -203,7 +203,8 @@ pub(super) struct Faults(Vec<Armed>);
 #[derive(Debug)]
 struct Armed {
     fault: Fault,
-    since: Instant,
+    /// When the first request met it.
+    since: Option<Instant>,
     hits: u32,
     /// When requests below the rate came, within the window.
     passed: VecDeque<Instant>,
@@ -213,7 +214,7 @@ impl Faults {
     pub(super) fn change(&mut self, change: FaultChange) {
         match change {
             FaultChange::Add(fault) => {
-                self.0.push(Armed { fault, since: Instant::now(), hits: 0, passed: VecDeque::new() });
+                self.0.push(Armed { fault, since: None, hits: 0, passed: VecDeque::new() });
             }
             FaultChange::Clear => self.0.clear(),
         }
@@ -232,7 +233,7 @@ impl Armed {
         match self.fault.limit {
             Limit::Never => false,
             Limit::Times(times) => self.hits >= times,
-            Limit::For(time) => now.duration_since(self.since) >= time,
+            Limit::For(time) => self.since.is_some_and(|since| now.duration_since(since) >= time),
         }
     }
 
@@ -244,6 +245,7 @@ impl Armed {
             return None;
         }
         self.hits += 1;
+        self.since.get_or_insert(now);
         Some(self.fault.clone())
     }
 

@@ -22,6 +22,9 @@ const CARRIERS: [&str; 2] = ["google-startup-scripts.service", "cloud-final.serv
 const STATUS: &str = "run/openclaw-init/status.json";
 /// How often the unit is looked at; the console is followed more closely.
 const LOOK: Duration = Duration::from_secs(2);
+/// How often, and how many times, the report is looked at that follows a result.
+const SETTLE_INTERVAL: Duration = Duration::from_millis(500);
+const SETTLE_LOOKS: usize = 20;
 
 /// How a boot ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,10 +102,10 @@ pub async fn wait(lab: &Lab, mut console: Console, limit: Duration) -> Result<Ou
     let start = Instant::now();
     let mut looked = Instant::now();
     loop {
-        for line in console.lines()? {
-            println!("{:>5.1}s {line}", start.elapsed().as_secs_f32());
-        }
+        show(&mut console, start)?;
         if let Some(result) = result_of(&attributes().await?, boot_id(lab).as_deref()) {
+            settle(lab, &result).await;
+            show(&mut console, start)?;
             return Ok(Outcome::Result(result));
         }
         if looked.elapsed() > LOOK {
@@ -118,6 +121,25 @@ pub async fn wait(lab: &Lab, mut console: Console, limit: Duration) -> Result<Ou
         }
         sleep(Duration::from_millis(500)).await;
     }
+}
+
+fn show(console: &mut Console, start: Instant) -> Result<()> {
+    for line in console.lines()? {
+        println!("{:>5.1}s {line}", start.elapsed().as_secs_f32());
+    }
+    Ok(())
+}
+
+/// Waits until the machine's own report says what the guest attribute says: the product writes it right after, and its
+/// last words to the console then. What started it may have told the result, and there is no report.
+async fn settle(lab: &Lab, result: &str) {
+    for _ in 0..SETTLE_LOOKS {
+        if status(lab).is_none_or(|status| status["result"] == result) {
+            break;
+        }
+        sleep(SETTLE_INTERVAL).await;
+    }
+    sleep(SETTLE_INTERVAL).await;
 }
 
 /// The report that the product left on the machine.

@@ -73,6 +73,7 @@ fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
 /// The boot disk of `lab` as a builder leaves it that is baked and sealed: a machine with the same system and binary.
 fn baked(lab: &Lab, options: &Up, binary: &Path) -> Result<()> {
     let builder = Lab::named(&format!("{}-image", lab.name()))?;
+    down(&builder, &Keep::default()).context("removing what an interrupted run left")?;
     up(&builder_options(&builder, options, binary))?;
     let baked = boot_image::bake_and_seal(&builder);
     let keep = Keep { data_disk: None, boot_disk: baked.is_ok().then(|| lab.boot_disk()) };

@@ -84,7 +84,7 @@ impl Rig {
     pub(crate) fn new(scenario: &str, binaries: &Arc<Binaries>, watch: &Arc<Watch>) -> Result<Self> {
         let rig = Self { name: format!("t-{scenario}"), binaries: Arc::clone(binaries), watch: Arc::clone(watch) };
         watch.has_lab(&rig.name);
-        rig.lab("down", &[])?;
+        rig.lab_ends(0, "down", &[])?;
         Ok(rig)
     }
 

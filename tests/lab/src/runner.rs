@@ -209,12 +209,16 @@ impl Outcomes {
     }
 }
 
-/// The last line stands alone: `N passed, N failed`, and what was skipped, if anything was.
+/// Why tests failed is said again, beside each other. The last line stands alone: `N passed, N failed`, and what was
+/// skipped, if anything was.
 fn summary(outcomes: &[Outcome], skipped: usize) -> bool {
     println!();
     for outcome in outcomes {
         let verdict = if outcome.failure.is_none() { "ok    " } else { "FAILED" };
         println!("{verdict} {:>7.1} s  {}", outcome.took.as_secs_f32(), outcome.name);
+    }
+    for (outcome, failure) in outcomes.iter().filter_map(|outcome| Some((outcome, outcome.failure.as_ref()?))) {
+        println!("\n{}: {failure}", outcome.name);
     }
     let failed = outcomes.iter().filter(|outcome| outcome.failure.is_some()).count();
     let skipped = if skipped == 0 { String::new() } else { format!(", {skipped} skipped") };

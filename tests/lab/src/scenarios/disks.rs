@@ -19,7 +19,7 @@ pub(super) const IDENTITY: &str = include_str!("../../scripts/disks/show-identit
 /// The disk stage against every kind of disk, in a mount namespace on this machine.
 pub(super) fn every_kind_of_disk(rig: &Rig) -> Result<()> {
     host::install(&host::DISK_TOOLS)?;
-    ignored_tests(rig, &["--test", "disk", "--", "--test-threads", "1", "--skip", SLOW])?;
+    ignored_tests(rig, &["--test", "disk", "--", "--test-threads", "1", "--skip", SLOW, "--skip", MORE])?;
     ignored_tests(rig, &["--lib", "--", "--exact", &format!("{PROOF}wherever_it_is")])
 }
 
@@ -28,6 +28,9 @@ pub(super) fn slow_and_failing_disks(rig: &Rig) -> Result<()> {
     host::install(&host::DISK_TOOLS)?;
     ignored_tests(rig, &["--test", "disk", SLOW, "--", "--test-threads", "1", "--skip", VAST])
 }
+
+/// The test with every format at places where the rest of the corpus is not.
+const MORE: &str = "at_more_places";
 
 /// The module of the tests that mostly wait for their disks.
 const SLOW: &str = "slow::";
@@ -38,10 +41,11 @@ const PROOF: &str = "disk::proof::tests::somebodys_data_is_found_";
 /// The test with the largest disk, which takes minutes.
 const VAST: &str = "slow::a_vast_disk_is_formatted_after_samples";
 
-/// The proof on a thousand disks of 10 GiB, on 200 of 100 GiB, and on one of 16 TiB.
+/// The proof on a thousand disks of 10 GiB, on 200 of 100 GiB, and on one of 16 TiB; every format at every place.
 pub(super) fn data_on_a_thousand_disks(rig: &Rig) -> Result<()> {
     host::install(&host::DISK_TOOLS)?;
     ignored_tests(rig, &["--test", "disk", "--", "--exact", VAST])?;
+    ignored_tests(rig, &["--test", "disk", MORE, "--"])?;
     ignored_tests(rig, &["--lib", "--", "--exact", &format!("{PROOF}on_a_thousand_disks")])
 }
 

@@ -54,11 +54,9 @@ pub(crate) const GATE: &[Scenario] = &[
     ("debian-13", sources::debian_13),
     ("wrong-turns", failures::every_wrong_turn_then_ready),
     ("binary-way", readme::plain_ways),
-    ("watch", watch::what_happens_between_boots),
     ("private-registry", private_registry::private_registry_with_the_vms_account),
     ("backup-restore", backups::backup_and_restore),
     ("domain", domain::https_at_a_name),
-    ("update-broken", updates::broken_versions_are_undone),
     ("source", contents::source_of_a_commit_is_built),
     ("binaries", contents::binaries_and_packages_are_part_of_the_image),
     ("baked-image", baked::sealed_image_boots_without_internet),
@@ -76,6 +74,8 @@ pub(crate) const GATE: &[Scenario] = &[
 /// What mostly waits, or is short: one after the other, beside the others.
 pub(crate) const LIGHT: &[Scenario] = &[
     ("silent-metadata", failures::metadata_server_silent_for_ever),
+    ("watch", watch::what_happens_between_boots),
+    ("update-broken", updates::broken_versions_are_undone),
     ("slow-disks", disks::slow_and_failing_disks),
     ("foreign-disk", failures::foreign_disk_is_left_untouched),
     ("lab-itself", lab_itself::lab_itself),

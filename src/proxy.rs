@@ -109,7 +109,8 @@ async fn wait_for_certificate(host: &Host, domain: &Domain) -> Result<()> {
                 Code::ProxyFailed,
                 format!(
                     "The name must lead to this VM's external address, and its firewall must let port 80 in from \
-                     everywhere; Caddy goes on trying. See `sudo journalctl --unit {PROXY_UNIT}`."
+                     everywhere. Caddy goes on trying, more and more rarely; `{RUN_AGAIN}` makes it try at once. \
+                     See `sudo journalctl --unit {PROXY_UNIT}`."
                 ),
             );
         }

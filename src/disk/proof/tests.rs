@@ -51,6 +51,24 @@ fn a_disk_is_read_whole_or_sampled_or_not_formatted_as_its_pace_allows() {
     }
 }
 
+/// What an operator asks for may take as long as it takes: the run's deadline moves with it. Unasked, it stays.
+#[tokio::test]
+async fn the_runs_deadline_grows_with_a_full_reading_that_was_asked_for() {
+    let image = image(2 * GIB, &[]);
+    for (choice, grows) in [(ProofChoice::Full, true), (ProofChoice::Auto, false)] {
+        let host = Host::new("/");
+        let finding = read(&host, image.path(), choice, Written::default()).await.unwrap();
+        assert!(matches!(finding, Finding::Zeros(_)), "{finding:?}");
+        assert_eq!(!host.ledger().borrow().extension.is_zero(), grows, "{choice:?}");
+    }
+}
+
+#[test]
+fn the_reading_waits_for_all_other_work() {
+    let urgency = behind_the_others(|| rustix::process::getpriority_process(None).unwrap());
+    assert_eq!(urgency, LEAST_URGENT);
+}
+
 #[test]
 fn a_full_reading_finds_any_byte_and_says_what_it_read() {
     let size = 512 * MIB + 512;

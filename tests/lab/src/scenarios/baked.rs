@@ -118,6 +118,8 @@ fn holds_nothing_of(image: &Path, identity: &str) -> Result<()> {
 
 fn leaves_only_data_and_docker(rig: &Rig) -> Result<()> {
     let token = rig.shell("grep ^OPENCLAW_GATEWAY_TOKEN= /home/node/.openclaw/.env")?;
+    ensure!(rig.shell("readlink /mnt")? == "srv/mnt", "/mnt is no link: what follows shows less");
+    rig.lab_ends(0, "exec", &["--", "openclaw-init", "backup"])?;
     rig.lab_ends(0, "exec", &["--", "openclaw-init", "uninstall"])?.has(&["stopped container", "the data", "stay"])?;
     let left = rig.script(LEFTOVERS, &[])?;
     ensure!(left.is_empty(), "it left behind:\n{left}");

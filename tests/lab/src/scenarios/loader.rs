@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -104,7 +105,9 @@ fn another_architecture(rig: &Rig) -> Result<()> {
     fs::write(&arm, b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\xb7\0 and no more")?;
     rig.attribute(&format!("openclaw-init-url={WEB}/arm"))?;
     rig.attribute(&format!("openclaw-init-sha256={}", sha256(&arm)?))?;
+    let begun = Instant::now();
     rig.lab("exec", &["--", "sh", "-c", RUN])?.has(&["cannot run here", "x86_64", "xec format error"])?;
+    ensure!(begun.elapsed() < Duration::from_secs(60), "it took {} s", begun.elapsed().as_secs());
     ensure!(rig.guest_attributes()?["result"] == "failed:loader-failed", "the result is another one");
     rig.attribute(&format!("openclaw-init-sha256={}", sha256(&rig.binary())?))
 }

@@ -40,6 +40,9 @@ pub(super) fn get_nothing(rig: &Rig) -> Result<()> {
         let output = as_stranger(rig, attack)?;
         ensure!(output.code != 0, "another user can {what}:\n{}", output.text);
     }
+    rig.shell("rm /run/openclaw-init/status.json; umask 000; openclaw-init boot --foreground")?;
+    let open = rig.shell("find /run/openclaw-* /etc/openclaw-init /var/lib/openclaw-init -perm /022 ! -type l -ls")?;
+    ensure!(open.is_empty(), "anybody may write what a run with umask 000 left:\n{open}");
     let told = as_stranger(rig, "openclaw-init stop 2>&1")?.text;
     ensure!(told.trim().lines().count() == 1 && told.contains("not root"), "another user is told {told}");
     rig.shell("userdel --remove stranger 2> /dev/null").map(drop)

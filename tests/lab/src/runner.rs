@@ -26,6 +26,10 @@ use crate::watch::Watch;
 /// has.
 const SIDE_BY_SIDE: usize = 3;
 
+/// Parts of the hermetic tier at the same time: tests wait now and then, and what fuzzes has a build of its own. cargo
+/// sees to it that builds in one directory are one after the other.
+const PARTS_SIDE_BY_SIDE: usize = 2;
+
 /// For one part of the hermetic tier, which may have to build everything.
 const PART_TIME_LIMIT: Duration = Duration::from_secs(60 * 60);
 /// For one scenario. The whole gate takes less.
@@ -46,7 +50,7 @@ enum Work {
     Own(fn(&Arc<Watch>, bool) -> Result<()>),
 }
 
-/// The parts that need neither root nor network, in the order in which they run.
+/// The parts that need neither root nor network, in the order in which they begin.
 #[rustfmt::skip]
 const HERMETIC: [Part; 6] = [
     Part { name: "format", work: Work::Cargo(&["fmt", "--all", "--check"], &[]) },
@@ -92,7 +96,7 @@ pub fn run(options: &Tests) -> Result<bool> {
     // The linker works on one core, beside these parts.
     let build = (!scenarios.is_empty()).then(|| thread::spawn(host::binary));
     // The outcomes tell more than what it concludes.
-    drop(libtest_mimic::run(&silent(1), trials));
+    drop(libtest_mimic::run(&silent(PARTS_SIDE_BY_SIDE), trials));
     if let Some(build) = build {
         build.join().map_err(|_| anyhow!("the build ended in a panic"))??;
         host::require_root()?;

@@ -124,7 +124,7 @@ const FORMATS: &[(&str, &str, Made<'static>)] = &[
 /// The features of `mke2fs -O` (ext4(5)), each with what it needs and without what it excludes.
 #[rustfmt::skip]
 const EXT_FEATURES: &[&str] = &[
-    "64bit", "^64bit", "bigalloc", "casefold", "^dir_index", "^dir_nlink", "ea_inode", "encrypt", "^ext_attr", "extent",
+    "64bit", "^64bit", "bigalloc -C 8192", "casefold", "^dir_index", "^dir_nlink", "ea_inode", "encrypt", "^ext_attr", "extent",
     "^extent,^64bit", "^extra_isize", "fast_commit", "^filetype", "flex_bg", "^flex_bg", "has_journal", "^has_journal",
     "^huge_file", "inline_data", "large_dir", "^large_file", "metadata_csum", "^metadata_csum", "metadata_csum_seed",
     "meta_bg,^resize_inode", "mmp", "orphan_file", "project,quota", "quota", "^resize_inode", "^sparse_super,^resize_inode",

@@ -63,8 +63,12 @@ pub async fn ensure(host: &Host, config: &DockerConfig) -> Result<Engine> {
         Some(engine) => engine,
         None => install_and_start(host, config).await?,
     };
-    ensure_containerd(host).await?;
-    settings::check(host, &engine).await?;
+    let [unit, containerd] = systemd::show(host, [UNIT, CONTAINERD]).await?;
+    // An engine goes on without its containerd, and then starts no program in a container.
+    if containerd.load == "loaded" && containerd.active != "active" {
+        systemd::ensure_started(host, CONTAINERD).await?;
+    }
+    settings::check(host, &engine, unit.main_pid).await?;
     forwarding::ensure(host).await?;
     Ok(engine)
 }
@@ -91,14 +95,6 @@ pub async fn is_forwarding_off(host: &Host) -> Result<bool> {
 /// Whether the engine answered that there is no such thing.
 pub(crate) fn is_missing(error: &DockerError) -> bool {
     matches!(error, DockerError::DockerResponseServerError { status_code: 404, .. })
-}
-
-/// An engine goes on without its containerd, and then starts no program in a container.
-async fn ensure_containerd(host: &Host) -> Result<()> {
-    if systemd::is_loaded(host, CONTAINERD).await? {
-        systemd::ensure_started(host, CONTAINERD).await?;
-    }
-    Ok(())
 }
 
 async fn install_and_start(host: &Host, config: &DockerConfig) -> Result<Engine> {

@@ -61,8 +61,7 @@ async fn refuse_masked(host: &Host) -> Result<()> {
 async fn install_units(host: &Host) -> Result<bool> {
     let mut changed = false;
     for (name, text) in units() {
-        changed |= systemd::ensure_unit(host, name, &text).await?;
-        changed |= systemd::ensure_enabled(host, name).await?;
+        changed |= systemd::ensure_enabled_unit(host, name, &text).await?;
     }
     systemd::start_without_waiting(host, STOP_UNIT).await?;
     Ok(changed)

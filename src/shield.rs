@@ -42,15 +42,36 @@ pub async fn ensure(host: &Host, access: MetadataAccess) -> Result<()> {
 }
 
 async fn block(host: &Host) -> Result<()> {
-    apt::ensure_installed(host, &["nftables"]).await?;
+    // While the table is in force, nft was there to load it.
+    let is_in_force = guard::is_in_force(host).await?;
+    if !is_in_force {
+        ensure_nft(host).await?;
+    }
     host.ensure_dir(ETC_DIR, Access::root(0o755)).await?;
     host.ensure_file(SHIELD_RULESET, table::ruleset(), Access::root(0o644)).await?;
-    let is_new = systemd::ensure_unit(host, SHIELD_UNIT, UNIT).await?;
-    systemd::ensure_enabled(host, SHIELD_UNIT).await?;
-    if is_new || !guard::is_in_force(host).await? || !table::is_loaded(host).await? {
+    let is_new = systemd::ensure_enabled_unit(host, SHIELD_UNIT, UNIT).await?;
+    if is_new || !is_in_force || !is_loaded(host).await? {
         start(host).await?;
     }
     Ok(())
+}
+
+async fn ensure_nft(host: &Host) -> Result<bool> {
+    apt::ensure_installed(host, &["nftables"]).await
+}
+
+/// Whether the kernel has the table. Somebody may have removed what reads it.
+async fn is_loaded(host: &Host) -> Result<bool> {
+    match table::is_loaded(host).await {
+        Err(error) => {
+            if ensure_nft(host).await? {
+                table::is_loaded(host).await
+            } else {
+                Err(error)
+            }
+        }
+        loaded => loaded,
+    }
 }
 
 /// Has the unit load and verify the table.

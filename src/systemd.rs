@@ -32,12 +32,27 @@ pub async fn daemon_reload(host: &Host) -> Result<()> {
 
 /// Makes the unit `name` have exactly `content`, and systemd know it; true when the file was changed.
 pub async fn ensure_unit(host: &Host, name: &str, content: &str) -> Result<bool> {
+    Ok(ensure_known(host, name, content).await?.0)
+}
+
+/// The same for a unit that starts at every boot; true when something was changed.
+pub async fn ensure_enabled_unit(host: &Host, name: &str, content: &str) -> Result<bool> {
+    let (changed, unit) = ensure_known(host, name, content).await?;
+    if unit.file == "enabled" {
+        return Ok(changed);
+    }
+    enable(host, name).await.map(|()| true)
+}
+
+/// Whether the file was changed, and the unit as it was before systemd read it again.
+async fn ensure_known(host: &Host, name: &str, content: &str) -> Result<(bool, Unit)> {
     let changed = host.ensure_file(format!("{UNIT_DIR}/{name}"), content, Access::root(0o644)).await?;
+    let [unit] = show(host, [name]).await?;
     // A run that was cut between the two steps left systemd with the old text.
-    if changed || property(host, name, "NeedDaemonReload").await? == "yes" {
+    if changed || unit.needs_reload {
         daemon_reload(host).await?;
     }
-    Ok(changed)
+    Ok((changed, unit))
 }
 
 /// Stops and disables the unit `name` of [`ensure_unit`] and removes it; true when there was one. A mask stays.
@@ -76,9 +91,13 @@ pub async fn ensure_enabled(host: &Host, name: &str) -> Result<bool> {
     if is_enabled(host, name).await? {
         return Ok(false);
     }
+    enable(host, name).await.map(|()| true)
+}
+
+async fn enable(host: &Host, name: &str) -> Result<()> {
     run(host, &format!("enabling {name}"), &["enable", "--quiet", name]).await?;
     host.changed(format!("enabled {name}"));
-    Ok(true)
+    Ok(())
 }
 
 /// Makes the unit run and waits until systemd calls it started; true when it did not run before.
@@ -103,6 +122,12 @@ pub async fn restart(host: &Host, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Stops the unit; fine when it does not run, or does not exist.
+pub async fn stop(host: &Host, name: &str) -> Result<()> {
+    let stop = systemctl(host, &["stop", name]).answers(&[5]);
+    stop.run().await.with_context(|| format!("stopping {name}")).map(drop)
+}
+
 /// Starts the unit anew if it runs; one that does not exist is fine.
 pub async fn restart_if_active(host: &Host, name: &str) -> Result<()> {
     let restart = systemctl(host, &["try-restart", name]).answers(&[5]);
@@ -123,7 +148,7 @@ pub async fn is_active(host: &Host, name: &str) -> Result<bool> {
 }
 
 /// A property of the unit (`systemctl show`), empty when it has none; also for units that do not exist.
-pub async fn property(host: &Host, name: &str, property: &str) -> Result<String> {
+async fn property(host: &Host, name: &str, property: &str) -> Result<String> {
     query(systemctl(host, &["show", "--value", "--property", property, name]), name).await
 }
 
@@ -136,11 +161,18 @@ pub struct Unit {
     pub active: String,
     /// It is about to be started or stopped.
     pub has_job: bool,
+    /// The process that systemd takes for the service, if one runs.
+    pub main_pid: Option<u32>,
+    /// Whether it starts at every boot: `enabled`, `disabled`, `static`, …
+    file: String,
+    /// Its file is another than systemd has read.
+    needs_reload: bool,
 }
 
 /// How several units are, in one question.
 pub async fn show<const N: usize>(host: &Host, names: [&str; N]) -> Result<[Unit; N]> {
-    let show = systemctl(host, &["show", "--property=LoadState,ActiveState,Job"]).args(names);
+    let properties = "--property=LoadState,ActiveState,Job,MainPID,UnitFileState,NeedDaemonReload";
+    let show = systemctl(host, &["show", properties]).args(names);
     let output = show.run().await.with_context(|| format!("asking systemd about {}", names.join(", ")))?;
     let mut units = output.stdout.split("\n\n").map(Unit::parse);
     Ok(names.map(|_| units.next().unwrap_or_default()))
@@ -153,6 +185,9 @@ impl Unit {
             load: value("LoadState=").to_owned(),
             active: value("ActiveState=").to_owned(),
             has_job: !matches!(value("Job="), "" | "0"),
+            main_pid: value("MainPID=").parse().ok().filter(|pid| *pid > 0),
+            file: value("UnitFileState=").to_owned(),
+            needs_reload: value("NeedDaemonReload=") == "yes",
         }
     }
 

@@ -6,10 +6,9 @@ use anyhow::{Context as _, Result, anyhow};
 use bollard::models::SystemInfo;
 use serde_json::Value;
 
-use super::{Engine, UNIT, is_missing};
+use super::{Engine, is_missing};
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::Host;
-use crate::systemd;
 
 /// The engine's own settings, unless a flag names another file.
 const FILE: &str = "/etc/docker/daemon.json";
@@ -17,9 +16,10 @@ const FILE: &str = "/etc/docker/daemon.json";
 /// Where the engine looks for a runtime that is named without a path.
 const PROGRAM_DIRS: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// Refuses an engine that cannot start or publish a container; warns of one whose containers have no way out.
-pub(super) async fn check(host: &Host, engine: &Engine) -> Result<()> {
-    let settings = Settings::read(host).await?;
+/// Refuses an engine that cannot start or publish a container; warns of one whose containers have no way out. `pid` is
+/// that of its unit, if it was its unit that started it.
+pub(super) async fn check(host: &Host, engine: &Engine, pid: Option<u32>) -> Result<()> {
+    let settings = Settings::read(host, pid).await?;
     let bridge = engine.client.inspect_network("bridge", None).await;
     let has_bridge = !bridge.is_err_and(|error| is_missing(&error));
     let info = engine.client.info().await.context("asking the engine for its settings")?;
@@ -61,8 +61,13 @@ struct Flag {
 }
 
 impl Settings {
-    async fn read(host: &Host) -> Result<Self> {
-        let flags = parse_flags(&command_line(host).await?);
+    async fn read(host: &Host, pid: Option<u32>) -> Result<Self> {
+        // As it was started: with what drop-ins and environment files add.
+        let command_line = match pid {
+            Some(pid) => host.read(format!("/proc/{pid}/cmdline")).await?.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let flags = parse_flags(&command_line);
         let file = file(&flags);
         let (file, text) = (file.to_owned(), host.read(file).await?.unwrap_or_default());
         // An engine that cannot read the file does not run.
@@ -95,14 +100,6 @@ impl Settings {
 fn file(flags: &[Flag]) -> &str {
     let named = flags.iter().rfind(|flag| flag.name == "config-file").map(|flag| flag.value.as_str());
     named.filter(|name| !name.is_empty()).unwrap_or(FILE)
-}
-
-/// How the engine that runs was started: with what drop-ins and environment files add. Empty when it is not its unit
-/// that started it.
-async fn command_line(host: &Host) -> Result<Vec<u8>> {
-    let pid = systemd::property(host, UNIT, "MainPID").await?;
-    let Some(pid) = pid.parse::<u32>().ok().filter(|pid| *pid > 0) else { return Ok(Vec::new()) };
-    Ok(host.read(format!("/proc/{pid}/cmdline")).await?.unwrap_or_default())
 }
 
 /// The flags in a command line as `/proc` shows it: `--name=value`, `--name value`, and `-b` for `--bridge`.

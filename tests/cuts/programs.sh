@@ -37,8 +37,15 @@ case "$name $*" in
     : > "$now/active/$2" ;;
   systemctl\ start\ *) : > "$now/active/$2" ;;
   systemctl\ daemon-reload) ;;
-  systemctl\ show*NeedDaemonReload*) echo no ;;
-  systemctl\ show*MainPID*) echo 0 ;;
+  systemctl\ show\ --property=*)
+    shift 2
+    either() { if [ -e "$1" ]; then echo "$2"; else echo "$3"; fi; }
+    for unit; do
+      echo "LoadState=$(cat $kept/load-state 2> /dev/null || echo not-found)"
+      echo "ActiveState=$(either "$now/active/$unit" active inactive)"
+      echo "UnitFileState=$(either "$kept/enabled/$unit" enabled disabled)"
+      echo
+    done ;;
   systemctl\ show*LoadState*) cat $kept/load-state 2> /dev/null || echo not-found ;;
   nft\ -f\ *) cp "$2" $now/table ;;
   nft\ -j\ *)

@@ -259,6 +259,7 @@ pub async fn stop(host: &Host, metadata: &Client, cause: StopCause) -> Result<()
     if is_by_hand {
         let message = format!("the gateway was stopped by hand; `{RUN_AGAIN}` or a reboot starts it");
         within_report_timeout(report::stopped(host, metadata, &message)).await;
+        proxy::stop(host).await?;
     }
     Ok(())
 }

@@ -187,6 +187,11 @@ impl Failure {
             Self::TooLarge(_) => Retry::No,
         }
     }
+
+    /// Whether there was no answer in time.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Transport(error) if error.is_timeout())
+    }
 }
 
 impl From<reqwest::Error> for Failure {

@@ -23,8 +23,8 @@ use crate::text::printable;
 /// `@CERTIFICATES@` stands for their directory on the data disk.
 const UNIT: &str = include_str!("proxy/openclaw-proxy.service");
 
-/// For all of it, after a gateway that is ready: apt may have to wait for another.
-const DEADLINE: Duration = Duration::from_secs(10 * 60);
+/// For all of it, after a gateway that is ready: longer than apt may wait for another.
+const DEADLINE: Duration = Duration::from_secs(20 * 60);
 
 /// How long a certificate is waited for: a CA answers within seconds, if the name leads here.
 const CERTIFICATE_DEADLINE: Duration = Duration::from_secs(45);
@@ -80,14 +80,31 @@ async fn serve(host: &Host, domain: &Domain, upstream: Upstream, data: &DataDir)
     let account = package::ensure_account(host).await?;
     host.ensure_dir(&data.certificates, account).await?;
     host.ensure_dir(ETC_DIR, Access::root(0o755)).await?;
-    let is_new_file = host.ensure_file(CADDYFILE, caddyfile(domain, upstream), Access::root(0o644)).await?;
+    let file = caddyfile(domain, upstream);
     let unit = UNIT.replace("@CERTIFICATES@", &data.certificates.display().to_string());
-    let is_new_unit = systemd::ensure_unit(host, PROXY_UNIT, &unit).await?;
-    // After a failure Caddy waits before it asks again, in the end for hours. Who runs this has mended what was wrong.
-    if is_new_file || is_new_unit || lack(host, &domain.name).await.is_some() {
+    let (former, former_unit) =
+        (host.read(CADDYFILE).await?, host.read(format!("{}/{PROXY_UNIT}", systemd::UNIT_DIR)).await?);
+    if former.as_deref() != Some(file.as_bytes()) || former_unit.as_deref() != Some(unit.as_bytes()) {
+        // A run that is cut after this leaves no Caddy that goes on with what it had: the next one starts it.
+        systemd::stop(host, PROXY_UNIT).await?;
+    }
+    host.ensure_file(CADDYFILE, file, Access::root(0o644)).await?;
+    systemd::ensure_unit(host, PROXY_UNIT, &unit).await?;
+    if !is_serving(host, &domain.name).await? {
         start(host).await?;
     }
     wait_for_certificate(host, domain).await
+}
+
+/// Whether Caddy runs and does not refuse the name. After a failure it waits before it asks the CA again, in the end for
+/// hours; who starts a run has mended what was wrong.
+async fn is_serving(host: &Host, name: &str) -> Result<bool> {
+    if !systemd::is_active(host, PROXY_UNIT).await? {
+        return Ok(false);
+    }
+    // One that is slow may serve others.
+    let is_slow = |error: anyhow::Error| error.downcast_ref().is_some_and(http::Failure::is_timeout);
+    Ok(answers(name).await.map_or_else(is_slow, |()| true))
 }
 
 async fn start(host: &Host) -> Result<()> {
@@ -164,9 +181,15 @@ fn told(log: &str) -> String {
 /// Takes everything of the proxy's away but the certificates on the data disk.
 pub async fn remove(host: &Host) -> Result<()> {
     systemd::remove_unit(host, PROXY_UNIT).await?;
-    host.remove_file(CADDYFILE).await?;
+    package::remove_account(host).await?;
     package::remove(host).await?;
-    package::remove_account(host).await
+    // The last: while it is there, a run that was cut is gone on with.
+    host.remove_file(CADDYFILE).await.map(drop)
+}
+
+/// Stops it, and with it what holds the data disk; fine when nothing runs.
+pub async fn stop(host: &Host) -> Result<()> {
+    if exists(host) { systemd::stop(host, PROXY_UNIT).await } else { Ok(()) }
 }
 
 /// Its values have been checked: none can end a word or a line.

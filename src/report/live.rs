@@ -63,8 +63,9 @@ impl LiveReport {
     /// long another call can bring out what the server does not hold yet.
     pub async fn tell(&mut self, saying: Option<&Saying>, run: Option<SystemTime>) -> Result<Option<Duration>> {
         if self.run != run {
-            // It has written, too.
+            // It has written, too. What refused to be written may be allowed since.
             self.sent.clear();
+            self.is_disabled = false;
             self.run = run;
         }
         let Some(status) = self.note(saying).await? else { return Ok(None) };

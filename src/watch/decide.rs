@@ -99,6 +99,8 @@ pub(super) struct Sight {
     pub(super) low: Vec<PathBuf>,
     /// What the gateway lacks at its domain.
     pub(super) proxy: Option<String>,
+    /// The run could not take away a proxy that is not wanted any more: nothing shows here when that is mended.
+    pub(super) is_proxy_left: bool,
     /// Keys that a run can apply.
     pub(super) changed: Vec<String>,
     /// Keys that wait for the next boot.
@@ -318,7 +320,7 @@ impl Sight {
 
     /// The gateway was degraded at the end of the run, and is not any more.
     fn has_recovered(&self) -> bool {
-        let is_served = self.proxy.is_none();
+        let is_served = self.proxy.is_none() && !self.is_proxy_left;
         self.run_state == State::Degraded
             && is_served
             && matches!(self.health, Some(Health::Ready { suppressed: None, .. }))
@@ -556,6 +558,7 @@ mod tests {
             (Sight { health: Some(failing()), ..well() }, 60, Some(State::Degraded), false, "telegram"),
             (Sight { run_state: State::Degraded, health: Some(failing()), ..well() }, 60, None, false, ""),
             (Sight { run_state: State::Degraded, ..well() }, 0, Some(State::Ready), false, "works again"),
+            (Sight { run_state: State::Degraded, is_proxy_left: true, ..well() }, 600, None, false, ""),
             (Sight { run_state: State::Degraded, ..gone() }, 10, Some(State::Failed), true, "gone"),
             (Sight { is_forwarding_off: true, ..well() }, 10, Some(State::Degraded), true, "ip_forward"),
             (Sight { is_unshielded: true, ..well() }, 10, Some(State::Degraded), true, "shield"),

@@ -139,6 +139,7 @@ impl<'a> Eyes<'a> {
             disk: disk(host, &orders).await?,
             low: low(host, &orders, self.patience).await?,
             proxy: proxy(host, &orders).await,
+            is_proxy_left: orders.domain.is_none() && says_of_proxy(status),
             engine,
             container,
             health,
@@ -265,6 +266,12 @@ async fn disk(host: &Host, orders: &Orders) -> Result<Option<DiskTrouble>> {
 /// What the gateway lacks at its domain.
 async fn proxy(host: &Host, orders: &Orders) -> Option<String> {
     proxy::lack(host, orders.domain.as_deref()?).await
+}
+
+/// Whether the run named something of the proxy's as missing.
+fn says_of_proxy(status: &Status) -> bool {
+    let message = status.words_of_the_run().detail.message;
+    message.is_some_and(|message| message.contains(Code::ProxyFailed.name()))
 }
 
 /// The disks that are nearly full.

@@ -26,6 +26,7 @@ pub(super) fn https_at_a_name(rig: &Rig) -> Result<()> {
     caddy_of_somebody_else(rig).context("a Caddy of somebody else's")?;
     without_the_ca(rig).context("a CA that is down")?;
     rig.shell("systemctl start pebble")?;
+    listens(rig, 14000)?;
     rig.boot(0)?.has(&["result=ready"])?;
     is_whole(rig)?;
     serves_who_may_come(rig).context("a certificate")?;
@@ -102,11 +103,17 @@ fn serves_who_may_come(rig: &Rig) -> Result<()> {
 
 fn taken_port(rig: &Rig) -> Result<()> {
     rig.shell("systemctl stop openclaw-proxy && systemd-run --unit taken caddy respond --listen :443")?;
-    rig.shell("timeout 60 sh -c \"until ss -Hltn 'sport = 443' | grep -q .; do sleep 0.2; done\"")?;
+    listens(rig, 443)?;
     is_degraded(rig, "address already in use")?;
     rig.shell("systemctl stop taken")?;
     rig.boot(0)?.has(&["result=ready"])?;
     is_whole(rig)
+}
+
+/// Waits until a program that was started listens at the port.
+fn listens(rig: &Rig, port: u16) -> Result<()> {
+    let look = format!("ss -Hltn 'sport = {port}' | grep -q .");
+    rig.shell(&format!("timeout 60 sh -c \"until {look}; do sleep 0.2; done\"")).map(drop)
 }
 
 /// The CA does not run any more, and nobody asks it for anything.

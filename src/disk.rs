@@ -66,6 +66,11 @@ impl Volume {
         classify_write(error, &self.root)
     }
 
+    /// Classifies what kept something from being read or written on the volume.
+    pub(crate) fn classify<T>(&self, outcome: Result<T>) -> Result<T> {
+        outcome.or_else(|error| classify_io(error, &self.root))
+    }
+
     /// Marks the disk as ours and remembers it as the one in use. From now on this machine does not start afresh
     /// elsewhere when the disk is missing.
     pub(crate) async fn claim(&self, host: &Host) -> Result<()> {
@@ -153,7 +158,7 @@ async fn open(
             if !was_mounted {
                 give_up(host, &root).await;
             }
-            return Err(error);
+            return classify_io(error, &root);
         }
         Ok(contents) => contents,
     };
@@ -211,7 +216,10 @@ struct Contents {
 async fn look(host: &Host, device: &Device, root: &Path) -> Result<Contents> {
     let (node, superblock) = mounted_file_system(host, device, root).await?;
     let is_marked = check_names(host, root, superblock.label == filesystem::LABEL).await?;
-    let is_adopted = growth::is_adopted(marker::is_adopted(host, root).await, &superblock);
+    let marked = marker::is_adopted(host, root).await;
+    // A label alone is no proof, and what mkfs makes is root's.
+    let is_somebodys = marked.is_none() && top_of_others(host, root).await?.is_some();
+    let is_adopted = is_somebodys || growth::is_adopted(marked, &superblock);
     if is_adopted {
         check_top(host, root).await?;
     }
@@ -220,11 +228,8 @@ async fn look(host: &Host, device: &Device, root: &Path) -> Result<Contents> {
 
 /// Refuses a file system of somebody else in whose top directory others than root could exchange our directories.
 async fn check_top(host: &Host, root: &Path) -> Result<()> {
-    let found = tokio::fs::symlink_metadata(host.path(root)).await?;
-    if found.uid() == Access::root(0).uid && found.mode() & 0o022 == 0 {
-        return Ok(());
-    }
-    let (root, owner, mode) = (root.display(), found.uid(), found.mode() & 0o7777);
+    let Some((owner, mode)) = top_of_others(host, root).await? else { return Ok(()) };
+    let root = root.display();
     Err(anyhow!(
         "others than root can write in {root}, the top directory of somebody else's (uid {owner}, mode {mode:o})"
     ))
@@ -235,6 +240,13 @@ async fn check_top(host: &Host, root: &Path) -> Result<()> {
              `{RUN_AGAIN}`; or attach another disk."
         ),
     )
+}
+
+/// Owner and mode of a top directory in which others than root can write.
+async fn top_of_others(host: &Host, root: &Path) -> Result<Option<(u32, u32)>> {
+    let found = tokio::fs::symlink_metadata(host.path(root)).await?;
+    let is_roots = found.uid() == Access::root(0).uid && found.mode() & 0o022 == 0;
+    Ok((!is_roots).then(|| (found.uid(), found.mode() & 0o7777)))
 }
 
 /// Whether the disk is `mounted` where it belongs; an error when something else is, or the disk is read-only.
@@ -289,13 +301,17 @@ async fn give_up(host: &Host, root: &Path) {
 /// the marker's own. With it, too, what is no directory is refused.
 async fn check_names(host: &Host, root: &Path, labelled: bool) -> Result<bool> {
     let look = async |path: PathBuf| if_exists(tokio::fs::symlink_metadata(host.path(path)).await);
-    let is_marked = look(root.join(MARKER)).await.is_ok_and(|found| found.is_some());
+    let is_marked = match look(root.join(MARKER)).await {
+        // Its directory's name is taken, as is said below.
+        Err(error) if error.kind() == ErrorKind::NotADirectory => false,
+        found => found?.is_some(),
+    };
     let mut taken = Vec::new();
     for name in VOLUME_DIRS {
         let path = root.join(name);
         let Some(found) = look(path.clone()).await? else { continue };
         if !found.is_dir() {
-            return classify_write(anyhow!("{} is not a directory", path.display()), root).map(|()| false);
+            return classify_write(anyhow!("{} is not a directory", path.display()), root);
         }
         let may_be_left = OWNERS.contains(&found.uid()) && (labelled || holds_marker(&path));
         let is_ours = is_marked || (may_be_left && is_left_by_cut(host, &path).await?);
@@ -324,7 +340,7 @@ fn holds_marker(directory: &Path) -> bool {
 }
 
 /// Classifies what kept us from making our directories and records below `root`.
-fn classify_write(error: anyhow::Error, root: &Path) -> Result<()> {
+fn classify_write<T>(error: anyhow::Error, root: &Path) -> Result<T> {
     let root = root.display();
     let (code, remedy) = match io_kind(error.root_cause()) {
         _ if error.is::<Diagnosis>() => return Err(error),
@@ -345,6 +361,11 @@ fn classify_write(error: anyhow::Error, root: &Path) -> Result<()> {
         Some(_) => (Code::DiskDamaged, "Look at `dmesg` and take a snapshot of the disk".into()),
     };
     Err(error).classify(code, format!("{remedy}; then run `{RUN_AGAIN}`."))
+}
+
+/// The same of what failed for a reason of the system's; any other error stays as it is.
+fn classify_io<T>(error: anyhow::Error, root: &Path) -> Result<T> {
+    if io_kind(error.root_cause()).is_some() { classify_write(error, root) } else { Err(error) }
 }
 
 /// A blank disk that held our file system before is no new disk.

@@ -32,6 +32,9 @@ const PACE_DEADLINE: Duration = Duration::from_secs(30);
 /// No reading takes longer unasked. A run has 55 minutes, of which the rest of a first boot needs up to 15.
 const READING_DEADLINE: Duration = Duration::from_secs(20 * 60);
 
+/// A disk of which no read ends for so long does not answer any more.
+const STALL_DEADLINE: Duration = Duration::from_secs(5 * 60);
+
 /// One read of the full reading: large enough for a network disk's throughput, short enough on a slow one.
 const CHUNK_BYTES: u64 = 4 * MIB;
 /// One sample, and the alignment of every direct read.
@@ -120,6 +123,7 @@ pub(super) async fn read(host: &Host, node: &Path, choice: ProofChoice, written:
     let finding = loop {
         tokio::select! {
             finding = &mut work => break finding,
+            () = tokio::time::sleep(STALL_DEADLINE) => break Err(anyhow!("no read has ended for {}", minutes(STALL_DEADLINE))),
             Ok(()) = heard.changed() => {
                 let Some(pace): Option<Pace> = *heard.borrow_and_update() else { continue };
                 let (percent, left) = (pace.done * 100 / pace.of, minutes(pace.total().saturating_sub(pace.elapsed)));
@@ -227,20 +231,27 @@ fn scrambled(state: u64) -> u64 {
     z ^ z >> 31
 }
 
+/// The largest allocation group of XFS (`XFS_AG_MAX_BLOCKS` of 4 KiB), which each group of a large disk has. A copy of the
+/// superblock begins each.
+const XFS_GROUP_BYTES: u64 = (1 << 40) - 4096;
+
 /// Where a whole disk or its first partition begins: at the sectors 0, 63 and 2048.
 const BASES: [u64; 3] = [0, 63 * 512, MIB];
 
 /// The fixed places of the formats that blkid, wipefs and the kernel know, and of their copies: the ends, which hold
 /// all partition tables, RAID and ZFS labels and primary superblocks; the copies of ext4's, btrfs's and OCFS2's
-/// superblocks; around the quarters XFS's and NTFS's.
+/// superblocks, and of XFS's on disks above 4 TiB; around the quarters XFS's on smaller ones and NTFS's.
 fn fixed_places(size: u64) -> Vec<(u64, u64)> {
     let quarters = (1..4).map(|quarter| ((size / 4 * quarter).saturating_sub(MIB), 2 * MIB));
+    let xfs = (1..).map(|group| group * XFS_GROUP_BYTES).take_while(|offset| *offset < size);
     let btrfs = [64 * MIB, 256 * GIB];
     let ocfs2 = (0..6).map(|exponent| GIB << (2 * exponent));
-    let copies = ext4_copies(size).into_iter().chain(btrfs).chain(ocfs2);
+    let copies = ext4_copies(size).into_iter().chain(btrfs).chain(ocfs2).chain(xfs);
     // Two blocks hold a copy that begins in the first of them, wherever that is.
     let copies = copies.flat_map(|offset| BASES.map(|base| (base + offset, 2 * BLOCK_BYTES)));
-    let ends = [(0, END_BYTES), (size.saturating_sub(END_BYTES), END_BYTES)];
+    // ZFS on a whole disk leaves the last 8 MiB to a partition without content; its last labels are before it.
+    let zfs = (size.saturating_sub(END_BYTES + 2 * MIB), 2 * MIB);
+    let ends = [(0, END_BYTES), (size.saturating_sub(END_BYTES), END_BYTES), zfs];
     let aligned = |(start, length): (u64, u64)| {
         let start = start / BLOCK_BYTES * BLOCK_BYTES;
         (start, length.min(size.saturating_sub(start)))

@@ -138,7 +138,7 @@ pub(super) async fn relocate(
         rename(host, BOOT_DISK_DATA, STAGING).await?;
     }
     failpoint::hit("state.relocate.staged");
-    copy_all(host, &copies(host, Path::new(STAGING), root).await?).await?;
+    volume.classify(copy_all(host, &copies(host, Path::new(STAGING), root).await?).await)?;
     let record = Record::read(host, &DataDir::at(STAGING, true)).await?;
     let verified = Relocation { verified: true, ..Relocation::to(disk) };
     Operation::Relocate(verified).write_on_boot_disk(host, lock).await?;
@@ -240,10 +240,13 @@ async fn copy_all(host: &Host, copies: &[(PathBuf, PathBuf)]) -> Result<()> {
 /// The last steps, once the disk has the state.
 async fn finish(host: &Host, data: &DataDir, device_name: &str, lock: &RunLock) -> Result<()> {
     let (disk, time) = (data.root()?, file_time(Timestamp::now()));
-    for name in directories(host, disk).await? {
-        let name = name.to_string_lossy();
-        let Some(path) = name.strip_suffix(UNFINISHED).map(|name| disk.join(name)) else { continue };
+    // Whatever else on the disk has such a name is somebody's.
+    let names = if host.path(STAGING).exists() { directories(host, Path::new(STAGING)).await? } else { Vec::new() };
+    for path in names.iter().map(|name| disk.join(name)) {
         let (from, to) = (host.path(named(&path, UNFINISHED)), host.path(&path));
+        if !from.exists() {
+            continue;
+        }
         let (is_records, beside) = (path == data.records, named(&to, &format!(".moved-{time}")));
         let put = blocking(move || {
             if is_records {

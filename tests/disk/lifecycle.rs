@@ -140,20 +140,23 @@ fn is_not_grown_over(label: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whoever can write there could exchange our directories for others.
+/// Whoever can write there could exchange our directories for others. Our label alone makes nothing ours.
 #[test]
 #[ignore = "needs root: cargo lab test machine"]
 fn somebodys_top_directory_is_roots_or_refused() -> Result<()> {
     alone("lifecycle::somebodys_top_directory_is_roots_or_refused", || {
-        let mut fixture = Fixture::new()?;
-        let image = fixture.image(NAME);
-        made(&image, &["mkfs.ext4 -q -L theirs -E root_owner=33:33 {}", KEPT])?;
-        let _disk = fixture.attach(NAME, false)?;
-        let error = fixture.run().0.err().context("it was accepted")?;
-        let said = one_line(&error);
-        ensure!(code_of(&error) == Code::DiskForeign && said.contains("chmod go-w"), "{said}");
-        ensure!(!is_mounted(&fixture.data())?, "it is mounted");
-        ensure!(!tool("debugfs -R ls\u{a0}-p\u{a0}/ {}", &image)?.contains("openclaw-init"), "something was written");
+        for label in ["theirs", "openclaw-data"] {
+            let mut fixture = Fixture::new()?;
+            let image = fixture.image(NAME);
+            made(&image, &[&format!("mkfs.ext4 -q -L {label} -E root_owner=33:33 {{}}"), KEPT])?;
+            let _disk = fixture.attach(NAME, false)?;
+            let error = fixture.run().0.err().with_context(|| format!("{label} was accepted"))?;
+            let said = one_line(&error);
+            ensure!(code_of(&error) == Code::DiskForeign && said.contains("chmod go-w"), "{label}: {said}");
+            ensure!(!is_mounted(&fixture.data())?, "{label} is mounted");
+            let there = tool("debugfs -R ls\u{a0}-p\u{a0}/ {}", &image)?;
+            ensure!(!there.contains("openclaw-init"), "something was written to {label}");
+        }
         Ok(())
     })
 }

@@ -144,6 +144,15 @@ fn copies_of_superblocks_are_where_mkfs_puts_them() {
             }
         }
     }
+    // Where mkfs.xfs puts the groups of 8 TiB, and zpool the last labels of a whole disk.
+    let (size, last) = (8 << 40, (8_u64 << 40) - END_BYTES);
+    for base in BASES {
+        for group in 1..8 {
+            is_covered(base + group * XFS_GROUP_BYTES, size);
+        }
+    }
+    is_covered(last - MIB, size);
+    is_covered(last - 1024, size);
     let longest = fixed_places(64 << 40).len();
     assert!(longest < 4000, "{longest}: a look must stay short on the largest disk");
 }

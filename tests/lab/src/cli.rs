@@ -91,6 +91,14 @@ pub enum Action {
     },
     /// Run the tests: without a tier all of them
     Test(Tests),
+    /// Compare with what an expert does by hand, by turns on equal machines; prints JSON at the end
+    Bench {
+        /// What to compare
+        comparison: Comparison,
+        /// How often each way is measured
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
     /// Build the files of a release into `dist/`: the static program, the loader, `openclaw-gcp`, their digests
     Release,
     #[command(hide = true)]
@@ -113,6 +121,17 @@ pub enum Action {
     },
     #[command(hide = true)]
     Supervise(Named),
+}
+
+/// Two ways to the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Comparison {
+    /// From a bare machine to a gateway that serves: this program, and a dozen lines of shell
+    FirstBoot,
+    /// From a power cut to a gateway that serves: this program, and Docker's own restart
+    Reboot,
+    /// A run with nothing to do, and `docker compose up` with nothing to do
+    Idle,
 }
 
 /// Which lab.

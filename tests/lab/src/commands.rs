@@ -15,7 +15,7 @@ use crate::cloud::metadata_server::Level;
 use crate::machine::{attach, boot_disk, control_group, tunnel};
 use crate::product::NAMESPACE;
 use crate::state::Lab;
-use crate::{cloud, host, machine, release, runner};
+use crate::{cloud, host, machine, release, runner, scenarios};
 
 /// The port on which the product publishes the gateway.
 const GATEWAY_PORT: u16 = 18789;
@@ -32,6 +32,10 @@ pub fn run(action: Action) -> Result<ExitCode> {
         Action::Disk { lab, change } => disk(&existing(&lab)?, &change)?,
         Action::Test(tests) => {
             return Ok(if runner::run(&tests)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Action::Bench { comparison, rounds } => {
+            host::install_tools()?;
+            println!("{:#}", scenarios::compare(comparison, rounds)?);
         }
         Action::Release => release::build()?,
         Action::Tunnel { lab, port } => tunnel::open(&existing(&lab)?, port)?,

@@ -4,6 +4,7 @@
 
 mod backups;
 mod baked;
+mod bench;
 mod binary;
 mod budget;
 mod checks;
@@ -40,6 +41,7 @@ mod watch;
 
 use anyhow::Result;
 
+pub(crate) use bench::compare;
 pub(crate) use rig::{Binaries, Rig};
 
 /// A name, which is also the machine's, and what is done with it.

@@ -1,0 +1,15 @@
+#!/bin/sh
+# The expert's container as a service of Compose, so that there is nothing to do for it any more.
+set -e
+DEBIAN_FRONTEND=noninteractive apt-get install -qq -y docker-compose-plugin > /dev/null
+cat > /root/compose.yaml << END
+services:
+  gateway:
+    image: $1
+    restart: unless-stopped
+    command: node openclaw.mjs gateway --bind lan --port 18789
+    ports: ["127.0.0.1:18789:18789"]
+    volumes: ["/mnt/disks/openclaw-data/openclaw:/home/node/.openclaw"]
+END
+docker rm --force openclaw-gateway > /dev/null
+docker compose --file /root/compose.yaml up --detach --quiet-pull

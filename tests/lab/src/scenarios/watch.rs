@@ -36,6 +36,7 @@ pub(super) fn what_happens_between_boots(rig: &Rig) -> Result<()> {
     start_again(rig)?;
     attributes_change(rig).context("changed attributes")?;
     only_at_boot(rig).context("an attribute for the next boot")?;
+    runs_within_a_minute(rig).context("several runs within a minute")?;
     watcher_in_trouble(rig).context("the watcher itself")?;
     rig.boot(0)?.has(&["result=ready", "changes=0"]).map(drop)
 }
@@ -140,6 +141,19 @@ fn only_at_boot(rig: &Rig) -> Result<()> {
     becomes(rig, "ready", "", TRUTH)?;
     ensure!(runs(rig)? == before, "a run was started");
     Ok(())
+}
+
+/// The first ones use up what may be written in a minute. What the last one says is told all the same, as a whole.
+fn runs_within_a_minute(rig: &Rig) -> Result<()> {
+    for (port, code) in [("banana", 10), ("18789", 0), ("mango", 10)] {
+        rig.attribute(&format!("openclaw-port={port}"))?;
+        rig.lab_ends(code, "exec", &["--", "openclaw-init", "boot"])?;
+    }
+    becomes(rig, "failed", "mango", TRUTH)?;
+    let detail = rig.guest_attributes()?["detail"].to_string();
+    ensure!(detail.contains("config-invalid") && !detail.contains("banana"), "the detail is {detail}");
+    rig.attribute("openclaw-port")?;
+    start_again(rig)
 }
 
 /// It comes back, asks a silent server rarely, and is small.

@@ -78,8 +78,13 @@ async fn a_move_to_a_disk_that_is_not_there_any_more_is_taken_back() -> Result<(
 #[tokio::test]
 async fn a_move_that_was_cut_after_the_switch_is_finished() -> Result<()> {
     let fixture = Fixture::new(&[STAGING, "/disk"], Some(("u", true)))?;
-    fs::create_dir_all(fixture.host.path("/disk/backups.moving/one"))?;
-    fs::create_dir_all(fixture.host.path("/disk/backups"))?;
+    let original = Path::new(STAGING);
+    for path in [&original.join("backups/one"), &original.join("openclaw-init")] {
+        fs::create_dir_all(fixture.host.path(path))?;
+    }
+    for path in ["/disk/backups.moving/one", "/disk/backups", "/disk/films.moving"] {
+        fs::create_dir_all(fixture.host.path(path))?;
+    }
     for (path, content) in [
         ("openclaw-init.moving/update.json", "theirs"),
         ("openclaw-init.moving/disk.json", "theirs"),
@@ -92,6 +97,7 @@ async fn a_move_that_was_cut_after_the_switch_is_finished() -> Result<()> {
     assert!(!fixture.is_due().await?);
     assert_eq!(fixture.is("/disk").as_deref(), Some("/disk"));
     assert!(fixture.host.path("/disk/backups/one").exists());
+    assert!(fixture.host.path("/disk/films.moving").exists(), "what is somebody's has another name");
     assert_eq!(fs::read_to_string(fixture.host.path("/disk/openclaw-init/update.json"))?, "theirs");
     assert_eq!(fs::read_to_string(fixture.host.path("/disk/openclaw-init/disk.json"))?, "its own");
     assert!(matches!(&fixture.former()?[..], [name] if name.starts_with("data.moved-to-d-")), "the original is kept");

@@ -96,8 +96,8 @@ async fn serve(host: &Host, domain: &Domain, upstream: Upstream, data: &DataDir)
     wait_for_certificate(host, domain).await
 }
 
-/// Whether Caddy runs and does not refuse the name. After a failure it waits before it asks the CA again, in the end for
-/// hours; who starts a run has mended what was wrong.
+/// Whether Caddy runs and does not refuse the name. After a failure it waits before it asks the CA again, in the end
+/// for hours; who starts a run has mended what was wrong.
 async fn is_serving(host: &Host, name: &str) -> Result<bool> {
     if !systemd::is_active(host, PROXY_UNIT).await? {
         return Ok(false);

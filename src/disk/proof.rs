@@ -231,8 +231,8 @@ fn scrambled(state: u64) -> u64 {
     z ^ z >> 31
 }
 
-/// The largest allocation group of XFS (`XFS_AG_MAX_BLOCKS` of 4 KiB), which all groups of a large disk are. Each begins
-/// with a copy of the superblock.
+/// The largest allocation group of XFS (`XFS_AG_MAX_BLOCKS` of 4 KiB); all groups of a large disk are so large. Each
+/// begins with a copy of the superblock.
 const XFS_GROUP_BYTES: u64 = (1 << 40) - 4096;
 
 /// Where a whole disk or its first partition begins: at the sectors 0, 63 and 2048.

@@ -149,7 +149,7 @@ fn runs_within_a_minute(rig: &Rig) -> Result<()> {
         rig.attribute(&format!("openclaw-port={port}"))?;
         rig.lab_ends(code, "exec", &["--", "openclaw-init", "boot"])?;
     }
-    becomes(rig, "failed", "mango", TRUTH)?;
+    becomes_with(rig, "failed", "mango", "failed:config-invalid", TRUTH)?;
     let detail = rig.guest_attributes()?["detail"].to_string();
     ensure!(detail.contains("config-invalid") && !detail.contains("banana"), "the detail is {detail}");
     rig.attribute("openclaw-port")?;
@@ -194,15 +194,20 @@ pub(super) fn heals(rig: &Rig, command: &str) -> Result<()> {
     rig.shell(&wait).with_context(|| format!("waiting for {command}")).map(drop)
 }
 
-/// Waits until the guest attributes and the status file say `state`, with this in the detail.
+/// Waits until the guest attributes and the status file say `state`, with this in the detail; the boot ended ready.
 fn becomes(rig: &Rig, state: &str, word: &str, within: Duration) -> Result<()> {
+    becomes_with(rig, state, word, "ready", within)
+}
+
+/// The same with the `result` of the latest run that was asked for.
+fn becomes_with(rig: &Rig, state: &str, word: &str, result: &str, within: Duration) -> Result<()> {
     let begun = Instant::now();
     let says = |attributes: &Value| {
         attributes["state"] == state && attributes["detail"].as_str().is_some_and(|detail| detail.contains(word))
     };
     loop {
         let (attributes, status) = (rig.guest_attributes()?, rig.status()?);
-        if says(&attributes) && status["state"] == state && attributes["result"] == "ready" {
+        if says(&attributes) && status["state"] == state && attributes["result"] == result {
             return Ok(());
         }
         ensure!(begun.elapsed() < within, "{state} ({word}) is not said, but {attributes} and {status}");

@@ -35,9 +35,8 @@ pub(super) fn real_versions_there_and_back(rig: &Rig) -> Result<()> {
     refused_before_anything_is_touched(rig, &container)?;
 
     // A file is written all the time, also while the state is copied.
-    let write =
-        "docker exec openclaw-gateway sh -c \"while date +%s%N; do sleep 0.2; done >> /home/node/.openclaw/log\"";
-    rig.shell(&format!("systemd-run --unit=writer sh -c 'while sleep 1; do {write}; done'"))?;
+    let write = "docker exec openclaw-gateway sh -c \"date +%s%N >> /home/node/.openclaw/log\"";
+    rig.shell(&format!("systemd-run --unit=writer sh -c 'while sleep 0.5; do {write}; done'"))?;
     rig.attribute(&format!("openclaw-version={new}"))?;
     let output = rig.boot(0)?;
     output.has(&["stage=update status=ok", &format!("updated OpenClaw {old} to {new}")])?;

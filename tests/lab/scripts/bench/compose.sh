@@ -11,5 +11,7 @@ services:
     ports: ["127.0.0.1:18789:18789"]
     volumes: ["/mnt/disks/openclaw-data/openclaw:/home/node/.openclaw"]
 END
-docker rm --force openclaw-gateway > /dev/null
+# One that is killed leaves its lease on the state.
+docker stop --time 60 openclaw-gateway > /dev/null
+docker rm openclaw-gateway > /dev/null
 docker compose --file /root/compose.yaml up --detach --quiet-pull

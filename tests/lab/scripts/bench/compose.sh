@@ -9,7 +9,7 @@ services:
     restart: unless-stopped
     command: node openclaw.mjs gateway --bind lan --port 18789
     ports: ["127.0.0.1:18789:18789"]
-    volumes: ["/mnt/disks/openclaw-data/openclaw:/home/node/.openclaw"]
+    volumes: ["/var/lib/openclaw:/home/node/.openclaw"]
 END
 # One that is killed leaves its lease on the state.
 docker stop --time 60 openclaw-gateway > /dev/null

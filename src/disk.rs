@@ -217,10 +217,9 @@ async fn look(host: &Host, device: &Device, root: &Path) -> Result<Contents> {
     let (node, superblock) = mounted_file_system(host, device, root).await?;
     let is_marked = check_names(host, root, superblock.label == filesystem::LABEL).await?;
     let marked = marker::is_adopted(host, root).await;
+    let is_adopted = growth::is_adopted(marked, &superblock);
     // A label alone is no proof, and what mkfs makes is root's.
-    let is_somebodys = marked.is_none() && top_of_others(host, root).await?.is_some();
-    let is_adopted = is_somebodys || growth::is_adopted(marked, &superblock);
-    if is_adopted {
+    if is_adopted || marked.is_none() {
         check_top(host, root).await?;
     }
     Ok(Contents { node, superblock, is_marked, is_adopted })
@@ -228,8 +227,11 @@ async fn look(host: &Host, device: &Device, root: &Path) -> Result<Contents> {
 
 /// Refuses a file system of somebody else in whose top directory others than root could exchange our directories.
 async fn check_top(host: &Host, root: &Path) -> Result<()> {
-    let Some((owner, mode)) = top_of_others(host, root).await? else { return Ok(()) };
-    let root = root.display();
+    let found = tokio::fs::symlink_metadata(host.path(root)).await?;
+    if found.uid() == Access::root(0).uid && found.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    let (root, owner, mode) = (root.display(), found.uid(), found.mode() & 0o7777);
     Err(anyhow!(
         "others than root can write in {root}, the top directory of somebody else's (uid {owner}, mode {mode:o})"
     ))
@@ -240,13 +242,6 @@ async fn check_top(host: &Host, root: &Path) -> Result<()> {
              `{RUN_AGAIN}`; or attach another disk."
         ),
     )
-}
-
-/// Owner and mode of a top directory in which others than root can write.
-async fn top_of_others(host: &Host, root: &Path) -> Result<Option<(u32, u32)>> {
-    let found = tokio::fs::symlink_metadata(host.path(root)).await?;
-    let is_roots = found.uid() == Access::root(0).uid && found.mode() & 0o022 == 0;
-    Ok((!is_roots).then(|| (found.uid(), found.mode() & 0o7777)))
 }
 
 /// Whether the disk is `mounted` where it belongs; an error when something else is, or the disk is read-only.

@@ -147,11 +147,6 @@ pub async fn is_active(host: &Host, name: &str) -> Result<bool> {
     Ok(state(host, "is-active", name).await? == "active")
 }
 
-/// A property of the unit (`systemctl show`), empty when it has none; also for units that do not exist.
-async fn property(host: &Host, name: &str, property: &str) -> Result<String> {
-    query(systemctl(host, &["show", "--value", "--property", property, name]), name).await
-}
-
 /// How a unit is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unit {
@@ -205,12 +200,14 @@ pub async fn is_ending(host: &Host) -> bool {
 
 /// Whether systemd has read the unit's file.
 pub async fn is_loaded(host: &Host, name: &str) -> Result<bool> {
-    Ok(property(host, name, "LoadState").await? == "loaded")
+    let [unit] = show(host, [name]).await?;
+    Ok(unit.load == "loaded")
 }
 
 /// Whether an administrator has forbidden the unit.
 pub async fn is_masked(host: &Host, name: &str) -> Result<bool> {
-    Ok(property(host, name, "LoadState").await? == "masked")
+    let [unit] = show(host, [name]).await?;
+    Ok(unit.load == "masked")
 }
 
 /// The last `lines` messages of the unit in this boot, on one line; empty when there are none.

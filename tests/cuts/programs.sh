@@ -46,7 +46,6 @@ case "$name $*" in
       echo "UnitFileState=$(either "$kept/enabled/$unit" enabled disabled)"
       echo
     done ;;
-  systemctl\ show*LoadState*) cat $kept/load-state 2> /dev/null || echo not-found ;;
   nft\ -f\ *) cp "$2" $now/table ;;
   nft\ -j\ *)
     [ -e $now/table ] || exit 1

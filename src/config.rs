@@ -419,7 +419,7 @@ fn gateway(attributes: &mut Attributes<'_>, domain: Option<&Domain>) -> GatewayC
     let port = attributes.get(keys::PORT, check::port).unwrap_or(default.port);
     let bind = attributes.get(keys::BIND, check::bind).unwrap_or(default.bind);
     if let Some(domain) = domain {
-        ingress::check_domain(attributes, domain, bind, port);
+        ingress::check_domain(attributes, domain, &settings, bind, port);
     }
     GatewayConfig {
         port,
@@ -717,6 +717,10 @@ mod tests {
             (&[name, from, ("openclaw-port", "443")], "openclaw-port=443"),
             (&[("openclaw-domain", "ip"), from], "Caddy 2.10"),
             (&[name, from, ("openclaw-config", "{gateway: {trustedProxies: ['::1']}}")], "openclaw-domain sets, too"),
+            (
+                &[name, from, ("openclaw-config", "{gateway: {auth: {mode: 'trusted-proxy'}}}")],
+                "openclaw-domain knows none",
+            ),
             (&[name, from, ("openclaw-acme-directory", "http://ca.example.com")], "https:// URL"),
         ] {
             let Err((code, sentence)) = read(pairs) else { panic!("{pairs:?} was accepted") };

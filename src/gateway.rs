@@ -139,7 +139,7 @@ impl Gateway<'_> {
         };
         let mut edited = self.or_bring_back(action, edited.await).await?;
         let is_changed = ownership.is_some() && plan.is_changed();
-        if plan.is_new() || is_changed && secrets::forget_unnamed(host, data, self.config).await? {
+        if plan.is_new() || is_changed && secrets::fit(host, data, self.config, plan.document()).await? {
             edited = Edited::ForNextStart;
         }
         if plan.has_tls() == has_tls {
@@ -342,10 +342,11 @@ pub async fn published(engine: &Engine) -> Result<Option<SocketAddr>> {
     Ok(inspect(engine, NAME).await?.and_then(|found| binding(found.host_config)))
 }
 
-/// What the gateway published at `address` says of itself, in a few words.
-pub async fn describe_health(address: SocketAddr, token: &Secret) -> Result<String> {
+/// What the gateway published at `address` says of itself, in a few words: fewer without its token.
+pub async fn describe_health(address: SocketAddr, token: Option<&Secret>) -> Result<String> {
     let config = GatewayConfig { bind: address.ip(), port: address.port(), ..GatewayConfig::default() };
-    Ok(match Probe::new(&config, token)?.ask().await {
+    let nobody = Secret::new("");
+    Ok(match Probe::new(&config, token.unwrap_or(&nobody))?.ask().await {
         Health::Silent => "does not answer".to_owned(),
         Health::Starting(what) => format!("starting ({what})"),
         Health::Unhealthy { failing, .. } => format!("degraded: {}", failing.join(", ")),

@@ -8,7 +8,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::docker::{Engine, SOCKET};
 use crate::error::{Classify as _, Code, RUN_AGAIN};
-use crate::gateway::{self, secrets};
+use crate::gateway;
+use crate::gateway::secrets::{self, Entry};
 use crate::host::Host;
 use crate::lock::require_root;
 use crate::secret::Secret;
@@ -26,7 +27,8 @@ pub struct Link {
     /// Where a proxy in front of the gateway has it. Such a gateway answers nobody at the end of a tunnel.
     origin: Option<String>,
     port: u16,
-    token: Secret,
+    /// None where the gateway asks for something else.
+    token: Option<Secret>,
 }
 
 impl Link {
@@ -34,7 +36,10 @@ impl Link {
     pub fn url(&self) -> String {
         let local = || format!("http://localhost:{}", self.port);
         let origin = self.origin.clone().unwrap_or_else(local);
-        format!("{origin}/#token={}", utf8_percent_encode(self.token.expose(), RESERVED))
+        match &self.token {
+            Some(token) => format!("{origin}/#token={}", utf8_percent_encode(token.expose(), RESERVED)),
+            None => format!("{origin}/"),
+        }
     }
 }
 
@@ -47,7 +52,11 @@ pub async fn find(host: &Host, origin: Option<String>) -> Result<Link> {
     let address = gateway::published(&Engine::connect(SOCKET).await?).await?;
     let address = address.ok_or_else(|| anyhow!("there is no gateway's container on this machine"));
     let port = address.classify(Code::GatewayNotReady, run_first())?.port();
-    let token = secrets::current(host, &data).await?;
+    let token = match secrets::entry(host, &data).await? {
+        Entry::Token(token) => Ok(Some(token)),
+        Entry::NoToken => Ok(None),
+        Entry::Unknown(error) => Err(error),
+    };
     let token = token.classify(
         Code::TokenConflict,
         format!("Open http://localhost:{port}/ at the other end of the tunnel, and enter it there."),
@@ -86,7 +95,7 @@ async fn look(link: &Link) -> Result<String> {
     let address = gateway::published(&Engine::connect(SOCKET).await?).await?;
     match address {
         None => Ok("there is no container".to_owned()),
-        Some(address) => gateway::describe_health(address, &link.token).await,
+        Some(address) => gateway::describe_health(address, link.token.as_ref()).await,
     }
 }
 
@@ -99,11 +108,12 @@ mod tests {
         let cases =
             [("0a1b", "0a1b"), ("a-_.~Z", "a-_.~Z"), ("a+b c&d=#%", "a%2Bb%20c%26d%3D%23%25"), ("\u{fc}", "%C3%BC")];
         for (token, value) in cases {
-            let link = Link { origin: None, port: 18790, token: Secret::new(token) };
+            let link = Link { origin: None, port: 18790, token: Some(Secret::new(token)) };
             assert_eq!(link.url(), format!("http://localhost:18790/#token={value}"));
             let proxied = Link { origin: Some("https://claw.example.com".to_owned()), ..link };
             assert_eq!(proxied.url(), format!("https://claw.example.com/#token={value}"));
-            let link = proxied;
+            let (link, bare) = (&proxied, Link { origin: None, port: 18790, token: None });
+            assert_eq!(bare.url(), "http://localhost:18790/");
             assert!(!format!("{link:?}").contains(token), "{link:?}");
         }
     }

@@ -68,7 +68,13 @@ pub(super) fn domain(attributes: &mut Attributes<'_>) -> Option<Domain> {
 }
 
 /// What makes a second way to a gateway that is served at a name.
-pub(super) fn check_domain(attributes: &mut Attributes<'_>, domain: &Domain, bind: IpAddr, port: u16) {
+pub(super) fn check_domain(
+    attributes: &mut Attributes<'_>,
+    domain: &Domain,
+    settings: &SettingsPatch,
+    bind: IpAddr,
+    port: u16,
+) {
     if attributes.has(keys::PUBLIC_URL) {
         let complaint = "openclaw-domain and openclaw-public-url both say where the gateway is: remove one of them";
         attributes.reject(keys::PUBLIC_URL, complaint);
@@ -76,6 +82,11 @@ pub(super) fn check_domain(attributes: &mut Attributes<'_>, domain: &Domain, bin
     if !bind.is_loopback() {
         let complaint = format!("openclaw-bind={bind} would let everybody pass by openclaw-allow-from: remove it");
         attributes.reject(keys::BIND, complaint);
+    }
+    if settings.trusts_proxy() {
+        let complaint = "gateway.auth.mode trusted-proxy needs a proxy that knows its users: openclaw-domain knows none, set \
+                         openclaw-public-url to the address of one that does";
+        attributes.reject(keys::CONFIG, complaint);
     }
     if [80, 443].contains(&port) {
         attributes.reject(keys::PORT, format!("openclaw-port={port} is the port of https://{}", domain.name));

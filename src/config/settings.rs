@@ -12,15 +12,20 @@ use crate::document;
 use crate::secret;
 
 /// What this program sets itself, and by what.
-const OURS: [(&str, &str); 7] = [
+const OURS: [(&str, &str); 6] = [
     ("agents.list", "the gateway's own tool makes agents.entries of it: set that"),
     ("gateway.mode", "it is always local"),
     ("gateway.bind", "openclaw-bind sets where the gateway is published"),
     ("gateway.port", "openclaw-port sets it"),
     ("gateway.auth.token", "openclaw-gateway-token sets it"),
-    ("gateway.auth.mode", "another mode needs another .env: set it in openclaw.json on the VM"),
     ("gateway.controlUi.allowedOrigins", "openclaw-port and openclaw-public-url decide it"),
 ];
+
+/// The modes of authentication with which the gateway starts in a container (measured, 2026.9.6).
+const AUTH_MODES: [&str; 3] = ["token", "password", TRUSTED_PROXY];
+
+/// The mode in which the gateway believes a proxy who its users are.
+const TRUSTED_PROXY: &str = "trusted-proxy";
 
 /// What lets devices in that nobody has approved.
 const PAIRING: [&str; 4] = [
@@ -98,6 +103,11 @@ impl SettingsPatch {
         gateway["controlUi"]["allowedOrigins"] = json!(origins);
         gateway["trustedProxies"] = json!(proxies);
         self.attributes.push(attribute);
+    }
+
+    /// Whether it leaves it to the proxy in front to say who a user is.
+    pub(super) fn trusts_proxy(&self) -> bool {
+        self.value.pointer("/gateway/auth/mode").is_some_and(|mode| mode == TRUSTED_PROXY)
     }
 
     /// Whether it decides what is at `path`.
@@ -235,6 +245,9 @@ fn complaint(leaf: &Leaf<'_>) -> Option<String> {
             "{pairing} lets in devices that nobody has approved: openclaw-init keeps the pairing of devices on"
         ));
     }
+    if at == "gateway.auth.mode" && !leaf.value.is_null() && !AUTH_MODES.iter().any(|mode| leaf.value == mode) {
+        return Some(format!("gateway.auth.mode must be {}", AUTH_MODES.join(", ")));
+    }
     if leaf.path.contains(&"$include") {
         return Some(format!("{shown} names another file, and these settings are whole"));
     }
@@ -283,7 +296,8 @@ mod tests {
             ("{gateway: {port: 1}}", "gateway.port sets gateway.port, which openclaw-init sets itself (openclaw-port"),
             ("{gateway: {auth: {token: 'hunter2'}}}", "openclaw-gateway-token"),
             ("{gateway: {auth: {token: {source: 'env', id: 'hunter2'}}}}", "openclaw-gateway-token"),
-            ("{gateway: {auth: {mode: 'none'}}}", "on the VM"),
+            ("{gateway: {auth: {mode: 'none'}}}", "gateway.auth.mode must be token, password, trusted-proxy"),
+            ("{gateway: {auth: {mode: ['hunter2']}}}", "gateway.auth.mode must be"),
             ("{gateway: {auth: null}}", "gateway.auth sets gateway.auth.token"),
             ("{gateway: null}", "gateway sets gateway.mode"),
             ("{gateway: 'hunter2'}", "gateway sets gateway.mode"),
@@ -307,6 +321,8 @@ mod tests {
             "{gateway: {controlUi: {}, auth: {}}}",
             "{gateway: {controlUi: {allowInsecureAuth: false, basePath: '/x'}, auth: {password: 'x'}}}",
             "{gatewayport: 1, 'gateway.portal': 2}",
+            "{gateway: {auth: {mode: 'trusted-proxy', trustedProxy: {userHeader: 'x-user'}}}}",
+            "{gateway: {auth: {mode: null}}}",
         ] {
             assert!(settings(text).is_ok(), "{text}: {:?}", settings(text));
         }

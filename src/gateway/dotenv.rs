@@ -66,11 +66,9 @@ impl EnvFile {
         Ok(())
     }
 
-    /// Leaves of the lines for attributes only those whose names are kept; true when another was there.
-    pub(super) fn keep_ours(&mut self, is_kept: impl Fn(&str) -> bool) -> bool {
-        let before = self.lines.len();
+    /// Leaves of the lines for attributes only those whose names are kept.
+    pub(super) fn keep_ours(&mut self, is_kept: impl Fn(&str) -> bool) {
         self.lines.retain(|line| !(line.ends_with(OURS) && line.contains('=')) || is_kept(name_of(line)));
-        self.lines.len() != before
     }
 
     fn our_lines(&self) -> impl Iterator<Item = &str> {
@@ -97,8 +95,23 @@ impl EnvFile {
         Ok(())
     }
 
+    /// Makes it hold the token under the name that the gateway reads, or, where its mode of authentication takes none,
+    /// under another.
+    pub(super) fn set_token(&mut self, token: &Secret, is_taken: bool) -> Result<()> {
+        let names = [TOKEN_VARIABLE, KEPT_TOKEN_VARIABLE];
+        let [name, other] = if is_taken { names } else { [names[1], names[0]] };
+        self.set(name, token)?;
+        self.remove(other);
+        Ok(())
+    }
+
+    /// The token under either name.
+    pub(super) fn token(&self) -> Option<Secret> {
+        self.get(TOKEN_VARIABLE).or_else(|| self.get(KEPT_TOKEN_VARIABLE))
+    }
+
     /// Leaves no line that sets `key`.
-    pub(super) fn remove(&mut self, key: &str) {
+    fn remove(&mut self, key: &str) {
         self.lines.retain(|line| value_of(line, key).is_none());
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Error, Result, anyhow};
 
-use super::dotenv::{EnvFile, KEPT_TOKEN_VARIABLE, TOKEN_VARIABLE, quoted};
+use super::dotenv::{EnvFile, TOKEN_VARIABLE, quoted};
 use crate::config::{GatewayConfig, SecretVersion, TokenSource, check_token};
 use crate::error::{Classify as _, Code, Diagnosis, RUN_AGAIN, what};
 use crate::host::Host;
@@ -68,11 +68,7 @@ pub(super) async fn resolve(
 
 fn named<'a>(config: &'a GatewayConfig, env: &EnvFile) -> Vec<Named<'a>> {
     let token = match &config.token {
-        Some(TokenSource::Named(secret)) => Some(Named {
-            variable: TOKEN_VARIABLE,
-            secret,
-            former: env.get(TOKEN_VARIABLE).or_else(|| env.get(KEPT_TOKEN_VARIABLE)),
-        }),
+        Some(TokenSource::Named(secret)) => Some(Named { variable: TOKEN_VARIABLE, secret, former: env.token() }),
         Some(TokenSource::Literal(_)) | None => None,
     };
     let variables = config.secrets.iter();

@@ -153,6 +153,11 @@ pub(super) fn takes_token(document: Option<&Value>) -> bool {
     document.and_then(|document| document.pointer("/gateway/auth/mode")).is_none_or(|mode| mode != "trusted-proxy")
 }
 
+/// Whether browsers are asked for the token.
+pub(super) fn asks_for_token(document: Option<&Value>) -> bool {
+    document.and_then(|document| document.pointer("/gateway/auth/mode")).is_none_or(|mode| mode == "token")
+}
+
 /// Whether the gateway's port has TLS.
 pub(super) fn has_tls(document: Option<&Value>) -> bool {
     document.and_then(|document| document.pointer("/gateway/tls/enabled")).is_some_and(|enabled| enabled == true)

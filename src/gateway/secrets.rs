@@ -1,7 +1,8 @@
 //! The secrets of a gateway: its token and the password of its keyring.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow};
 use jiff::Timestamp;
+use serde_json::Value;
 
 use super::dotenv::{EnvFile, FILE, KEPT_TOKEN_VARIABLE, KEYRING_VARIABLE, TOKEN_VARIABLE};
 use super::named::{self, Configured};
@@ -54,12 +55,18 @@ pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig, 
     Ok(Secrets { token, redaction: Redaction::of(variables).and(&env.secrets()) })
 }
 
-/// Removes the lines for secrets that neither an attribute nor `openclaw.json` names any more; true when there were
-/// any. [`ensure`] leaves those to which the file refers: it may be changed later in the run, or stay as it is.
-pub(super) async fn forget_unnamed(host: &Host, data: &DataDir, config: &GatewayConfig) -> Result<bool> {
-    let mut env = EnvFile::parse(&text(host, data).await?);
+/// Makes `.env` fit a new `document` for `openclaw.json`: the token has the name that its mode of authentication asks
+/// for, and the lines for secrets that neither an attribute nor the document names any more are gone; true when that
+/// changed something. [`ensure`] knows only the document before.
+pub(super) async fn fit(host: &Host, data: &DataDir, config: &GatewayConfig, document: &Value) -> Result<bool> {
+    let former = text(host, data).await?;
+    let mut env = EnvFile::parse(&former);
+    if let Some(token) = env.token() {
+        env.set_token(&token, openclaw_json::takes_token(Some(document)))?;
+    }
     let referred = openclaw_json::references(host, data).await;
-    let is_changed = env.keep_ours(|name| config.secrets.contains_key(name) || referred.contains(name));
+    env.keep_ours(|name| config.secrets.contains_key(name) || referred.contains(name));
+    let is_changed = env.text() != former;
     if is_changed {
         replace(host, data, env.text()).await?;
     }
@@ -83,14 +90,13 @@ pub(super) async fn replace(host: &Host, data: &DataDir, text: String) -> Result
 
 /// Makes `env` hold the token, under the name that the gateway's mode of authentication asks for.
 async fn token(host: &Host, data: &DataDir, configured: &Configured, env: &mut EnvFile) -> Result<Secret> {
-    let kept = env.get(KEPT_TOKEN_VARIABLE);
-    let stored = env.get(TOKEN_VARIABLE).or_else(|| kept.clone());
+    let stored = env.token();
     let (in_config, takes_token) = match openclaw_json::read(host, data).await {
         Ok(document) => (openclaw_json::token(document.as_ref()), openclaw_json::takes_token(document.as_ref())),
         // A running gateway does not need the file; whether one runs is for the gateway stage to find out.
         Err(error) if stored.is_some() => {
             tracing::debug!("{error:#}");
-            (ConfiguredToken::Unset, kept.is_none())
+            (ConfiguredToken::Unset, env.get(KEPT_TOKEN_VARIABLE).is_none())
         }
         Err(error) => return Err(error),
     };
@@ -113,10 +119,7 @@ async fn token(host: &Host, data: &DataDir, configured: &Configured, env: &mut E
                 );
         }
     };
-    let (name, other) =
-        if takes_token { (TOKEN_VARIABLE, KEPT_TOKEN_VARIABLE) } else { (KEPT_TOKEN_VARIABLE, TOKEN_VARIABLE) };
-    env.set(name, &token)?;
-    env.remove(other);
+    env.set_token(&token, takes_token)?;
     Ok(token)
 }
 
@@ -125,15 +128,31 @@ fn named_as_secret<'a>((name, text): (&'a str, &'a str)) -> (&'a str, &'a str) {
     if text.contains("://") && text.contains('@') { ("SECRET", text) } else { (name, text) }
 }
 
-/// The token that the gateway asks for now, as far as this program can know it: the inner error says where else it is.
-pub(crate) async fn current(host: &Host, data: &DataDir) -> Result<Result<Secret>> {
+/// What the gateway asks a browser for, as far as this program can know it.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// This token.
+    Token(Secret),
+    /// None: a password, or a proxy in front says who the user is.
+    NoToken,
+    /// A token that is elsewhere.
+    Unknown(Error),
+}
+
+/// What the gateway asks a browser for now.
+pub(crate) async fn entry(host: &Host, data: &DataDir) -> Result<Entry> {
     let text = text(host, data).await?;
     let document = openclaw_json::read(host, data).await?;
+    if !openclaw_json::asks_for_token(document.as_ref()) {
+        return Ok(Entry::NoToken);
+    }
     Ok(match (openclaw_json::token(document.as_ref()), EnvFile::parse(&text).get(TOKEN_VARIABLE)) {
-        (ConfiguredToken::Literal(token), _) | (ConfiguredToken::Unset, Some(token)) => Ok(token),
-        (ConfiguredToken::Unset, None) => Err(anyhow!("there is no token in {}", data.state.join(FILE).display())),
+        (ConfiguredToken::Literal(token), _) | (ConfiguredToken::Unset, Some(token)) => Entry::Token(token),
+        (ConfiguredToken::Unset, None) => {
+            Entry::Unknown(anyhow!("there is no token in {}", data.state.join(FILE).display()))
+        }
         (ConfiguredToken::Elsewhere(source), _) => {
-            Err(anyhow!("openclaw.json takes the gateway's token from {source}"))
+            Entry::Unknown(anyhow!("openclaw.json takes the gateway's token from {source}"))
         }
     })
 }
@@ -231,13 +250,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_current_token_is_the_one_that_the_gateway_takes() {
+    async fn a_browser_is_asked_for_what_the_gateway_takes() {
         let cases = [
-            (Some("OPENCLAW_GATEWAY_TOKEN=b\n"), None, Some("b")),
-            (Some("OPENCLAW_GATEWAY_TOKEN=b\n"), Some("{gateway: {auth: {token: 'c'}}}"), Some("c")),
-            (None, Some("{gateway: {auth: {token: 'c'}}}"), Some("c")),
-            (None, Some("{gateway: {}}"), None),
-            (Some("OPENCLAW_GATEWAY_TOKEN=b\n"), Some("{gateway: {auth: {token: {source: 'file'}}}}"), None),
+            (Some("OPENCLAW_GATEWAY_TOKEN=b\n"), None, "b"),
+            (Some("OPENCLAW_GATEWAY_TOKEN=b\n"), Some("{gateway: {auth: {token: 'c'}}}"), "c"),
+            (None, Some("{gateway: {auth: {token: 'c', mode: 'token'}}}"), "c"),
+            (None, Some("{gateway: {}}"), "unknown"),
+            (Some("OPENCLAW_GATEWAY_TOKEN=b\n"), Some("{gateway: {auth: {token: {source: 'file'}}}}"), "unknown"),
+            (Some("OPENCLAW_GATEWAY_TOKEN=b\n"), Some("{gateway: {auth: {mode: 'password'}}}"), "none"),
+            (Some("OPENCLAW_INIT_KEPT_TOKEN=b\n"), Some("{gateway: {auth: {mode: 'trusted-proxy'}}}"), "none"),
         ];
         for (env, document, token) in cases {
             let root = tempfile::tempdir().unwrap();
@@ -249,8 +270,12 @@ mod tests {
                     std::fs::write(state.join(name), text).unwrap();
                 }
             }
-            let found = current(&host, &data).await.unwrap();
-            assert_eq!(found.ok(), token.map(secret), "{env:?} {document:?}");
+            let found = match entry(&host, &data).await.unwrap() {
+                Entry::Token(token) => token.expose().to_owned(),
+                Entry::NoToken => "none".to_owned(),
+                Entry::Unknown(_) => "unknown".to_owned(),
+            };
+            assert_eq!(found, token, "{env:?} {document:?}");
         }
     }
 

@@ -105,9 +105,14 @@ impl Plan {
         Self { base, is_new, plain, merged, refusal }
     }
 
+    /// What `openclaw.json` will be.
+    pub(super) fn document(&self) -> &Value {
+        if self.refusal.is_some() { &self.plain } else { &self.merged.document }
+    }
+
     /// Whether the gateway's port will have TLS.
     pub(super) fn has_tls(&self) -> bool {
-        openclaw_json::has_tls(Some(if self.refusal.is_some() { &self.plain } else { &self.merged.document }))
+        openclaw_json::has_tls(Some(self.document()))
     }
 
     /// Whether there was no `openclaw.json`: a gateway that runs has started with another one.

@@ -109,6 +109,8 @@ pub enum Action {
         docker_repository: DockerRepository,
         #[arg(long)]
         closed: bool,
+        #[arg(long, value_parser = parse_duration)]
+        acme: Option<Duration>,
     },
     #[command(hide = true)]
     Prepare {
@@ -198,6 +200,12 @@ pub struct Up {
     /// A directory whose files are at `https://github.com/`, too
     #[arg(long, value_name = "DIRECTORY")]
     pub forge: Option<PathBuf>,
+    /// A secret of Secret Manager, in the project `openclaw-lab`
+    #[arg(long = "secret", value_name = "NAME=VALUE", value_parser = parse_pair)]
+    pub secrets: Vec<(String, String)>,
+    /// A CA at `https://ca.example/dir` whose certificates are valid for so long; claw.example.com leads to the VM
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub acme: Option<Duration>,
     /// How the repository that stands for Docker's own answers
     #[arg(long, value_enum, default_value = "good")]
     pub docker_repository: DockerRepository,

@@ -2,6 +2,7 @@
 //!
 //! That process lives in the cloud's network namespace; its helpers are its children and end with it.
 
+pub mod acme;
 pub mod ca;
 pub mod content;
 pub mod docker_apt;
@@ -39,28 +40,39 @@ use ca::Ca;
 use content::Content;
 use docker_apt::DockerRepository;
 use metadata_server::{Metadata, SECRET_MANAGER_NAMES, Server, control};
-use network::{FORGE, METADATA, MODEL_PROVIDER, STORAGE, UPSTREAM_NAMES};
+use network::{CERTIFICATES, FORGE, MACHINE, METADATA, MODEL_PROVIDER, STORAGE, UPSTREAM_NAMES};
 use tls::{HTTPS, TlsListener};
 
 /// The programs that the cloud's process starts.
-const HELPERS: [&str; 2] = ["slirp4netns", "dnsmasq"];
+const HELPERS: [&str; 3] = ["slirp4netns", "dnsmasq", acme::PROGRAM];
 /// The name of Cloud Storage's API.
 const STORAGE_NAME: &str = "storage.googleapis.com";
 /// Where upstream's source is; the lab has archives of its own under the same paths.
 pub const FORGE_NAME: &str = "github.com";
+/// The name that leads to the machine.
+pub const DOMAIN: &str = "claw.example.com";
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Starts the cloud's process, whose metadata server tells `metadata`; returns when all its servers answer.
 ///
 /// Without a `repository` there is no internet: neither a way out nor what the lab has of it, only the metadata server.
-pub fn start(lab: &Lab, metadata: &Metadata, repository: Option<DockerRepository>) -> Result<()> {
+/// With a `validity` there is a CA whose certificates are valid for so long.
+pub fn start(
+    lab: &Lab,
+    metadata: &Metadata,
+    repository: Option<DockerRepository>,
+    validity: Option<Duration>,
+) -> Result<()> {
     let file = metadata_file(lab);
     let text = serde_json::to_vec_pretty(metadata).context("writing the metadata as JSON")?;
     fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
     let answers = repository.unwrap_or(DockerRepository::Unreachable).to_possible_value();
     let answers = answers.context("a hidden kind of repository")?;
     let closed = if repository.is_none() { &["--closed"][..] } else { &[] };
-    let mut child = background::start(lab, "serve", &[&["--docker-repository", answers.get_name()], closed].concat())?;
+    let acme = validity.map(|validity| format!("--acme={}s", validity.as_secs()));
+    let acme: Vec<&str> = acme.iter().map(String::as_str).collect();
+    let arguments = [&["--docker-repository", answers.get_name()], closed, &acme].concat();
+    let mut child = background::start(lab, "serve", &arguments)?;
     let deadline = Instant::now() + START_LIMIT;
     while !lab.control_socket().exists() {
         let ended = child.try_wait().context("looking at the cloud's process")?;
@@ -89,11 +101,16 @@ pub fn client(lab: &Lab) -> Result<control::Client> {
 }
 
 /// The cloud's whole life, until it is told to end.
-pub fn serve(lab: &Lab, repository: Option<DockerRepository>) -> Result<()> {
+pub fn serve(lab: &Lab, repository: Option<DockerRepository>, validity: Option<Duration>) -> Result<()> {
     Process::me()?.remember(&lab.process_file("cloud"))?;
     let mut helpers: Vec<Child> = repository.map(|_| way_out(lab)).transpose()?.into_iter().collect();
     network::enter(&lab.cloud())?;
     helpers.push(name_server(lab)?);
+    if let Some(validity) = validity {
+        let child = acme::start(lab, Content::prepare(&Cache::from_env()?)?.ca(), validity)?;
+        remember(lab, acme::PROGRAM, &child)?;
+        helpers.push(child);
+    }
     let served = runtime()?.block_on(servers(lab, repository));
     for mut helper in helpers {
         helper.kill().and_then(|()| helper.wait()).context("ending a helper")?;
@@ -206,6 +223,8 @@ fn name_server(lab: &Lab) -> Result<Child> {
         ("googleapis.com", STORAGE),
         (FORGE_NAME, FORGE),
         (model_provider::NAME, MODEL_PROVIDER),
+        (acme::NAME, CERTIFICATES),
+        (DOMAIN, MACHINE),
     ];
     let mut command = Command::new("dnsmasq");
     command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"]);

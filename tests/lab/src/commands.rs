@@ -45,8 +45,8 @@ pub fn run(action: Action) -> Result<ExitCode> {
         Action::Down { lab, keep_disk, keep_boot_disk } => {
             up::down(&Lab::named(&lab.name)?, &Keep { data_disk: keep_disk, boot_disk: keep_boot_disk })?;
         }
-        Action::Serve { lab, docker_repository, closed } => {
-            cloud::serve(&existing(&lab)?, (!closed).then_some(docker_repository))?;
+        Action::Serve { lab, docker_repository, closed, acme } => {
+            cloud::serve(&existing(&lab)?, (!closed).then_some(docker_repository), acme)?;
         }
         Action::Supervise(lab) => machine::supervise(&existing(&lab)?)?,
         Action::Prepare { lab, archive, boot } => boot_disk::fill(&existing(&lab)?, &archive, boot)?,

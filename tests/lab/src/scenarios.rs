@@ -92,7 +92,10 @@ pub(crate) const LIGHT: &[Scenario] = &[
 /// What takes too long for every day: `--long`.
 pub(crate) const LONG: &[Scenario] = &[
     ("browser", readme::conversation_outlives_its_vm),
+    ("own-address", domain::conversation_at_the_gateways_own_address),
     ("watch-hung", watch::a_gateway_that_hangs_is_restarted),
+    ("evil", evil::plays_for_ten_minutes),
+    ("shield-13", shield::on_debian_13),
     ("sweep-first-boot", cuts::all_of_a_first_boot),
     ("sweep-update", cuts::all_of_an_update),
     ("sweep-rollback", cuts::all_of_a_rollback),

@@ -1,6 +1,5 @@
 #!/bin/sh
-# Makes a real ACME server of this machine, which trusts it: the unit pebble.service, not started. Names come from
-# /etc/hosts.
+# Makes a real ACME server of this machine, which trusts it: the unit pebble.service, not started.
 set -e
 export DEBIAN_FRONTEND=noninteractive
 apt-get install --yes --quiet --no-install-recommends pebble
@@ -19,5 +18,4 @@ cat > /etc/systemd/system/pebble.service <<'EOF'
 Environment=PEBBLE_VA_NOSLEEP=1 PEBBLE_WFE_NONCEREJECT=0
 ExecStart=/usr/bin/pebble -config /opt/pebble/config.json
 EOF
-echo '10.128.0.2 claw.example.com' >> /etc/hosts
 systemctl daemon-reload

@@ -10,9 +10,9 @@ use anyhow::{Context, Result};
 use super::Up;
 use crate::cache::Cache;
 use crate::cloud::content::Content;
-use crate::cloud::metadata_server::{BUCKET, FaultChange, Metadata, check_attribute};
+use crate::cloud::metadata_server::{BUCKET, FaultChange, Metadata, PROJECT, check_attribute};
 use crate::cloud::network::{self, STORAGE};
-use crate::files::sha256;
+use crate::files::{put, sha256};
 use crate::machine::attach::metadata_disks;
 use crate::machine::boot_disk::{self, Boot};
 use crate::machine::disks::{self, DataDisk};
@@ -49,6 +49,9 @@ fn build(lab: &Lab, options: &Up) -> Result<()> {
         run(Command::new("cp").args(["--recursive", "--"]).arg(forge.join(".")).arg(lab.files()))
             .with_context(|| format!("copying {}", forge.display()))?;
     }
+    for (name, value) in &options.secrets {
+        put(&lab.secrets(), &format!("projects/{PROJECT}/secrets/{name}/versions/1"), value)?;
+    }
     let disks = data_disks(lab, &options.disk)?;
     lab.save(&Spec { os: options.os, memory: options.memory, disks })?;
     step("making the boot disk", || match (&options.image, options.boot) {
@@ -59,7 +62,7 @@ fn build(lab: &Lab, options: &Up) -> Result<()> {
     step("starting the cloud", || {
         network::create(lab)?;
         let open = options.boot != Boot::Baked;
-        cloud::start(lab, &metadata(lab, options)?, open.then_some(options.docker_repository))?;
+        cloud::start(lab, &metadata(lab, options)?, open.then_some(options.docker_repository), options.acme)?;
         faults(lab, &options.faults)
     })?;
     step("switching the machine on", || machine::start(lab))

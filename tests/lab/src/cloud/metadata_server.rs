@@ -27,8 +27,8 @@ pub use answer::{ACCESS_TOKEN, MAX_BODY};
 pub use fault::{Effect, Fault, FaultChange, Limit, Rate};
 pub use guest::{GuestAttribute, MAX_KEY, MAX_VALUE};
 pub use instance::{
-    AccessConfig, Disk, Instance, Level, Metadata, NetworkInterface, OsLogin, Project, Scheduling, ServiceAccount,
-    Universe, VirtualClock, check_attribute,
+    AccessConfig, Disk, Instance, Level, Metadata, NetworkInterface, OsLogin, PROJECT, Project, Scheduling,
+    ServiceAccount, Universe, VirtualClock, check_attribute,
 };
 pub use log::Request;
 pub use secret_manager::SECRET_MANAGER_NAMES;

@@ -11,17 +11,17 @@ use serde_json::{Value, json};
 /// The host name, of those that are reserved for examples.
 pub const NAME: &str = "models.example";
 /// Who has it may ask.
-const KEY: &str = "lab-model-key";
+pub const KEY: &str = "lab-model-key";
 /// What is to be repeated stands behind it: gateways put times and the like around what was written.
 pub const MARK: &str = "parrot: ";
 /// The model.
 const MODEL: &str = "parrot";
 
-/// What a gateway's `openclaw.json` must have to use it.
-pub fn settings() -> Value {
+/// What a gateway's `openclaw.json` must have to use it, with `key` or where that is found.
+pub fn settings(key: &str) -> Value {
     json!({
         "models": {"providers": {"lab": {
-            "baseUrl": format!("http://{NAME}/v1"), "apiKey": KEY, "api": "openai-completions",
+            "baseUrl": format!("http://{NAME}/v1"), "apiKey": key, "api": "openai-completions",
             "models": [{"id": MODEL, "name": "Parrot", "contextWindow": 128_000, "maxTokens": 4096}],
         }}},
         "agents": {"defaults": {"model": {"primary": format!("lab/{MODEL}")}}},

@@ -31,10 +31,12 @@ pub const ARTIFACT_REGISTRY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 5);
 pub const FORGE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 6);
 /// A provider of models.
 pub const MODEL_PROVIDER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 7);
+/// A CA.
+pub const CERTIFICATES: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 8);
 /// The machine's own address.
 pub const MACHINE: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 2);
-/// The machine's default gateway.
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 1);
+/// The machine's default gateway, and where what reaches it from the cloud comes from.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 1);
 /// The name server that slirp4netns answers on.
 pub const UPSTREAM_NAMES: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 /// The address of the network card: as on Compute Engine made from the IPv4 address.
@@ -50,7 +52,9 @@ pub fn create(lab: &Lab) -> Result<()> {
             .with_context(|| format!("making the network namespace {namespace}"))?;
         ip(namespace, &["link", "set", "lo", "up"])?;
     }
-    for address in [METADATA, REGISTRY, DOCKER_REPOSITORY, STORAGE, ARTIFACT_REGISTRY, FORGE, MODEL_PROVIDER] {
+    for address in
+        [METADATA, REGISTRY, DOCKER_REPOSITORY, STORAGE, ARTIFACT_REGISTRY, FORGE, MODEL_PROVIDER, CERTIFICATES]
+    {
         ip(&cloud, &["address", "add", &format!("{address}/32"), "dev", "lo"])?;
     }
     ip(&cloud, &["route", "add", "blackhole", "169.254.0.0/16"])?;

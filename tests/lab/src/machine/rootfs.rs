@@ -53,7 +53,7 @@ impl Flavour {
         match self {
             Self::Bare => ("", Vec::new()),
             Self::CloudInit => ("-cloud-init", cloud_init::PACKAGES.to_vec()),
-            Self::Workstation => ("-workstation", vec!["chromium", "chromium-driver", "jq"]),
+            Self::Workstation => ("-workstation", vec!["chromium", "chromium-driver", "jq", "libnss3-tools"]),
             Self::Bootable => ("-bootable", [&cloud_init::PACKAGES[..], &image::PACKAGES].concat()),
         }
     }

@@ -34,11 +34,14 @@ const MEMORY: u32 = 512;
 /// Builds the targets and runs each, from its corpus; what they find new is not kept.
 pub(super) fn run(watch: &Arc<Watch>, long: bool) -> Result<()> {
     let directory = host::workspace()?.join("fuzz");
+    let (profile, directory_name) = if long { ("long", "long") } else { ("dev", "debug") };
     let mut build = Command::new(cargo());
-    build.args(["build", "--quiet", "--locked"]).current_dir(&directory).env("RUSTFLAGS", FLAGS);
+    build.args(["build", "--quiet", "--locked", "--profile", profile]).current_dir(&directory);
+    build.env("RUSTFLAGS", FLAGS);
     build.env_remove("CARGO_TARGET_DIR");
     let status = watch.status(&mut build)?;
     ensure!(status.success(), "building the fuzz targets ended with {status}");
+    let programs = directory.join("target/x86_64-unknown-linux-gnu").join(directory_name);
     let targets = targets(&directory)?;
     let seconds = (SECONDS / targets.len()).max(1);
     let limit = if long { format!("-runs={LONG_RUNS}") } else { format!("-max_total_time={seconds}") };
@@ -49,7 +52,7 @@ pub(super) fn run(watch: &Arc<Watch>, long: bool) -> Result<()> {
         for _ in 0..SIDE_BY_SIDE {
             scope.spawn(|| {
                 while let Some(target) = next(&left) {
-                    if let Err(error) = one(watch, &directory, &target, &[&limit, seed]) {
+                    if let Err(error) = one(watch, &directory, &programs, &target, &[&limit, seed]) {
                         failures.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{error:#}"));
                     }
                 }
@@ -82,10 +85,10 @@ fn corpus(directory: &Path, target: &str) -> PathBuf {
 }
 
 /// Runs one target; prints how far it got. A finding is an error that names the input.
-fn one(watch: &Watch, directory: &Path, target: &str, options: &[&str]) -> Result<()> {
+fn one(watch: &Watch, directory: &Path, programs: &Path, target: &str, options: &[&str]) -> Result<()> {
     let (new, artifacts) = (tempfile::tempdir()?, directory.join("artifacts").join(target));
     fs::create_dir_all(&artifacts)?;
-    let mut fuzz = Command::new(directory.join("target/x86_64-unknown-linux-gnu/debug").join(target));
+    let mut fuzz = Command::new(programs.join(target));
     fuzz.args(options)
         .args(["-print_final_stats=1", &format!("-timeout={INPUT_SECONDS}"), &format!("-rss_limit_mb={MEMORY}")])
         .arg(format!("-artifact_prefix={}/", artifacts.display()))

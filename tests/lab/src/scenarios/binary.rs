@@ -8,7 +8,7 @@ use super::rig::Rig;
 use crate::product::BOOT_HERE;
 
 /// The largest binary that is still fetched in a moment at every boot.
-const LIMIT_BYTES: u64 = 7_500_000;
+const LIMIT_BYTES: usize = 7_500_000;
 
 pub(super) fn static_small_and_alone(rig: &Rig) -> Result<()> {
     let binary = rig.binary();
@@ -17,8 +17,11 @@ pub(super) fn static_small_and_alone(rig: &Rig) -> Result<()> {
         printed.contains("statically linked") || printed.contains("not a dynamic executable"),
         "ldd says {printed}"
     );
-    let size = std::fs::metadata(&binary)?.len();
-    ensure!(size <= LIMIT_BYTES, "the binary has {size} bytes");
+    let bytes = std::fs::read(&binary).with_context(|| format!("reading {}", binary.display()))?;
+    ensure!(bytes.len() <= LIMIT_BYTES, "the binary has {} bytes", bytes.len());
+
+    let contains = |words: &str| bytes.windows(words.len()).any(|found| found == words.as_bytes());
+    ensure!(!contains("/registry/src/"), "it names directories of the machine that built it");
 
     let empty = tempfile::tempdir().context("making an empty root directory")?;
     std::fs::copy(&binary, empty.path().join("openclaw-init"))?;

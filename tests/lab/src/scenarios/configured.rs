@@ -66,6 +66,16 @@ fn is_ready_with(rig: &Rig, added: &Value) -> Result<CommandOutput> {
     Ok(output)
 }
 
+/// The same with settings of the attribute, to which a gateway that runs comes without being stopped before.
+fn is_ready_by(rig: &Rig, set: &Value) -> Result<()> {
+    settings::set(rig, set)?;
+    rig.boot(0)?.has(&["result=ready"])?;
+    rig.boot(0)?.has(&["changes=0", "result=ready"])?;
+    let state = rig.status()?["state"].clone();
+    ensure!(state == "ready", "with {set} it is {state}");
+    Ok(())
+}
+
 fn time_zone(rig: &Rig) -> Result<()> {
     rig.attribute("openclaw-timezone=Europe/Madird")?;
     rig.boot(10)?.has(&["openclaw-timezone=Europe/Madird", "no such time zone"])?;
@@ -113,24 +123,29 @@ fn public_url(rig: &Rig) -> Result<()> {
 }
 
 fn serves_with_tls_behind_a_proxy(rig: &Rig) -> Result<()> {
-    is_ready_with(rig, &json!({"gateway": {"tls": {"enabled": true}, "trustedProxies": ["172.17.0.1"]}}))?;
+    is_ready_by(rig, &json!({"gateway": {"tls": {"enabled": true}, "trustedProxies": ["172.17.0.1"]}}))?;
     let probe = rig.shell("curl -sk -o /dev/null -w '%{http_code}' https://127.0.0.1:18789/readyz")?;
     ensure!(probe == "403", "a request that names no client is answered with {probe}");
     rig.shell(HEALTH).context("the container's health").map(drop)
 }
 
+/// By attribute and by file; what no gateway starts with is refused.
 fn every_mode_of_authentication(rig: &Rig, token: &str) -> Result<()> {
-    let proxy = json!({"mode": "trusted-proxy", "trustedProxy": {"userHeader": "x-forwarded-user"}});
-    is_ready_with(rig, &json!({"gateway": {"auth": proxy, "trustedProxies": ["172.17.0.1"]}}))?;
-    let kept = rig.shell(TOKEN)?;
-    ensure!(!kept.contains("GATEWAY_TOKEN") && kept.ends_with(secret(token)), "the token is not kept");
-    is_ready_with(rig, &json!({"gateway": {"auth": {"mode": "token"}}}))?;
-    ensure!(rig.shell(TOKEN)? == token, "the token did not come back");
-    is_ready_with(rig, &json!({"gateway": {"auth": {"mode": "password", "password": "a password of mine"}}}))?;
-    ensure!(rig.shell(TOKEN)? == token, "the token is gone");
-
     write(rig, &json!({"gateway": {"auth": {"mode": "none"}}}))?;
     rig.boot(28)?.has(&["gateway.auth.mode"])?;
+    write(rig, &json!({}))?;
+    let proxy = json!({"mode": "trusted-proxy", "trustedProxy": {"userHeader": "x-forwarded-user"}});
+    rig.attribute("openclaw-public-url=https://claw.example.com")?;
+    is_ready_by(rig, &json!({"gateway": {"auth": proxy}}))?;
+    let kept = rig.shell(TOKEN)?;
+    ensure!(!kept.contains("GATEWAY_TOKEN") && kept.ends_with(secret(token)), "the token is not kept");
+    rig.attribute("openclaw-public-url")?;
+    is_ready_by(rig, &json!({"gateway": {"auth": {"mode": "password", "password": "a password of mine"}}}))?;
+    ensure!(rig.shell(TOKEN)? == token, "the token did not come back");
+    ensure!(rig.shell("openclaw-init link")? == "http://localhost:18789/", "the link has a token");
+    settings::set(rig, &json!({"gateway": {"auth": {"mode": "none"}}}))?;
+    rig.boot(10)?.has(&["gateway.auth.mode must be token, password, trusted-proxy"])?;
+    rig.attribute("openclaw-config")?;
     let own = "0123456789abcdef".repeat(4);
     let output = is_ready_with(rig, &json!({"gateway": {"auth": {"mode": "token", "token": own}}}))?;
     output.has(&["gateway.auth.token", "from now on"])?;

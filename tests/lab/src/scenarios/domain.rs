@@ -1,9 +1,18 @@
 //! `openclaw-domain`: HTTPS by a real Caddy with certificates of a real ACME server.
 
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 
 use super::checks::is_ready;
-use super::rig::Rig;
+use super::rig::{CommandOutput, Rig};
+use crate::cache::Cache;
+use crate::cloud::metadata_server::PROJECT;
+use crate::cloud::network::GATEWAY;
+use crate::cloud::{acme, model_provider};
+use crate::workstation::Browser;
 
 const CA: &str = include_str!("../../scripts/domain/ca.sh");
 const NAME: &str = "openclaw-domain=claw.example.com";
@@ -16,6 +25,12 @@ const BROWSE: &str = "curl -s -m 5 -o /tmp/page -w '%{http_code}' --cacert /opt/
 const UPGRADE: &str = "--http1.1 -H 'Connection: Upgrade' -H 'Upgrade: websocket' -H 'Sec-WebSocket-Version: 13' \
     -H 'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==' -H 'Origin: https://claw.example.com'";
 const STRANGER: &str = "--resolve claw.example.com:443:127.0.0.1";
+/// How long certificates of the internet's CA are valid. Caddy looks at its certificates every ten minutes, and renews
+/// those of which a third is left.
+const VALIDITY: Duration = Duration::from_secs(12 * 60);
+/// What browsers are shown: an error when it is not valid any more.
+const SHOWN: &str = "openssl s_client -connect 127.0.0.1:443 -servername claw.example.com < /dev/null 2> /dev/null \
+    > /tmp/shown && openssl x509 -in /tmp/shown -noout -serial -checkend 0";
 const CERTIFICATE: &str = "sha256sum /mnt/disks/openclaw-data/certificates-openclaw/caddy/certificates/*/*/*.crt";
 
 pub(super) fn https_at_a_name(rig: &Rig) -> Result<()> {
@@ -27,12 +42,64 @@ pub(super) fn https_at_a_name(rig: &Rig) -> Result<()> {
     without_the_ca(rig).context("a CA that is down")?;
     rig.shell("systemctl start pebble")?;
     listens(rig, 14000)?;
+    leads_elsewhere(rig).context("a name that leads elsewhere")?;
     rig.boot(0)?.has(&["result=ready"])?;
     is_whole(rig)?;
     serves_who_may_come(rig).context("a certificate")?;
     taken_port(rig).context("a port that is taken")?;
     reboots(rig).context("a reboot")?;
     is_gone(rig, &before).context("without the attribute")
+}
+
+/// By attributes alone: a model provider, a token of Secret Manager, a name. A browser on the internet writes to the
+/// gateway at that name and sees the model's answer; later the certificate is another one, before it ends.
+pub(super) fn conversation_at_the_gateways_own_address(rig: &Rig) -> Result<()> {
+    let browser = Browser::prepare(&Cache::from_env()?)?;
+    let secret = |name: &str| format!("secret:projects/{PROJECT}/secrets/{name}");
+    let attributes = [
+        NAME.to_owned(),
+        format!("openclaw-allow-from={GATEWAY}"),
+        format!("openclaw-acme-directory=https://{}/dir", acme::NAME),
+        format!("openclaw-gateway-token={}", secret("token")),
+        format!("openclaw-config={}", model_provider::settings(&secret("model-key"))),
+    ];
+    let (validity, key) = (format!("{}s", VALIDITY.as_secs()), format!("model-key={}", model_provider::KEY));
+    let token = format!("token={}", "0123456789abcdef".repeat(4));
+    let lab = ["--acme", &validity, "--secret", &token, "--secret", &key];
+    let attributes = attributes.iter().flat_map(|attribute| ["--attr", attribute]);
+    rig.up(&lab.into_iter().chain(attributes).collect::<Vec<_>>())?;
+    let begun = Instant::now();
+    is_ready(rig)?;
+    let status = rig.status()?;
+    ensure!(status["state"] == "ready", "the status is {status}");
+    let first = rig.shell(SHOWN)?;
+    let message = "the internet says this";
+    writes(rig, &browser, "", message, 1)?;
+    while rig.shell(SHOWN).context("a certificate that is valid")? == first {
+        ensure!(begun.elapsed() < VALIDITY, "the certificate was not renewed");
+        thread::sleep(Duration::from_secs(5));
+    }
+    println!("own-address: another certificate after {} s of {}", begun.elapsed().as_secs(), VALIDITY.as_secs());
+    is_whole(rig)
+}
+
+/// Writes the conversation's `count`th message at the link that the machine prints; the model's answer must be shown.
+fn writes(rig: &Rig, browser: &Browser, password: &str, message: &str, count: usize) -> Result<()> {
+    let link = rig.shell("openclaw-init link")?;
+    ensure!(link.starts_with("https://claw.example.com/"), "the link is another");
+    let command = browser.chat(
+        Some(&rig.machine()?),
+        password,
+        &[model_provider::MARK, message].concat(),
+        &model_provider::answer(count, message),
+    );
+    let [program, arguments @ ..] = &command[..] else { unreachable!("a command has a program") };
+    let output = rig.watch().output(Command::new(program).args(arguments).arg(link))?;
+    let picture = browser.keep_picture(&format!("openclaw-lab-own-address-{count}.png"));
+    let page = CommandOutput::of(&output);
+    ensure!(page.code == 0, "the page shows {}", page.text);
+    println!("own-address: the page after message {count} is in {}", picture?.display());
+    Ok(())
 }
 
 fn is_whole(rig: &Rig) -> Result<()> {
@@ -77,6 +144,13 @@ fn without_the_ca(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
+/// The CA finds another web server at the name.
+fn leads_elsewhere(rig: &Rig) -> Result<()> {
+    rig.shell("cp /etc/hosts /root/hosts && echo '198.18.0.4 claw.example.com' >> /etc/hosts")?;
+    is_degraded(rig, "could not get certificate from issuer")?;
+    rig.shell("cp /root/hosts /etc/hosts").map(drop)
+}
+
 fn serves_who_may_come(rig: &Rig) -> Result<()> {
     rig.shell("curl -sk -o /opt/pebble/root.pem https://127.0.0.1:15000/roots/0")?;
     let url = "https://claw.example.com/";
@@ -102,8 +176,8 @@ fn serves_who_may_come(rig: &Rig) -> Result<()> {
 }
 
 fn taken_port(rig: &Rig) -> Result<()> {
-    rig.shell("systemctl stop openclaw-proxy && systemd-run --unit taken caddy respond --listen :443")?;
-    listens(rig, 443)?;
+    rig.shell("systemctl stop openclaw-proxy && systemd-run --unit taken caddy respond --listen :80")?;
+    listens(rig, 80)?;
     is_degraded(rig, "address already in use")?;
     rig.shell("systemctl stop taken")?;
     rig.boot(0)?.has(&["result=ready"])?;

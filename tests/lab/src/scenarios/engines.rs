@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::checks::is_ready;
 use super::rig::Rig;
+use super::shield;
 use crate::cloud::content::{ARTIFACT_REGISTRY_NAME, PRIVATE_REPOSITORY};
 
 /// The image of the gateway, which is built here.
@@ -22,10 +23,12 @@ pub(super) fn builds_on_old_and_new_engines(rig: &Rig) -> Result<()> {
     rig.up(&[&source[..], &["--memory", "2G", "--boot-disk", "10G"]].concat())?;
     is_ready(rig)?;
     built(rig, "20.10.", true)?;
+    shield::on_this_engine(rig, "20.10.")?;
 
     rig.script(NEW_ENGINE, &[]).context("putting in a new engine")?;
     build_again(rig)?;
     built(rig, "28.", true)?;
+    shield::on_this_engine(rig, "28.")?;
 
     // BuildKit asks its session who the VM is only for a registry that wants to know.
     rig.attribute(&format!("openclaw-registry-mirror={ARTIFACT_REGISTRY_NAME}/{PRIVATE_REPOSITORY}"))?;

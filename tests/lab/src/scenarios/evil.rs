@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::rig::{CommandOutput, Rig};
+use crate::cloud::fake_gateway;
 
 const STATE: &str = "/home/node/.openclaw";
 const TOKEN: &str = "grep OPENCLAW_GATEWAY_TOKEN /home/node/.openclaw/.env";
@@ -40,6 +41,55 @@ pub(super) fn harms_nobody(rig: &Rig) -> Result<()> {
     rig.shell(&format!("rm -r {STATE}/deep"))?;
     is_refused(rig, "backup", "backup")?;
     watcher_is_small_and_alive(rig)?;
+    clean_again(rig, &token)
+}
+
+/// How long it plays under `--long`.
+const LONG_PLAY: Duration = Duration::from_secs(600);
+/// What an operator does meanwhile, with the time that it takes at most: each start of a gateway is given a minute.
+const WORK: [(&str, u32); 7] = [
+    ("boot --foreground", 400),
+    ("backup --to /root/evil.tar.gz", 60),
+    ("status", 60),
+    ("update --to 0.1.2", 600),
+    ("rollback --set-newer-state-aside", 600),
+    ("restore --replace-newer /home/node/.openclaw/fifo", 60),
+    ("restore --replace-newer /root/good.tar.gz", 900),
+];
+/// The shell's and `timeout`'s words for a program that is killed, gives up in a panic, or does not end.
+const CRASHES: [i32; 6] = [101, 124, 132, 134, 137, 139];
+
+/// It plays for ten minutes, whatever is done about it; power cuts are among that. Then a clean gateway on the state of
+/// a backup is ready.
+pub(super) fn plays_for_ten_minutes(rig: &Rig) -> Result<()> {
+    let version = format!("openclaw-version={}", fake_gateway::FIRST);
+    rig.up(&["--attr", &version, "--attr", "openclaw-ready-timeout=1m"])?;
+    let token = rig.shell(TOKEN)?;
+    rig.lab_ends(0, "exec", &["--", "openclaw-init", "backup", "--to", "/root/good.tar.gz"])?;
+    let system = "find /etc /usr/local /root -xdev -type f -newer /root/good.tar.gz -not -name '*.tar.gz'";
+    let begun = Instant::now();
+    for (round, (work, seconds)) in WORK.into_iter().cycle().enumerate() {
+        if begun.elapsed() > LONG_PLAY {
+            println!("evil: {round} pieces of work in {} s", begun.elapsed().as_secs());
+            break;
+        }
+        // It is there again in every new container.
+        rig.shell("docker exec --detach openclaw-gateway openclaw evil || true")?;
+        if work == "status" {
+            rig.lab("reboot", &["--hard", "--timeout", "3m"])?;
+        }
+        let done = init(rig, seconds, work).with_context(|| work.to_owned())?;
+        println!("evil: {work} ended with {}", done.code);
+        ensure!(!CRASHES.contains(&done.code), "{work} ended with {}:\n{}", done.code, done.text);
+        ensure!(done.text.len() < 50_000 && !done.text.contains(['\u{1b}', '\0']), "{work} says {}", done.text);
+        let is_evil = rig.shell(&format!("test -e {STATE}/evil && echo evil || true"))? == "evil";
+        ensure!(!is_evil || !done.text.contains("result=ready") || work == "status", "{work} says {}", done.text);
+        watcher_is_small_and_alive(rig)?;
+    }
+    let changed = rig.shell(system)?;
+    ensure!(changed.is_empty(), "the machine's own files changed: {changed}");
+    watcher_is_not_fooled(rig)?;
+    rig.shell(&format!("rm -rf {STATE}/deep"))?;
     clean_again(rig, &token)
 }
 

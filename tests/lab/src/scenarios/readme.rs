@@ -230,7 +230,7 @@ pub(super) fn conversation_outlives_its_vm(rig: &Rig) -> Result<()> {
 
 /// What a person does in Model Setup.
 fn choose_model(rig: &Rig) -> Result<()> {
-    let settings = model_provider::settings();
+    let settings = model_provider::settings(model_provider::KEY);
     for (path, value) in [
         ("models.providers", &settings["models"]["providers"]),
         ("agents.defaults.model", &settings["agents"]["defaults"]["model"]),
@@ -244,7 +244,7 @@ fn choose_model(rig: &Rig) -> Result<()> {
 fn chats(reader: &Reader, browser: &Browser, message: &str, count: usize) -> Result<CommandOutput> {
     let page = open(
         reader,
-        &browser.chat(&[model_provider::MARK, message].concat(), &model_provider::answer(count, message)),
+        &browser.chat(None, "", &[model_provider::MARK, message].concat(), &model_provider::answer(count, message)),
     )?;
     let picture = browser.keep_picture(&format!("openclaw-lab-control-ui-{count}.png"));
     ensure!(page.code == 0, "the page shows {}", page.text);

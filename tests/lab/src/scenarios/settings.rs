@@ -45,7 +45,7 @@ fn file(rig: &Rig) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("reading {text}"))
 }
 
-fn set(rig: &Rig, settings: &Value) -> Result<()> {
+pub(super) fn set(rig: &Rig, settings: &Value) -> Result<()> {
     rig.attribute(&format!("openclaw-config={settings}"))
 }
 

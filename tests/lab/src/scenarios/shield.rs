@@ -180,6 +180,21 @@ fn are_open(rig: &Rig, when: &str, ways: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// On the engine of Debian 13: [`super::engines`] has an older and a newer one.
+pub(super) fn on_debian_13(rig: &Rig) -> Result<()> {
+    rig.up(&["--os", "debian-13", "--attr", "openclaw-docker=distro"])?;
+    on_this_engine(rig, "26.1.")
+}
+
+/// The gateway's machine runs an engine of this version.
+pub(super) fn on_this_engine(rig: &Rig, version: &str) -> Result<()> {
+    let found = rig.shell("docker version --format '{{.Server.Version}}'")?;
+    ensure!(found.starts_with(version), "the engine is {found}");
+    let cloud = Cloud::open(rig, "$(docker inspect -f '{{.Image}}' openclaw-gateway)")?;
+    outlives_other_tools(rig).with_context(|| format!("Docker {found}"))?;
+    cloud.close(rig)
+}
+
 /// Whatever is done to the rules, they are back before anybody uses it.
 pub(super) fn outlives_other_tools(rig: &Rig) -> Result<()> {
     is_closed_to_builds_too(rig, "at first")?;

@@ -182,7 +182,7 @@ pub(super) fn open_cloud(lab: &Lab, repository: Option<DockerRepository>) -> Res
     let mut metadata = Metadata::default();
     metadata.instance.attributes.insert("enable-guest-attributes".into(), "TRUE".into());
     lab.name().clone_into(&mut metadata.instance.name);
-    cloud::start(lab, &metadata, repository)
+    cloud::start(lab, &metadata, repository, None)
 }
 
 /// An image with Docker, the fake gateway and a unit that makes marker files.

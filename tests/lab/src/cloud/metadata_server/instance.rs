@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
+/// The project's id.
+pub const PROJECT: &str = "openclaw-lab";
+
 /// The name under which everyone asks for the instance's service account.
 const DEFAULT_ACCOUNT: &str = "default";
 
@@ -268,7 +271,7 @@ pub struct Project {
 
 impl Default for Project {
     fn default() -> Self {
-        Self { attributes: BTreeMap::new(), numeric_project_id: 708_288_290_784, project_id: "openclaw-lab".into() }
+        Self { attributes: BTreeMap::new(), numeric_project_id: 708_288_290_784, project_id: PROJECT.into() }
     }
 }
 

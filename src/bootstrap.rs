@@ -6,7 +6,7 @@
 //!    |- disk --------------- Volume --+
 //!    |- docker - shield --- Engine ---+- state -+- image ----+
 //!                 (image, beside a blank disk)  +- secrets --+- gateway - ready - (update)
-//!                                                                                  proxy
+//!                                                                                  pairing - proxy
 //! ```
 
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::config::{self, Config, Domain};
 use crate::docker::{self, Engine};
-use crate::error::{Code, RUN_AGAIN, StageError};
+use crate::error::{Code, RUN_AGAIN, StageError, one_line};
 use crate::gateway::{self, Gateway, Ownership, secrets};
 use crate::host::Host;
 use crate::image::Image;
@@ -33,7 +33,7 @@ use crate::stage::{Stage, within};
 use crate::state::{DataDir, Record};
 use crate::update::{self, Request, Updater};
 use crate::watch::Orders;
-use crate::{disk, image, shield, state, systemd};
+use crate::{disk, image, pair, shield, state, systemd};
 
 /// How long the metadata server may keep us waiting.
 const METADATA_DEADLINE: Duration = Duration::from_secs(120);
@@ -145,7 +145,18 @@ async fn stages(
     let current = bring_up(report, updater, record, fetched).await;
     let again = async |record| bring_up(report, updater, record, None).await;
     let ended = update::run(report, updater, request, current, again).await;
+    if is_up(&ended) && !config.approve.is_empty() {
+        let approve = async { Ok(pair::approve_named(gateway, &config.approve, lock).await) };
+        if let Err(error) = report.stage(Stage::Pairing, approve).await? {
+            host.warn(one_line(&error));
+        }
+    }
     serve(report, gateway, config.domain.as_ref(), ended).await
+}
+
+/// Whether the gateway runs, with the operator's settings or those before.
+fn is_up(ended: &Result<Ready, StageError>) -> bool {
+    ended.as_ref().map_or_else(|error| error.code() == Code::ConfigRefused, |_| true)
 }
 
 /// Serves a gateway that runs at its domain, if it has one. What it lacks there is added to how it is.
@@ -156,8 +167,7 @@ async fn serve(
     ended: Result<Ready, StageError>,
 ) -> Result<Ready, StageError> {
     let Gateway { host, data, config, .. } = gateway;
-    let is_up = ended.as_ref().map_or_else(|error| error.code() == Code::ConfigRefused, |_| true);
-    if !is_up || domain.is_none() && !proxy::exists(host) {
+    if !is_up(&ended) || domain.is_none() && !proxy::exists(host) {
         return ended;
     }
     let address = SocketAddr::new(config.bind, config.port);

@@ -8,7 +8,7 @@ use std::path::Path;
 use clap::{Parser, Subcommand};
 use openclaw_init::paths::GATEWAY_CLI;
 use openclaw_init::version::VersionChoice;
-use openclaw_init::{backup, bake};
+use openclaw_init::{backup, bake, pair};
 
 /// Turns a bare Compute Engine VM into a ready OpenClaw gateway, and keeps it that way over every reboot.
 ///
@@ -69,6 +69,9 @@ pub(crate) enum Command {
         #[arg(long)]
         hold: bool,
     },
+    /// Shows who asks the gateway to be paired, browsers, phones and nodes, and lets in exactly who is named.
+    #[command(after_help = help::PAIR)]
+    Pair(pair::Options),
     /// Runs one of the gateway's own commands, in its container. `sudo openclaw ARGUMENTS` is the same. While the
     /// gateway does not run, the command gets a container of its own with the same state, and no run begins.
     #[command(after_help = help::CLI, disable_help_flag = true)]

@@ -7,6 +7,7 @@ pub mod env;
 mod extras;
 mod ingress;
 pub(crate) mod keys;
+mod owners;
 mod secret_version;
 mod settings;
 mod source;
@@ -22,7 +23,7 @@ use crate::secret;
 use crate::version::{GatewayVersion, VersionChoice};
 
 pub use baked::read;
-pub(crate) use check::token as check_token;
+pub(crate) use check::{is_request_id, token as check_token};
 pub use extras::{Arch, Binary, Extras};
 pub use ingress::{Domain, Ingress};
 pub use secret_version::{SecretVersion, TokenSource};
@@ -67,6 +68,8 @@ pub struct Config {
     pub is_watched: bool,
     /// When changed attributes are applied (`openclaw-apply`).
     pub apply: ApplyChoice,
+    /// Requests to be paired that are approved (`openclaw-approve`).
+    pub approve: Vec<String>,
     /// Echoed in the report (`openclaw-run-id`).
     pub run_id: Option<String>,
 }
@@ -309,6 +312,7 @@ impl Config {
             swap: attributes.get(keys::SWAP, swap).unwrap_or(SwapChoice::Auto),
             is_watched: attributes.get(keys::WATCH, on_or_off).unwrap_or(true),
             apply: attributes.get(keys::APPLY, apply).unwrap_or(ApplyChoice::Live),
+            approve: attributes.get(keys::APPROVE, check::request_ids).unwrap_or_default(),
             run_id: attributes.get(keys::RUN_ID, check::run_id),
         };
         attributes.outcome()?;
@@ -415,7 +419,8 @@ fn source_commit(attributes: &mut Attributes<'_>, commit: Option<SourceCommit>) 
 
 fn gateway(attributes: &mut Attributes<'_>, domain: Option<&Domain>) -> GatewayConfig {
     let default = GatewayConfig::default();
-    let settings: SettingsPatch = attributes.get_secret(keys::CONFIG, settings::settings).unwrap_or_default();
+    let mut settings: SettingsPatch = attributes.get_secret(keys::CONFIG, settings::settings).unwrap_or_default();
+    owners::read(attributes, &mut settings);
     let port = attributes.get(keys::PORT, check::port).unwrap_or(default.port);
     let bind = attributes.get(keys::BIND, check::bind).unwrap_or(default.bind);
     if let Some(domain) = domain {
@@ -524,6 +529,7 @@ mod tests {
             swap: SwapChoice::Auto,
             is_watched: true,
             apply: ApplyChoice::Live,
+            approve: Vec::new(),
             run_id: None,
         };
         let foreign = [("startup-script", "x"), ("openclaw-init-url", "gs://b/o"), ("ssh-keys", "")];

@@ -3,6 +3,7 @@
 pub mod cli;
 mod dotenv;
 mod env;
+mod exec;
 mod failure;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -13,6 +14,7 @@ mod named;
 mod native_backup;
 mod one_off;
 mod openclaw_json;
+pub mod pairing;
 mod probe;
 mod processes;
 mod readiness;

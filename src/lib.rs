@@ -7,7 +7,7 @@
 //!
 //! ground <- host <- {http, metadata, config, systemd, apt, memory}
 //! <- {account, disk, docker, `secret_manager`, shield, report} <- state <- {image, proxy} <- gateway <- update
-//! <- {backup, install, link, watch} <- {bake, status} <- bootstrap <- main
+//! <- {backup, install, link, pair, watch} <- {bake, status} <- bootstrap <- main
 //!
 //! Ground is error, stage, secret, version, reference, paths, document, failpoint, lock and text. Inside a folder:
 //! facade, siblings, leaves. The one ambient thing is the task-local [`stage`] to which changes and progress belong.
@@ -33,6 +33,7 @@ pub mod lock;
 pub mod log;
 pub mod memory;
 pub mod metadata;
+pub mod pair;
 pub mod paths;
 pub mod proxy;
 pub mod reference;

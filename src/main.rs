@@ -19,7 +19,7 @@ use openclaw_init::metadata::Client;
 use openclaw_init::report::follow::{self, RunOutcome};
 use openclaw_init::report::{report_failure, stopped};
 use openclaw_init::update::Request;
-use openclaw_init::{backup, bake, failpoint, gateway, link, log, shield, status, watch};
+use openclaw_init::{backup, bake, failpoint, gateway, link, log, pair, shield, status, watch};
 
 fn main() -> ExitCode {
     // Modes are those that the code names, whoever starts the program.
@@ -52,6 +52,7 @@ async fn run(command: Option<Command>) -> ExitCode {
         Some(Command::Install) => install::install(&host).await.map(|_| ExitCode::SUCCESS),
         Some(Command::Status { json, timeline, wait }) => status(&host, json, timeline, wait).await,
         Some(Command::Link { hold }) => link(&host, hold).await,
+        Some(Command::Pair(options)) => pair(&host, &options).await,
         Some(Command::Cli { arguments }) => gateway_cli(&host, &arguments).await,
         Some(Command::Bake(options)) => bake(&host, &options).await,
         Some(Command::Seal { force }) => narrated(&host, seal::run(&host, force)).await,
@@ -193,6 +194,22 @@ async fn link(host: &Host, hold: bool) -> anyhow::Result<ExitCode> {
         link::hold(&link, show).await;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn pair(host: &Host, options: &pair::Options) -> anyhow::Result<ExitCode> {
+    let has_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    let show = |text: &str| drop(writeln!(std::io::stdout(), "{text}"));
+    let is_done = pair::run(host, options, show, has_terminal.then_some(confirm)).await?;
+    Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether somebody at the terminal agrees.
+fn confirm(question: &str) -> std::io::Result<bool> {
+    let (mut stdout, mut answer) = (std::io::stdout(), String::new());
+    write!(stdout, "{question}")?;
+    stdout.flush()?;
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(["y", "yes"].contains(&answer.trim().to_ascii_lowercase().as_str()))
 }
 
 async fn gateway_cli(host: &Host, arguments: &[String]) -> anyhow::Result<ExitCode> {

@@ -46,6 +46,8 @@ stages! {
     Ready = "ready";
     /// Another version in the place of the current one, or back.
     Update = "update";
+    /// Letting in who is named.
+    Pairing = "pairing";
     /// HTTPS at a name of the gateway's own.
     Proxy = "proxy";
 }

@@ -68,6 +68,7 @@ fn with(run: Status, now: &Now) -> Status {
     let mut status = run.now(now.saying.as_ref());
     status.detail.updated = since(status.state, &told, now.changed_at);
     status.version = now.version.clone().or(status.version);
+    status.detail.pairing.clone_from(&now.asking);
     status
 }
 
@@ -107,6 +108,7 @@ impl Seen {
         let Some(status) = &self.status else { return Some(RUN_AGAIN) };
         match (status.state, self.now.as_ref().is_some_and(|now| now.is_busy)) {
             (_, true) => Some(WAIT),
+            (State::Ready | State::Degraded, _) if !self.asking().is_empty() => Some("sudo openclaw-init pair"),
             (State::Ready | State::Degraded, _) => Some("sudo openclaw-init link"),
             (State::Failed, _) => None,
             (State::Starting, _) if status.result.is_some() => Some("sudo openclaw-init status"),
@@ -124,10 +126,16 @@ impl Seen {
         }
         let mut rows = self.outcome().rows(has_colour);
         rows.extend(self.address().map(|address| ("address", format!("{address} on this VM"))));
+        rows.extend(self.asking().iter().map(|asking| ("asking", asking.clone())));
         rows.extend(self.kept.iter().map(|kept| ("kept", kept.to_string())));
         rows.extend(self.caveat.iter().map(|caveat| ("note", caveat.clone())));
         rows.extend(self.next().map(|next| ("next", next.to_owned())));
         align(&rows)
+    }
+
+    /// Who asks to be paired.
+    fn asking(&self) -> &[String] {
+        self.now.as_ref().map_or(&[], |now| &now.asking)
     }
 
     fn address(&self) -> Option<String> {
@@ -161,6 +169,7 @@ impl fmt::Display for Seen {
         }
         let mut line = |name: &str, value: &dyn fmt::Display| write!(out, "\n{name}: {value}");
         self.address().iter().try_for_each(|address| line("address", address))?;
+        self.asking().iter().try_for_each(|asking| line("asking", asking))?;
         self.kept.iter().try_for_each(|kept| line("kept", kept))?;
         self.caveat.iter().try_for_each(|caveat| line("note", caveat))?;
         self.next().iter().try_for_each(|next| line("next", next))
@@ -182,7 +191,8 @@ mod tests {
     fn now(saying: Option<(State, &str)>) -> Now {
         let saying = saying.map(|(state, message)| Saying { state, message: message.to_owned() });
         let address = Some(([127, 0, 0, 1], 18789).into());
-        Now { is_busy: false, saying, address, version: Some("2026.9.6".into()), changed_at: None }
+        let version = Some("2026.9.6".into());
+        Now { is_busy: false, saying, asking: Vec::new(), address, version, changed_at: None }
     }
 
     fn seen(status: Status, now: Now) -> Seen {
@@ -216,6 +226,10 @@ mod tests {
             assert_eq!(seen.exit_code(), ExitCode::from(code), "{seen:?}");
             assert_eq!(seen.next(), next, "{seen:?}");
         }
+        let asked = seen(run(Ready, ready()), Now { asking: vec!["a from ::1".into()], ..now(None) });
+        assert_eq!(asked.next(), Some("sudo openclaw-init pair"));
+        assert!(asked.to_string().contains("\nasking: a from ::1\n") && asked.table(false).contains("asking   a from"));
+        assert!(asked.json().is_ok_and(|json| json.contains("\"pairing\"")));
         let never = Seen::default();
         assert_eq!((never.exit_code(), never.next()), (ExitCode::from(29), Some(RUN_AGAIN)));
         assert!(never.to_string().ends_with(RUN_AGAIN) && never.json().is_ok_and(|json| json.contains(RUN_AGAIN)));

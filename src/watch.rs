@@ -47,6 +47,8 @@ pub struct Now {
     pub is_busy: bool,
     /// What is so other than the run said at its end.
     pub saying: Option<Saying>,
+    /// Who has asked to be paired lately: `ID from ADDRESS`.
+    pub asking: Vec<String>,
     /// Where the gateway is published on the VM.
     pub address: Option<SocketAddr>,
     /// The version that the gateway says it has.
@@ -71,7 +73,8 @@ pub async fn now(host: &Host, metadata: &Client, status: &Status) -> Result<Now>
         None => None,
     };
     let address = Orders::read(host).await?.and_then(|orders| orders.published).map(SocketAddr::from);
-    Ok(Now { is_busy: sight.is_busy, saying: decide::now(&sight), address, version, changed_at })
+    let saying = decide::now(&sight);
+    Ok(Now { is_busy: sight.is_busy, saying, asking: sight.asking, address, version, changed_at })
 }
 
 /// Watches until the process is ended.
@@ -128,7 +131,10 @@ async fn round(
     let decision = decide(&sight, memory, now);
     let mut next = decision.next;
     if !sight.is_busy {
-        let unsaid = report.tell(decision.saying.as_ref(), sight.run).await.context("telling how the gateway is")?;
+        let unsaid = report
+            .tell(decision.saying.as_ref(), &sight.asking, sight.run)
+            .await
+            .context("telling how the gateway is")?;
         next = next.min(unsaid.unwrap_or(next));
     }
     if let Some(start) = decision.start

@@ -20,7 +20,7 @@ const FLOORS: &[&[&str]] = &[
     &["image", "proxy"],
     &["gateway"],
     &["update"],
-    &["backup", "install", "link", "watch"],
+    &["backup", "install", "link", "pair", "watch"],
     &["bake", "status"],
     &["bootstrap"],
     &["cli"],

@@ -70,6 +70,17 @@ Examples:
 
 Who has the link is the gateway's owner: it is printed to standard output and nowhere else.";
 
+/// `pair`.
+pub(crate) const PAIR: &str = "\
+Examples:
+  sudo openclaw-init pair              who asks: id, role, name, address, age
+  sudo openclaw-init pair a50129ea-d1b5-402d-97fc-ee0a17cdb4ed
+  sudo openclaw-init pair --wait 5m    the next one who asks, and whether to let that one in
+
+A device's request ends after five minutes. A node that gave up is started again after it was approved, connects, and
+asks once more: for the commands that it may be given. Names are the clients' own words, the device id is of their key.
+Without SSH: the attribute openclaw-approve=ID. Exit code 1: nobody asked in time, or nobody was approved.";
+
 /// `bake`.
 pub(crate) const BAKE: &str = "\
 Examples:

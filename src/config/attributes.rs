@@ -51,6 +51,12 @@ impl<'a> Attributes<'a> {
         secrets
     }
 
+    /// The keys that begin with `prefix`, each with the rest of it.
+    pub(super) fn beginning_with(&self, prefix: &str) -> Vec<(&'a str, &'a str)> {
+        let keys = self.attributes.keys().map(String::as_str);
+        keys.filter_map(|key| Some((key, key.strip_prefix(prefix)?))).collect()
+    }
+
     /// Whether `key` is set, to whatever.
     pub(super) fn has(&self, key: &str) -> bool {
         self.attributes.contains_key(key)

@@ -32,6 +32,9 @@ const SWAP_SIZES: std::ops::RangeInclusive<u64> = (64 << 20)..=(64 << 30);
 /// A start takes ten seconds where all goes well; who waits for longer than half an hour would rather know.
 const READY_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(30 * 60);
 
+/// Nobody approves more at once than can be looked at.
+const REQUESTS_LIMIT: usize = 20;
+
 /// What people leave in a template. The gateway exits on some of these, takes others for real.
 const PLACEHOLDERS: &[&str] = &["change-me", "changeme", "undefined", "null", "blank", "placeholder", "your-token"];
 
@@ -267,6 +270,50 @@ pub(super) fn variable(name: &str, value: &str) -> Checked<()> {
     } else {
         Ok(())
     }
+}
+
+/// Whether this is an id by which the gateway names a request to be paired.
+pub(crate) fn is_request_id(id: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
+    id.len() <= 128 && id.starts_with(|first: char| first.is_ascii_alphanumeric()) && id.bytes().all(is_plain)
+}
+
+/// The ids of requests to be paired, separated by commas; each of them once.
+pub(super) fn request_ids(value: &str) -> Checked<Vec<String>> {
+    let ids = list(value);
+    if ids.len() <= REQUESTS_LIMIT && ids.iter().all(|id| is_request_id(id)) {
+        Ok(ids)
+    } else {
+        Err(format!(
+            "must be up to {REQUESTS_LIMIT} ids of requests separated by commas, such as \
+             a50129ea-d1b5-402d-97fc-ee0a17cdb4ed; `sudo openclaw-init pair` lists them"
+        ))
+    }
+}
+
+/// What people are called on a channel, separated by commas. Nothing in it stands for more than one of them.
+pub(super) fn people(value: &str) -> Checked<Vec<String>> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"+-_.:@/=!~|#".contains(&byte);
+    let is_person =
+        |id: &String| !id.is_empty() && id.len() <= 256 && id.bytes().all(is_plain) && !id.starts_with("accessGroup:");
+    let ids = list(value);
+    if ids.iter().all(is_person) {
+        Ok(ids)
+    } else {
+        Err("must be ids of people on the channel separated by commas, such as 123456789; * and groups are none"
+            .to_owned())
+    }
+}
+
+/// The parts between the commas, each of them once.
+fn list(value: &str) -> Vec<String> {
+    let mut parts: Vec<String> = Vec::new();
+    for part in value.split(',').map(str::trim) {
+        if parts.iter().all(|known| known != part) {
+            parts.push(part.to_owned());
+        }
+    }
+    parts
 }
 
 /// A short printable text.
@@ -535,6 +582,27 @@ mod tests {
         ] {
             assert_eq!(display(value), if shown { format!("{value:?}") } else { display("@") }, "{value}");
         }
+    }
+
+    #[test]
+    fn ids_of_requests() {
+        let (longest, longer) = ("a".repeat(128), "a".repeat(129));
+        let many: Vec<_> = (0..21).map(|id| id.to_string()).collect();
+        accepts(
+            request_ids,
+            &["a50129ea-d1b5-402d-97fc-ee0a17cdb4ed", "a, b", "a,a", &longest, &many[..20].join(",")],
+            &["", "*", "a/b", "a,", "-a", "--latest", "a b", "a;b", "$(a)", &longer, &many.join(",")],
+        );
+        assert_eq!(request_ids("b, a,b"), Ok(vec!["b".to_owned(), "a".to_owned()]));
+    }
+
+    #[test]
+    fn ids_of_people() {
+        accepts(
+            people,
+            &["123456789", "+15551234567, @a.b:example.org", "users/1", "nick!user@host", "U123|x"],
+            &["", "*", "1,*", "1,", "a b", "${HOME}", "\"", "accessGroup:all"],
+        );
     }
 
     #[test]

@@ -75,6 +75,12 @@ keys! {
     ALLOW_FROM = "openclaw-allow-from", run, "", "203.0.113.0/24";
     /// beside it: the `https://` directory of another CA for ACME, which the VM trusts
     ACME_DIRECTORY = "openclaw-acme-directory", run, "Caddy's own choice (Let's Encrypt)", "https://ca.example.com/acme/directory";
+    /// [requests to be paired](ways-in.md#another-browser-or-a-node) that are approved, by their ids, separated by
+    /// commas. No other request is
+    APPROVE = "openclaw-approve", run, "", "a50129ea-d1b5-402d-97fc-ee0a17cdb4ed";
+    /// who [owns the gateway](ways-in.md#another-browser-or-a-node) on the channel `CHANNEL`, by the ids that people
+    /// have there, separated by commas. Sets `channels.CHANNEL.allowFrom` and `commands.ownerAllowFrom`
+    OWNER = "openclaw-owner-CHANNEL", run, "", "123456789";
     /// `secret:projects/PROJECT/secrets/SECRET` takes it [from Secret Manager](operations.md#secrets). A literal of 32
     /// to 4096 characters is possible, too, and readable by everyone who can read the VM's metadata
     GATEWAY_TOKEN = "openclaw-gateway-token", run, "generated once", "secret:projects/PROJECT/secrets/SECRET";
@@ -124,6 +130,9 @@ pub(super) const ENV_PREFIX: &str = "openclaw-env-";
 /// Prefix of environment variables from Secret Manager.
 pub(super) const SECRET_PREFIX: &str = "openclaw-secret-";
 
+/// Prefix of the owners on a channel.
+pub(super) const OWNER_PREFIX: &str = "openclaw-owner-";
+
 /// Attributes of the loader that fetches this program: not ours to judge.
 const LOADER_PREFIX: &str = "openclaw-init-";
 
@@ -143,8 +152,8 @@ pub(crate) fn is_for_boot(key: &str) -> bool {
 /// A warning about a key that looks like ours and is not.
 pub(super) fn unknown(key: &str) -> Option<String> {
     let ours = key.starts_with("openclaw-") || key.starts_with("openclaw_");
-    let known =
-        KEYS.contains(&key) || [ENV_PREFIX, SECRET_PREFIX, LOADER_PREFIX].iter().any(|prefix| key.starts_with(prefix));
+    let prefixes = [ENV_PREFIX, SECRET_PREFIX, OWNER_PREFIX, LOADER_PREFIX];
+    let known = KEYS.contains(&key) || prefixes.iter().any(|prefix| key.starts_with(prefix));
     if !ours || known {
         return None;
     }
@@ -211,7 +220,8 @@ mod tests {
             };
             // Names of what is somebody's own are in upper case.
             let example = row.example.replace("PROJECT/hub", "project/hub").replace("PROJECT", "project");
-            let given = needs.iter().copied().chain([(row.key, example.as_str())]);
+            let key = row.key.replace("CHANNEL", "telegram");
+            let given = needs.iter().copied().chain([(key.as_str(), example.as_str())]);
             let given = given.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
             let read = Config::from_attributes(&given).map_err(|error| (code_of(&error), one_line(&error)));
             let warnings = read.unwrap_or_else(|error| panic!("{}={example}: {error:?}", row.key)).1;

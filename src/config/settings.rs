@@ -99,10 +99,8 @@ impl SettingsPatch {
     pub(super) fn serve_through(&mut self, attribute: &'static str, origin: &str, proxies: &[String], port: u16) {
         let local = origins(port);
         let origins: Vec<&str> = [origin].into_iter().chain(local.iter().map(String::as_str)).collect();
-        let gateway = &mut self.value["gateway"];
-        gateway["controlUi"]["allowedOrigins"] = json!(origins);
-        gateway["trustedProxies"] = json!(proxies);
-        self.attributes.push(attribute);
+        self.set(attribute, &["gateway", "controlUi", "allowedOrigins"], json!(origins));
+        self.set(attribute, &["gateway", "trustedProxies"], json!(proxies));
     }
 
     /// Whether it leaves it to the proxy in front to say who a user is.
@@ -110,9 +108,19 @@ impl SettingsPatch {
         self.value.pointer("/gateway/auth/mode").is_some_and(|mode| mode == TRUSTED_PROXY)
     }
 
-    /// Whether it decides what is at `path`.
+    /// Sets what is at `path`, which nothing in it decides yet, as `attribute` asks.
+    pub(super) fn set(&mut self, attribute: &'static str, path: &[&str], value: Value) {
+        *path.iter().fold(&mut self.value, |at, key| &mut at[*key]) = value;
+        if !self.attributes.contains(&attribute) {
+            self.attributes.push(attribute);
+        }
+    }
+
+    /// Whether it decides what is at `path`: there, below it, or by no object above it.
     pub(super) fn sets(&self, path: &[&str]) -> bool {
-        self.leaves().iter().any(|leaf| leaf.path.starts_with(path))
+        let decides =
+            |leaf: &Leaf<'_>| leaf.path.starts_with(path) || path.starts_with(&leaf.path) && !leaf.value.is_object();
+        self.leaves().iter().any(decides)
     }
 
     /// Whether it asks for nothing.

@@ -21,7 +21,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
-use super::native_backup::exit_code;
+use super::exec::exit_code;
 use super::spec::no_health_check;
 use super::{NAME, PROGRAM, SPEC_LABEL, inspect, one_off, stop_container};
 use crate::docker::{Engine, SOCKET};
@@ -72,6 +72,12 @@ async fn ours(engine: &Engine) -> Result<ContainerInspectResponse> {
     });
     let found = found.ok_or_else(|| anyhow!("there is no gateway's container on this machine"));
     found.classify(Code::GatewayNotReady, format!("`{RUN_AGAIN}` makes it, or says why it cannot."))
+}
+
+/// An error unless the gateway runs.
+pub(super) async fn must_run(engine: &Engine) -> Result<()> {
+    let runs = if is_alive(&ours(engine).await?)? { Ok(()) } else { Err(anyhow!("the gateway does not run")) };
+    runs.classify(Code::GatewayNotReady, format!("Start it with `{RUN_AGAIN}`."))
 }
 
 fn is_alive(container: &ContainerInspectResponse) -> Result<bool> {

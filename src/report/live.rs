@@ -59,34 +59,42 @@ impl LiveReport {
         }
     }
 
-    /// Says it, or without `saying` what the latest `run` said at its end, unless one is at work. Returns after how
-    /// long another call can bring out what the server does not hold yet.
-    pub async fn tell(&mut self, saying: Option<&Saying>, run: Option<SystemTime>) -> Result<Option<Duration>> {
+    /// Says it, or without `saying` what the latest `run` said at its end, and who is `asking` to be paired, unless a
+    /// run is at work. Returns after how long another call can bring out what the server does not hold yet.
+    pub async fn tell(
+        &mut self,
+        saying: Option<&Saying>,
+        asking: &[String],
+        run: Option<SystemTime>,
+    ) -> Result<Option<Duration>> {
         if self.run != run {
             // It has written, too. What refused to be written may be allowed since.
             self.sent.clear();
             self.is_disabled = false;
             self.run = run;
         }
-        let Some(status) = self.note(saying).await? else { return Ok(None) };
+        let Some(status) = self.note(saying, asking).await? else { return Ok(None) };
         let is_told = status.at_end.is_none() && status.reported;
         if is_told {
             self.sent = KEYS.iter().filter_map(|key| Some((*key, status.words_as(key)?))).collect();
         } else if let Some(pause) = self.deliver(&status).await {
             return Ok(Some(pause));
-        } else if saying.is_none() {
+        } else if saying.is_none() && asking.is_empty() {
             self.settle().await?;
         }
         Ok(self.beat().await)
     }
 
     /// The status file with it. Nothing while a run is at work, or when none has ended yet.
-    async fn note(&self, saying: Option<&Saying>) -> Result<Option<Status>> {
+    async fn note(&self, saying: Option<&Saying>, asking: &[String]) -> Result<Option<Status>> {
         let Some(_lock) = RunLock::try_acquire(&self.host.path(LOCK))? else { return Ok(None) };
         let Some(mut status) = Status::read(&self.host).await?.filter(|status| status.result.is_some()) else {
             return Ok(None);
         };
-        let words = with(status.words_of_the_run(), saying);
+        let mut words = with(status.words_of_the_run(), saying);
+        if matches!(words.state, State::Ready | State::Degraded) {
+            words.detail.pairing = asking.to_vec();
+        }
         if status.words() != words {
             tracing::info!("state={}: {}", words.state.name(), words.detail.message.as_deref().unwrap_or("as before"));
             status.say(words);

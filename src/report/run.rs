@@ -20,7 +20,7 @@ const PHASES: &[(State, &[Stage])] = &[
     (State::Installing, &[Stage::Swap, Stage::Docker]),
     (State::Disk, &[Stage::Disk, Stage::State]),
     (State::Image, &[Stage::Shield, Stage::Image]),
-    (State::Gateway, &[Stage::Secrets, Stage::Gateway, Stage::Ready, Stage::Update, Stage::Proxy]),
+    (State::Gateway, &[Stage::Secrets, Stage::Gateway, Stage::Ready, Stage::Update, Stage::Pairing, Stage::Proxy]),
 ];
 
 /// How far a stage is.
@@ -156,6 +156,7 @@ impl Run {
             message,
             elapsed: elapsed.collect(),
             warnings: ledger.warnings.clone(),
+            pairing: Vec::new(),
         }
     }
 }

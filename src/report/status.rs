@@ -176,6 +176,9 @@ pub struct Detail {
     pub elapsed: BTreeMap<String, u64>,
     /// What an operator should know although the run went on.
     pub warnings: Vec<String>,
+    /// Who has asked to be paired lately: `ID from ADDRESS`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pairing: Vec<String>,
 }
 
 /// What a run changed on the machine.

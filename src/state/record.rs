@@ -70,6 +70,9 @@ pub struct Record {
     /// What of `openclaw.json` is the operator's.
     #[serde(skip_serializing_if = "OwnedSettings::is_empty")]
     pub settings: OwnedSettings,
+    /// The requests to be paired that were approved because an attribute names them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub approved: Vec<String>,
 }
 
 /// The way back from an update: a state and what it belongs to.

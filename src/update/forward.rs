@@ -111,8 +111,8 @@ impl Updater<'_> {
     /// The new version owns the state; the safety copy of an earlier update goes.
     async fn accept(&self, update: &Update, previous: Previous, image: &Image, desired: &ImageConfig) -> Result<()> {
         let Gateway { host, engine, data, .. } = self.gateway;
-        let settings = previous.record.settings.clone();
-        let record = Record { previous: Some(Box::new(previous)), settings, ..Record::default() };
+        let Record { settings, approved, .. } = previous.record.clone();
+        let record = Record { previous: Some(Box::new(previous)), settings, approved, ..Record::default() };
         let record = record.owned_by(image, desired);
         let record = Record { choice: self.image.choice(), ..record };
         record.write(host, data, self.lock).await?;

@@ -101,6 +101,8 @@ pub(super) struct Sight {
     pub(super) proxy: Option<String>,
     /// The run could not take away a proxy that is not wanted any more: nothing shows here when that is mended.
     pub(super) is_proxy_left: bool,
+    /// Who has asked to be paired lately.
+    pub(super) asking: Vec<String>,
     /// Keys that a run can apply.
     pub(super) changed: Vec<String>,
     /// Keys that wait for the next boot.

@@ -18,7 +18,7 @@ use crate::docker::{self, Engine};
 use crate::error::Code;
 use crate::gateway::live::{self, Container};
 use crate::gateway::silence::Silence;
-use crate::gateway::{self, Health};
+use crate::gateway::{self, Health, pairing};
 use crate::host::Host;
 use crate::lock::RunLock;
 use crate::paths::{BOOT_UNIT, LOCK, SHIELD_IN_FORCE, STOPPED_BY_SHIELD};
@@ -140,6 +140,7 @@ impl<'a> Eyes<'a> {
             low: low(host, &orders, self.patience).await?,
             proxy: proxy(host, &orders).await,
             is_proxy_left: orders.domain.is_none() && says_of_proxy(status),
+            asking: self.asking(health.as_ref()).await,
             engine,
             container,
             health,
@@ -180,6 +181,16 @@ impl<'a> Eyes<'a> {
         match tokio::time::timeout(self.patience, gateway_health(self.host, orders)).await {
             Ok(health) => health,
             Err(_) => Ok(Some(Health::Silent)),
+        }
+    }
+
+    /// Who has asked a gateway that answers to be paired.
+    async fn asking(&self, health: Option<&Health>) -> Vec<String> {
+        match (&self.engine, health) {
+            (Some(engine), Some(Health::Ready { .. } | Health::Unhealthy { .. })) => {
+                tokio::time::timeout(self.patience, pairing::hints(engine)).await.unwrap_or_default()
+            }
+            _ => Vec::new(),
         }
     }
 

@@ -317,12 +317,12 @@ async fn state_and_detail_follow_the_gateway_and_the_result_stays() {
     let mut live = LiveReport::new(&machine.host(), machine.client.clone());
     let (before, status, run) = (machine.writes().len(), machine.status().await, Some(SystemTime::UNIX_EPOCH));
     let news = || machine.writes().split_off(before);
-    live.tell(None, run).await.unwrap();
+    live.tell(None, &[], run).await.unwrap();
     assert!(news().len() == 1 && news()[0].starts_with("PUT heartbeat=20"), "{:?}", news());
     assert_eq!(machine.status().await, status, "the status file is untouched");
 
     let saying = Saying { state: State::Stopped, message: "somebody stopped it".into() };
-    while live.tell(Some(&saying), run).await.unwrap().is_some() {
+    while live.tell(Some(&saying), &[], run).await.unwrap().is_some() {
         machine.a_minute_later();
     }
     let attributes = machine.server.guest_attributes("openclaw");
@@ -331,7 +331,7 @@ async fn state_and_detail_follow_the_gateway_and_the_result_stays() {
     let status = machine.status().await;
     assert_eq!((status.state, result_of(&status).as_deref()), (State::Stopped, Some("ready")));
     let told = machine.writes().len();
-    live.tell(Some(&saying), run).await.unwrap();
+    live.tell(Some(&saying), &[], run).await.unwrap();
     assert_eq!(machine.writes().len(), told, "it is said once");
 
     // A run between two looks has written, too.
@@ -340,13 +340,13 @@ async fn state_and_detail_follow_the_gateway_and_the_result_stays() {
     assert_eq!(machine.server.guest_attributes("openclaw")["state"], "ready");
     let run = Some(SystemTime::now());
     machine.a_minute_later();
-    while live.tell(Some(&saying), run).await.unwrap().is_some() {
+    while live.tell(Some(&saying), &[], run).await.unwrap().is_some() {
         machine.a_minute_later();
     }
     assert_eq!(machine.server.guest_attributes("openclaw")["state"], "stopped");
 
     machine.a_minute_later();
-    while live.tell(None, run).await.unwrap().is_some() {
+    while live.tell(None, &[], run).await.unwrap().is_some() {
         machine.a_minute_later();
     }
     let attributes = machine.server.guest_attributes("openclaw");
@@ -354,6 +354,18 @@ async fn state_and_detail_follow_the_gateway_and_the_result_stays() {
     assert!(!attributes["detail"].contains("somebody"), "{}", attributes["detail"]);
     let status = machine.status().await;
     assert_eq!((status.state, status.at_end, status.detail.message), (State::Ready, None, None));
+
+    // Who asks to be paired stands in the detail for as long as it may be approved.
+    let asking = ["a from ::1".to_owned()];
+    for asking in [&asking[..], &asking, &[]] {
+        machine.a_minute_later();
+        while live.tell(None, asking, run).await.unwrap().is_some() {
+            machine.a_minute_later();
+        }
+        let detail = machine.server.guest_attributes("openclaw")["detail"].clone();
+        assert_eq!(detail.contains(r#""pairing":["a from ::1"]"#), !asking.is_empty(), "{detail}");
+        assert_eq!(machine.status().await.at_end.is_some(), !asking.is_empty());
+    }
     assert_eq!(machine.writes().iter().filter(|write| write.contains("result")).count(), 3, "{:?}", machine.writes());
 }
 
@@ -367,12 +379,12 @@ async fn a_storm_of_changes_costs_a_minutes_budget_and_the_last_one_arrives() {
     let (before, run) = (machine.writes().len(), None);
     for number in 0..200 {
         let saying = Saying { state: State::Degraded, message: format!("change {number}") };
-        live.tell(Some(&saying).filter(|_| number % 2 == 1), run).await.unwrap();
+        live.tell(Some(&saying).filter(|_| number % 2 == 1), &[], run).await.unwrap();
     }
     assert!(machine.writes().len() - before <= 8, "{:?}", machine.writes());
     assert!(machine.status().await.detail.message.unwrap().contains("change 199"));
     let saying = Saying { state: State::Degraded, message: "change 199".into() };
-    while live.tell(Some(&saying), run).await.unwrap().is_some() {
+    while live.tell(Some(&saying), &[], run).await.unwrap().is_some() {
         machine.a_minute_later();
     }
     let attributes = machine.server.guest_attributes("openclaw");

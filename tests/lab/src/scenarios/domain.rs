@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::checks::is_ready;
+use super::pairing;
 use super::rig::{CommandOutput, Rig};
 use crate::cache::Cache;
 use crate::cloud::metadata_server::PROJECT;
@@ -36,6 +37,7 @@ const CERTIFICATE: &str = "sha256sum /mnt/disks/openclaw-data/certificates-openc
 pub(super) fn https_at_a_name(rig: &Rig) -> Result<()> {
     rig.up(&[])?;
     is_ready(rig)?;
+    pairing::lets_in_who_is_named(rig).context("pairing")?;
     let before = what_is_there(rig)?;
     rig.script(CA, &[]).context("making a CA")?;
     caddy_of_somebody_else(rig).context("a Caddy of somebody else's")?;

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 use cli::{Cli, Command, help};
 use nix::sys::stat::{Mode, umask};
+use nix::sys::termios::{FlushArg, tcflush};
 use openclaw_init::backup::restore;
 use openclaw_init::bake::seal;
 use openclaw_init::bootstrap::{self, StopCause, Trigger};
@@ -206,6 +207,8 @@ async fn pair(host: &Host, options: &pair::Options) -> anyhow::Result<ExitCode> 
 /// Whether somebody at the terminal agrees.
 fn confirm(question: &str) -> std::io::Result<bool> {
     let (mut stdout, mut answer) = (std::io::stdout(), String::new());
+    // What was typed before is no answer to it.
+    tcflush(std::io::stdin(), FlushArg::TCIFLUSH)?;
     write!(stdout, "{question}")?;
     stdout.flush()?;
     std::io::stdin().read_line(&mut answer)?;

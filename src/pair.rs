@@ -24,8 +24,9 @@ use crate::text;
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
 const ASK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How much of what a client says of itself is shown.
-const SHOWN_BYTES: usize = 60;
+/// How much of what a client says of itself is shown: a device has 64 digits, a node's commands are many.
+const SHOWN_BYTES: usize = 64;
+const WANTS_BYTES: usize = 2048;
 
 /// The options of `openclaw-init pair`.
 #[derive(Debug, Clone, Default, Args)]
@@ -217,13 +218,8 @@ fn approved(request: &Request) -> String {
         }
         _ => "",
     };
-    format!(
-        "approved {} ({} {} from {}){next}",
-        request.id,
-        role(request),
-        shown(&request.name),
-        shown(&request.address)
-    )
+    let (name, role, address) = (shown(&request.name), role(request), shown(&request.address));
+    format!("approved {}: {name} ({role}) from {address}{next}", request.id)
 }
 
 fn json(requests: &[&Request]) -> Result<String> {
@@ -237,7 +233,7 @@ fn table(requests: &[Request], now: Timestamp) -> String {
     }
     let paragraph = |request: &Request| {
         let asked = request.asked_at.map(|at| format!("{} ago", text::age(at, now))).unwrap_or_default();
-        let wants = shown(&request.wants.join(" "));
+        let wants = text::printable(&request.wants.join(" "), WANTS_BYTES);
         let rows = [
             ("asks as", role(request)),
             ("name", shown(&request.name)),
@@ -300,7 +296,7 @@ mod tests {
     #[test]
     fn what_a_client_says_moves_no_cursor() {
         let mut commands = request("b", Kind::Commands, "kitchen");
-        commands.wants = vec!["system.run".to_owned(); 9];
+        commands.wants = vec!["system.run".to_owned(), "\u{202e}".to_owned()];
         let requests = [request("a", Kind::Device, "evil\u{1b}[2J\nc\n  name x"), commands];
         let now = Timestamp::from_second(35).unwrap_or_default();
         expect![[r"
@@ -315,7 +311,7 @@ mod tests {
               name     kitchen
               address  10.9.9.2
               asked    35 seconds ago
-              wants    system.run system.run system.run system.run system.run syste...
+              wants    system.run \u{202e}
               device   cf01e42b"]]
         .assert_eq(&table(&requests, now));
         assert_eq!(table(&[], now), "nobody asks to be paired");

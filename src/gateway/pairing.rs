@@ -141,13 +141,14 @@ pub async fn hints(engine: &Engine) -> Vec<String> {
 }
 
 fn hints_in(log: &str) -> Vec<String> {
-    // Each with the device that asks; nothing stands for a node that wants commands.
+    // Each with the device that asks, or what a node's second request is called.
     let mut hints: Vec<(&str, String)> = Vec::new();
     for line in log.lines() {
         let (device, hint) = if let Some((_, rest)) = line.split_once("[gateway] device pairing approved device=") {
             (first_word(rest), None)
         } else if let Some((_, rest)) = line.split_once("awaiting operator approval; run `openclaw nodes approve ") {
-            ("", rest.split_once('`').and_then(|(id, _)| hint(id, None)))
+            let id = rest.split_once('`').map_or("", |(id, _)| id);
+            (id, hint(id, None))
         } else if let Some((before, after)) = line.rsplit_once(" cause=pairing-required ") {
             // What a client says of itself stands between the gateway's own words.
             let address = before.split_once(" remote=").and_then(|(_, rest)| first_word(rest).parse().ok());

@@ -10,8 +10,8 @@ use super::rig::Rig;
 /// A real node with a state of its own, in a container beside the gateway's.
 const NODE: &str = include_str!("../../scripts/pairing/node.sh");
 
-/// What the operator types is there before he is asked.
-const WAIT: &str = "echo y | script -qec 'openclaw-init pair --wait 2m' /dev/null";
+/// On a terminal, with an answer once it was asked for: what was typed before is none.
+const WAIT: &str = include_str!("../../scripts/pairing/wait.sh");
 
 const OWNERS: &str = "openclaw config get commands.ownerAllowFrom --json </dev/null";
 const TALKS: &str = "openclaw config get channels.telegram.allowFrom --json </dev/null";
@@ -32,11 +32,11 @@ pub(super) fn lets_in_who_is_named(rig: &Rig) -> Result<()> {
 fn by_hand(rig: &Rig) -> Result<()> {
     rig.script(NODE, &["kitchen"])?;
     let begun = Instant::now();
-    let said = rig.shell(WAIT)?;
+    let said = rig.script(WAIT, &[])?;
     for words in ["asks as  node", "name     kitchen", "Approve it? [y/N]", "approved "] {
         ensure!(said.contains(words), "{words:?} is missing in {said}");
     }
-    println!("pairing: a node was shown and approved in {:.1} s", begun.elapsed().as_secs_f32());
+    println!("pairing: a node was waited for, shown and approved in {:.1} s", begun.elapsed().as_secs_f32());
     rig.script(NODE, &["stranger"])?;
     rig.script(NODE, &["garden"])?;
     // It connects, and asks for its commands.
@@ -47,7 +47,7 @@ fn by_hand(rig: &Rig) -> Result<()> {
         Ok(asking.find(|request| request["kind"] == "commands").map(|request| request["id"].clone()))
     })?;
     let id = request.as_str().context("it has an id")?;
-    rig.lab_ends(0, "exec", &["--", "openclaw-init", "pair", id])?.has(&[&format!("approved {id} (node")])?;
+    rig.lab_ends(0, "exec", &["--", "openclaw-init", "pair", id])?.has(&[&format!("approved {id}: kitchen (node")])?;
     for wrong in [id, "00000000-0000-0000-0000-000000000000"] {
         rig.lab_ends(10, "exec", &["--", "openclaw-init", "pair", wrong])?.has(&["nothing was approved", wrong])?;
     }
@@ -70,7 +70,7 @@ fn by_attribute(rig: &Rig) -> Result<()> {
     let status = until("a run approves garden", || {
         let status = rig.status()?;
         let is_approved =
-            status["changes"]["list"].to_string().contains(&format!("pairing: approved {id} (node garden"));
+            status["changes"]["list"].to_string().contains(&format!("pairing: approved {id}: garden (node)"));
         Ok(Some(status).filter(|status| is_approved && status["result"] == "ready"))
     })?;
     let warnings = status["detail"]["warnings"].to_string();

@@ -66,6 +66,7 @@ pub(crate) enum Command {
     #[command(after_help = help::LINK)]
     Link {
         /// Goes on running, and shows how the gateway is, until Ctrl-C: it keeps the session open that has the tunnel.
+        /// Behind a proxy there is no tunnel, and it ends.
         #[arg(long)]
         hold: bool,
     },

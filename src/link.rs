@@ -32,6 +32,11 @@ pub struct Link {
 }
 
 impl Link {
+    /// Whether the gateway is reached only from this machine, so that a session must stay open for its tunnel.
+    pub fn needs_tunnel(&self) -> bool {
+        self.origin.is_none()
+    }
+
     /// The address for a browser. The token is in its fragment, which no browser sends to a server.
     pub fn url(&self) -> String {
         let local = || format!("http://localhost:{}", self.port);
@@ -110,8 +115,10 @@ mod tests {
         for (token, value) in cases {
             let link = Link { origin: None, port: 18790, token: Some(Secret::new(token)) };
             assert_eq!(link.url(), format!("http://localhost:18790/#token={value}"));
+            assert!(link.needs_tunnel());
             let proxied = Link { origin: Some("https://claw.example.com".to_owned()), ..link };
             assert_eq!(proxied.url(), format!("https://claw.example.com/#token={value}"));
+            assert!(!proxied.needs_tunnel());
             let (link, bare) = (&proxied, Link { origin: None, port: 18790, token: None });
             assert_eq!(bare.url(), "http://localhost:18790/");
             assert!(!format!("{link:?}").contains(token), "{link:?}");

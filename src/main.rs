@@ -189,7 +189,7 @@ async fn status(host: &Host, json: bool, timeline: bool, wait: bool) -> anyhow::
 async fn link(host: &Host, hold: bool) -> anyhow::Result<ExitCode> {
     let link = link::find(host, watch::Orders::origin(host).await).await?;
     writeln!(std::io::stdout(), "{}", link.url())?;
-    if hold {
+    if hold && link.needs_tunnel() {
         // A closed pipe is the reader's choice.
         let show = |state: &str| drop(writeln!(std::io::stdout(), "gateway: {state}"));
         link::hold(&link, show).await;

@@ -320,3 +320,74 @@ fn the_readme_has_the_same_commands_and_links_in_both_languages() {
     assert_eq!(blocks(&english), blocks(&chinese));
     assert_eq!(links(&english), links(&chinese));
 }
+
+/// A sentence of a page, and the line of the code that makes it true.
+#[rustfmt::skip]
+const NUMBERS: [(&str, &str, &str, &str); 27] = [
+    ("README.md", "an hour at most", "openclaw-gcp", "-lt 3600 ] || die"),
+    ("docs/gcloud.md", "fails with `failed:CODE` or after an hour", "docs/gcloud.md", "seconds=3600"),
+    ("docs/small-machines.md", "less than 4 GiB of memory", "src/memory/swap.rs", "ENOUGH_MEMORY_BYTES: u64 = 4096 * MIB"),
+    ("docs/small-machines.md", "2 GiB, but at most a quarter of what is free", "src/memory/swap.rs", "MAX_BYTES: u64 = 2048 * MIB"),
+    ("docs/small-machines.md", "at most a quarter of what is free", "src/memory/swap.rs", "FREE_SHARE: u64 = 4"),
+    ("docs/small-machines.md", "may use 75 % of the memory", "src/gateway/spec.rs", "MEMORY_PERCENT: u64 = 75"),
+    ("docs/small-machines.md", "Node's heap in it half of that", "src/gateway/env.rs", "memory / 2 / MIB"),
+    ("docs/security.md", "each at most a tenth of the VM's", "src/gateway/spec.rs", "SCRATCH_PERCENT: u64 = 10"),
+    ("docs/security.md", "`/tmp`, `~/.npm` and `~/.local` are in memory", "src/gateway/spec.rs", r#"["/tmp", "/home/node/.npm", "/home/node/.local"]"#),
+    ("docs/disks.md", "up to 64 GiB |", "src/disk/proof.rs", "FULL_BYTES: u64 = 64 * GIB"),
+    ("docs/disks.md", "after 30 s of reading", "src/disk/proof.rs", "PACE_DEADLINE: Duration = Duration::from_secs(30)"),
+    ("docs/disks.md", "takes at most 20 minutes", "src/disk/proof.rs", "READING_DEADLINE: Duration = Duration::from_secs(20 * 60)"),
+    ("docs/disks.md", "for a week", "src/disk/undo.rs", "KEPT: Duration = Duration::from_secs(7 * 24 * 3600)"),
+    ("docs/disks.md", "up to 64 MiB", "src/disk/undo.rs", "MAX_BYTES: u64 = 64 * MIB"),
+    ("docs/disks.md", "none is\nmade for a disk above 2 TiB", "src/disk/undo.rs", "MAX_DISK_BYTES: u64 = 2048 * GIB"),
+    ("docs/watch.md", "after 1, 2, 5, 15, then every 60 minutes", "src/watch/decide.rs", "BACKOFF_MINUTES: [u64; 5] = [1, 2, 5, 15, 60]"),
+    ("docs/watch.md", "What lasts for 10 seconds counts", "src/watch/decide.rs", "CONFIRM: Duration = Duration::from_secs(10)"),
+    ("docs/watch.md", "a run starts it after 10 minutes", "src/watch/decide.rs", "ENGINE_GRACE: Duration = Duration::from_secs(600)"),
+    ("docs/watch.md", "and 10 quiet seconds", "src/watch/attributes.rs", "QUIET: Duration = Duration::from_secs(10)"),
+    ("docs/watch.md", "told every 10 minutes", "src/report/live.rs", "HEARTBEAT_INTERVAL: Duration = Duration::from_secs(600)"),
+    ("docs/watch.md", "looks at the machine every minute", "src/watch.rs", "TICK: Duration = Duration::from_secs(60)"),
+    ("docs/watch.md", "for 3 minutes it gives no answer", "src/gateway/silence.rs", "HUNG_AFTER: Duration = Duration::from_secs(180)"),
+    ("docs/watch.md", "5 minutes or more after its start", "src/gateway/silence.rs", "START: Duration = Duration::from_secs(300)"),
+    ("docs/watch.md", "less than 5 % of room", "src/state/room.rs", "LOW_PERCENT: u128 = 5"),
+    ("docs/failures.md", "two more in a boot", "src/report/tries.rs", "TRIES_LIMIT: u32 = 3"),
+    ("docs/failures.md", "a minute apart", "src/install/openclaw-init.service", "RestartSec=60"),
+    ("docs/failures.md", "One run may take 55 minutes", "src/bootstrap.rs", "RUN_DEADLINE: Duration = Duration::from_secs(55 * 60)"),
+];
+
+#[test]
+fn numbers_in_the_pages_are_those_of_the_code() {
+    let read = |page: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).expect("it is there");
+    for (page, sentence, code, line) in NUMBERS {
+        assert!(
+            read(page).contains(sentence),
+            "{page} does not say {sentence:?}: is {line:?} of {code} told elsewhere?"
+        );
+        assert!(read(code).contains(line), "{code} is not {line:?} any more: {page} says {sentence:?}");
+    }
+}
+
+/// The price that the README names for the smallest VM is the sum of what the page with the machine types has.
+#[test]
+fn the_price_in_the_readme_is_a_sum() {
+    let read = |page: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).expect("it is there");
+    let types = read("docs/small-machines.md");
+    let small = types.lines().find_map(|line| line.strip_prefix("| `e2-small` | 2 GB | ")?.split_once(' '));
+    let small: u32 = small.and_then(|(price, _)| price.parse().ok()).expect("the page has the machine type");
+    for page in ["README.md", "README.zh.md"] {
+        let text = read(page);
+        assert!(text.contains(&small.to_string()) && text.contains(&(small + 2 * 2 + 4).to_string()), "{page}");
+    }
+    assert!(types.contains("come 2 for every\n20 GB") && types.contains("about 4 for an external address"));
+    assert!(read("README.md").contains(&format!("`e2-small` {small}, disks 4, address 4")));
+}
+
+#[test]
+fn every_state_is_on_the_page() {
+    let read = |page: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).expect("it is there");
+    let (code, page) = (read("src/report/status.rs"), read("docs/operations.md"));
+    let (_, names) = code.split_once("The value of the guest attribute `state`").expect("the states have names");
+    let (names, _) = names.split_once("\n    }\n").expect("the function ends");
+    let states: Vec<_> = names.split('"').skip(1).step_by(2).map(|state| format!("`{state}`")).collect();
+    let (_, listed) = page.split_once("`state` (").expect("the page lists them");
+    let (listed, _) = listed.split_once(')').expect("the list ends");
+    assert_eq!(states, listed.split(',').map(|state| state.trim().to_owned()).collect::<Vec<_>>());
+}

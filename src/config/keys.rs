@@ -81,7 +81,7 @@ keys! {
     /// who [owns the gateway](ways-in.md#another-browser-or-a-node) on the channel `CHANNEL`, by the ids that people
     /// have there, separated by commas. Sets `channels.CHANNEL.allowFrom` and `commands.ownerAllowFrom`
     OWNER = "openclaw-owner-CHANNEL", run, "", "123456789";
-    /// `secret:projects/PROJECT/secrets/SECRET` takes it [from Secret Manager](operations.md#secrets). A literal of 32
+    /// `secret:projects/PROJECT/secrets/SECRET` takes it [from Secret Manager](security.md#secrets). A literal of 32
     /// to 4096 characters is possible, too, and readable by everyone who can read the VM's metadata
     GATEWAY_TOKEN = "openclaw-gateway-token", run, "generated once", "secret:projects/PROJECT/secrets/SECRET";
     /// JSON that is [merged into `openclaw.json`](#the-gateways-own-settings). Readable by everyone who can read the
@@ -94,7 +94,7 @@ keys! {
     /// environment variable `NAME` of the gateway; the kernel takes 128 KiB for name and value. Seen in the metadata
     /// and by `docker inspect`: a warning names those that look like secrets
     ENV = "openclaw-env-NAME", run, "", "VALUE";
-    /// environment variable `NAME` of the gateway, [from Secret Manager](operations.md#secrets):
+    /// environment variable `NAME` of the gateway, [from Secret Manager](security.md#secrets):
     /// `projects/PROJECT/secrets/SECRET`, with `/versions/VERSION` unless the latest is wanted,
     /// `projects/PROJECT/locations/LOCATION/secrets/SECRET` for a regional secret; `secret:` may stand before it. Only
     /// the name is in the metadata, and `docker inspect` shows neither

@@ -25,6 +25,7 @@ mod loader;
 mod moving;
 mod operations;
 mod packer;
+mod pages;
 mod pairing;
 mod power;
 mod private_registry;

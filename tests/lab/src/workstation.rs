@@ -7,6 +7,7 @@
 mod browser;
 mod gcloud;
 mod instances;
+mod networks;
 pub mod packer;
 mod session;
 

@@ -5,6 +5,8 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::operations::on_the_vm;
+use super::pages::Block;
 use super::rig::Rig;
 use crate::product::FAILPOINT;
 
@@ -156,6 +158,11 @@ fn of_a_stopped_gateway(rig: &Rig) -> Result<()> {
     let backup = back_up(rig, &["--to", "/root/stopped.tar.gz"], "stopped")?;
     ensure!(backup == "/root/stopped.tar.gz", "it is in {backup}");
     // Nothing has used the state since: no flag is needed.
-    rig.lab_ends(0, "exec", &["--", "openclaw-init", "restore", &backup])?.has(&["result=ready"])?;
+    let restore = Block::Restore.text()?.replace("FILE", &backup);
+    on_the_vm(rig, &restore)?.has(&["result=ready"])?;
+    is_as(rig, &look)?;
+    let again = rig.lab("exec", &["--", "sh", "-c", &restore.replace("sudo ", "")])?;
+    ensure!(again.code != 0, "what was used since was put aside unasked: {}", again.text);
+    again.has(&["used after the backup was made"])?;
     is_as(rig, &look)
 }

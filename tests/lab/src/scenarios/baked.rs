@@ -6,7 +6,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::checks::{is_ready, units_are_valid};
-use super::readme::{Block, Reader};
+use super::pages::Block;
+use super::readme::Reader;
 use super::rig::Rig;
 use crate::host;
 use crate::program::run;
@@ -83,7 +84,7 @@ pub(super) fn sealed_image_boots_without_internet(rig: &Rig) -> Result<()> {
 /// From an image with cloud-init. What cloud-init had set up on the builder must be gone, or it would not notice that
 /// this machine is a new one.
 pub(super) fn baked_on_debian_13(rig: &Rig) -> Result<()> {
-    Reader::of(rig)?.succeeds(&[Block::ImageWay, Block::Wait])?;
+    Reader::of(rig)?.pastes(&[Block::ImageWay, Block::Wait])?;
     is_ready(rig)?;
     units_are_valid(rig)?;
     rig.shell("cloud-init status --wait")?;

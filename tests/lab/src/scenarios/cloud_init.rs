@@ -3,7 +3,8 @@
 use anyhow::{Context, Result, ensure};
 
 use super::checks::is_ready;
-use super::readme::{Block, Reader};
+use super::pages::Block;
+use super::readme::Reader;
 use super::rig::Rig;
 use crate::product::LOADER;
 
@@ -14,7 +15,7 @@ const RUN: &str = "systemctl show --property=InvocationID openclaw-init.service"
 const CARRIERS_END: &str = "cloud-init status --wait";
 
 pub(super) fn boots_and_other_carriers(rig: &Rig) -> Result<()> {
-    Reader::of(rig)?.succeeds(&[Block::Upload, Block::CloudInitWay, Block::Wait])?;
+    Reader::of(rig)?.pastes(&[Block::Upload, Block::CloudInitWay, Block::Wait])?;
     is_ready(rig)?;
     cloud_init_is_content(rig, 1)?;
     rig.lab_ends(0, "reboot", &[])?;

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::checks::is_ready;
+use super::pages::Block;
 use super::pairing;
+use super::readme::{Reader, open, opens_without_a_tunnel, twice};
 use super::rig::{CommandOutput, Rig};
 use crate::cache::Cache;
 use crate::cloud::metadata_server::PROJECT;
@@ -17,8 +19,8 @@ use crate::workstation::Browser;
 
 const CA: &str = include_str!("../../scripts/domain/ca.sh");
 const NAME: &str = "openclaw-domain=claw.example.com";
-/// The machine's own address: what comes from it is let in, what comes from 127.0.0.1 is not.
-const ALLOWED: &str = "openclaw-allow-from=10.128.0.2";
+/// The machine's own address in the place of browsers': what comes from it is let in, what comes from 127.0.0.1 is not.
+const ALLOWED: [&str; 2] = ["203.0.113.0/24", "10.128.0.2"];
 const DIRECTORY: &str = "openclaw-acme-directory=https://127.0.0.1:14000/dir";
 
 /// A browser that trusts the CA, and prints the status of the answer.
@@ -34,13 +36,17 @@ const SHOWN: &str = "openssl s_client -connect 127.0.0.1:443 -servername claw.ex
     > /tmp/shown && openssl x509 -in /tmp/shown -noout -serial -checkend 0";
 const CERTIFICATE: &str = "sha256sum /mnt/disks/openclaw-data/certificates-openclaw/caddy/certificates/*/*/*.crt";
 
+/// On a VM that was made by plain commands.
 pub(super) fn https_at_a_name(rig: &Rig) -> Result<()> {
-    rig.up(&[])?;
+    let reader = Reader::of(rig)?;
+    reader.pastes(&[Block::PlainRelease, Block::PlainCreate, Block::Wait])?.has(&["ready"])?;
     is_ready(rig)?;
+    let visitor = ["curl", "--silent", "--fail"].map(str::to_owned);
+    open(&reader, &Block::PlainOpen.text()?, &visitor)?.has(&["<html", "gateway: ready"])?;
     pairing::lets_in_who_is_named(rig).context("pairing")?;
     let before = what_is_there(rig)?;
     rig.script(CA, &[]).context("making a CA")?;
-    caddy_of_somebody_else(rig).context("a Caddy of somebody else's")?;
+    caddy_of_somebody_else(rig, &reader).context("a Caddy of somebody else's")?;
     without_the_ca(rig).context("a CA that is down")?;
     rig.shell("systemctl start pebble")?;
     listens(rig, 14000)?;
@@ -48,9 +54,23 @@ pub(super) fn https_at_a_name(rig: &Rig) -> Result<()> {
     rig.boot(0)?.has(&["result=ready"])?;
     is_whole(rig)?;
     serves_who_may_come(rig).context("a certificate")?;
+    let opened = opens_without_a_tunnel(&reader)?;
+    ensure!(opened.code == 0, "open ended with {}: {}", opened.code, opened.text);
+    opened.has(&["https://claw.example.com/#token="])?;
     taken_port(rig).context("a port that is taken")?;
     reboots(rig).context("a reboot")?;
-    is_gone(rig, &before).context("without the attribute")
+    is_gone(rig, &before).context("without the attribute")?;
+    updated_and_deleted(rig, &reader).context("the page with plain commands")
+}
+
+fn updated_and_deleted(rig: &Rig, reader: &Reader) -> Result<()> {
+    let release = Block::PlainRelease.text()?;
+    reader.does(&[release, twice(&[Block::PlainUpdate, Block::Wait])?].join("\n"))?.has(&["ready"])?;
+    is_ready(rig)?;
+    for (block, ask) in [(Block::PlainDelete, "y"), (Block::PlainDelete, ""), (Block::PlainDeleteDisk, "y")] {
+        reader.ends(0, block, ask)?;
+    }
+    reader.ends(0, Block::PlainDeleteDisk, "").map(drop)
 }
 
 /// By attributes alone: a model provider, a token of Secret Manager, a name. A browser on the internet writes to the
@@ -127,11 +147,10 @@ fn what_is_there(rig: &Rig) -> Result<String> {
     )
 }
 
-fn caddy_of_somebody_else(rig: &Rig) -> Result<()> {
+fn caddy_of_somebody_else(rig: &Rig, reader: &Reader) -> Result<()> {
     rig.shell("DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends caddy")?;
-    for attribute in [NAME, ALLOWED, DIRECTORY] {
-        rig.attribute(attribute)?;
-    }
+    rig.attribute(DIRECTORY)?;
+    reader.does(&Block::Https.twice()?.replace(ALLOWED[0], ALLOWED[1]))?;
     is_degraded(rig, "caddy.service")?;
     ensure!(rig.shell("systemctl is-active caddy")? == "active", "it was stopped");
     rig.shell("DEBIAN_FRONTEND=noninteractive apt-get purge -y -q caddy").map(drop)

@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::checks::{is_ready, needs_little_memory, units_are_valid};
-use super::readme::{Block, Reader};
+use super::pages::Block;
+use super::readme::Reader;
 use super::rig::Rig;
 use super::{shield, strangers};
 use crate::cloud::content;
@@ -27,8 +28,10 @@ struct Seen {
 }
 
 pub(super) fn main_job_reboots_and_updates(rig: &Rig) -> Result<()> {
-    let up = Reader::of(rig)?.succeeds(&[Block::Lab])?;
+    let reader = Reader::of(rig)?;
+    let up = reader.ends(0, Block::Lab, "")?;
     up.has(&["stage=metadata", "stage=disk", "stage=docker", "stage=image", "stage=gateway", "stage=ready", "18789"])?;
+    reader.ends(1, Block::Lab, "")?.has(&["exists; `cargo lab down"])?;
     is_ready(rig)?;
     needs_little_memory(rig)?;
     data_is_on_the_disk(rig).context("the data disk")?;

@@ -4,6 +4,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::checks::is_ready;
 use super::disks::{IDENTITY, TOKEN};
+use super::pages::Block;
+use super::readme::Reader;
 use super::rig::Rig;
 use super::sources::is_small;
 use crate::product::{BOOT_HERE, FAILPOINT};
@@ -30,13 +32,17 @@ pub(super) fn state_moves_to_a_data_disk(rig: &Rig) -> Result<()> {
 
     rig.lab_ends(0, "disk", &["attach", "openclaw-data", "2G"])?;
     too_small(rig).context("a disk that is too small")?;
+    rig.lab_ends(0, "disk", &["detach", "openclaw-data"])?;
+    let (reader, move_in) = (Reader::of(rig)?, Block::MoveIn.text()?);
+    let (attach, _) = move_in.split_once("gcloud compute ssh").context("the block does not end with a run")?;
+    reader.does(attach)?;
     for cut in CUTS {
         let ended = rig.shell(&format!("{FAILPOINT}=state.relocate.{cut} {BOOT_HERE} > /tmp/run 2>&1; echo $?"))?;
         ensure!(ended == "137", "cut at {cut}, it ended with {ended}:\n{}", rig.shell("cat /tmp/run")?);
         let running = rig.shell("docker ps --quiet --filter name=openclaw-gateway")?;
         ensure!(running.is_empty() || cut == "begun", "the gateway runs after the cut at {cut}");
     }
-    rig.boot(0)?;
+    reader.pastes(&[Block::MoveIn])?;
     is_the_same(rig, &token, &identity, &listed)?;
     ensure!(
         rig.shell(&format!("ls {FORMER}/openclaw/odd/private"))?.lines().count() == 1,

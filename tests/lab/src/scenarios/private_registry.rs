@@ -3,6 +3,8 @@
 use anyhow::{Context, Result, ensure};
 
 use super::checks::is_ready;
+use super::operations::on_the_vm;
+use super::pages::Block;
 use super::rig::Rig;
 use crate::cloud::content::{self, ARTIFACT_REGISTRY_NAME, PRIVATE_REPOSITORY};
 use crate::cloud::metadata_server::ACCESS_TOKEN;
@@ -67,12 +69,12 @@ fn without_internet(rig: &Rig) -> Result<()> {
         let reached = rig.shell("curl --silent --max-time 3 https://ghcr.io/ || echo none")?;
         ensure!(reached == "none", "a registry can be reached");
     }
-    rig.shell(&format!("docker save --output /root/image.tar {IMAGE}"))?;
+    let block = Block::Brought.twice()?;
+    let (save, rest): (Vec<_>, Vec<_>) = block.lines().partition(|line| line.starts_with("docker save"));
+    on_the_vm(rig, &["cd /root", &save.join("\n")].join("\n"))?;
     rig.shell(&format!("docker rm --force openclaw-gateway && docker image rm {IMAGE}"))?;
     rig.boot(21)?.has(&[&format!("{ARTIFACT_REGISTRY_NAME}/{PRIVATE_REPOSITORY}")])?;
-    rig.shell("docker load --input /root/image.tar")?;
-    rig.boot(0)?;
-    Ok(())
+    on_the_vm(rig, &["cd /root", &rest.join("\n")].join("\n")).map(drop)
 }
 
 fn only_from_the_mirror(rig: &Rig) -> Result<()> {

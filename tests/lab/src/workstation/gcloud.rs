@@ -8,26 +8,29 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 
 use super::instances::{self, ACCOUNTS, INSTANCE, Instance, READERS, ZONE, object};
+use super::networks::{self, Addresses, FirewallRules, REGION, Regional, Routers};
 use super::session::{DISKS, SNAPSHOTS, Used};
 use crate::cli::up;
-use crate::machine::{self, disks};
+use crate::cloud::metadata_server::PROJECT;
+use crate::machine::{self, attach, disks};
 use crate::product::BINARY;
 use crate::size::Size;
 use crate::state::Lab;
 
-/// The project that the CLI is set to: the one of the lab's metadata.
-const PROJECT: &str = "openclaw-lab";
 const BUCKETS: &str = "buckets";
 const SERVICES: &str = "services";
 const SECRETS: &str = "secrets";
 const RESOURCE_POLICIES: &str = "resource policies";
+/// Disks that are on a schedule.
+const SCHEDULED: &str = "disks on a schedule";
+/// Accounts that may read a secret.
+const SECRET_READERS: &str = "readers of secrets";
+const TAGS: &str = "tags";
 
 /// `gcloud`.
 #[derive(Debug, clap::Parser)]
 #[command(name = "gcloud")]
 pub(super) enum Gcloud {
-    #[command(subcommand)]
-    Config(Config),
     #[command(subcommand)]
     Iam(Iam),
     #[command(subcommand)]
@@ -45,14 +48,6 @@ pub(super) enum Gcloud {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Config {
-    GetValue {
-        #[arg(value_parser = ["project"])]
-        property: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
 pub(super) enum Iam {
     #[command(subcommand)]
     ServiceAccounts(ServiceAccounts),
@@ -60,8 +55,17 @@ pub(super) enum Iam {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ServiceAccounts {
+    Describe {
+        email: String,
+        #[arg(long, value_parser = [PROJECT])]
+        project: String,
+        #[arg(long, value_parser = ["value(email)"])]
+        format: String,
+    },
     Create {
         name: String,
+        #[arg(long, value_parser = [PROJECT])]
+        project: String,
         #[arg(long)]
         display_name: Option<String>,
     },
@@ -84,25 +88,50 @@ pub(super) enum Services {
     Enable {
         #[arg(value_parser = ["secretmanager.googleapis.com"])]
         service: String,
+        #[arg(long, value_parser = [PROJECT])]
+        project: String,
     },
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Secrets {
+    Describe {
+        name: String,
+        #[arg(long, value_parser = [PROJECT])]
+        project: String,
+        #[arg(long, value_parser = ["value(name)"])]
+        format: String,
+    },
+    /// Without a version.
     Create {
         name: String,
+        #[arg(long, value_parser = [PROJECT])]
+        project: String,
         #[arg(long, value_parser = ["automatic"])]
         replication_policy: String,
-        /// Standard input
-        #[arg(long, value_parser = ["-"])]
-        data_file: String,
     },
+    #[command(subcommand)]
+    Versions(Versions),
     AddIamPolicyBinding {
         name: String,
+        #[arg(long, value_parser = [PROJECT])]
+        project: String,
         #[arg(long, value_parser = service_account)]
         member: String,
         #[arg(long, value_parser = ["roles/secretmanager.secretAccessor"])]
         role: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Versions {
+    Add {
+        name: String,
+        #[arg(long, value_parser = [PROJECT])]
+        project: String,
+        /// Standard input
+        #[arg(long, value_parser = ["-"])]
+        data_file: String,
     },
 }
 
@@ -116,6 +145,8 @@ pub(super) enum Artifacts {
 pub(super) enum Repositories {
     AddIamPolicyBinding {
         repository: String,
+        #[arg(long, value_parser = [PROJECT])]
+        project: String,
         #[arg(long)]
         location: String,
         #[arg(long, value_parser = service_account)]
@@ -138,9 +169,17 @@ pub(super) enum Storage {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Buckets {
+    Describe {
+        #[arg(value_parser = bucket)]
+        bucket: String,
+        #[arg(long, value_parser = ["value(name)"])]
+        format: String,
+    },
     Create {
         #[arg(value_parser = bucket)]
         bucket: String,
+        #[arg(long, value_parser = [PROJECT])]
+        project: String,
         #[arg(long)]
         location: String,
     },
@@ -164,9 +203,17 @@ pub(super) enum Compute {
     Snapshots(Snapshots),
     #[command(subcommand)]
     ResourcePolicies(ResourcePolicies),
+    #[command(subcommand)]
+    Addresses(Addresses),
+    #[command(subcommand)]
+    FirewallRules(FirewallRules),
+    #[command(subcommand)]
+    Routers(Routers),
     Ssh {
         #[command(flatten)]
         of: Instance,
+        #[arg(long)]
+        tunnel_through_iap: bool,
         /// A line for the shell of the VM
         #[arg(long, conflicts_with = "ssh_arguments", required_unless_present = "ssh_arguments")]
         command: Option<String>,
@@ -178,6 +225,12 @@ pub(super) enum Compute {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Disks {
+    Describe {
+        #[command(flatten)]
+        of: Disk,
+        #[arg(long, value_parser = ["value(name)", "value(resourcePolicies)"])]
+        format: String,
+    },
     Create {
         #[command(flatten)]
         of: Disk,
@@ -200,7 +253,7 @@ pub(super) enum Disks {
         #[command(flatten)]
         of: Disk,
         /// Without it gcloud asks.
-        #[arg(long, required = true)]
+        #[arg(long)]
         quiet: bool,
     },
 }
@@ -209,6 +262,8 @@ pub(super) enum Disks {
 pub(super) enum Snapshots {
     Create {
         name: String,
+        #[arg(long, value_parser = [PROJECT])]
+        project: String,
         #[arg(long)]
         source_disk: String,
         #[arg(long, value_parser = [ZONE])]
@@ -218,6 +273,12 @@ pub(super) enum Snapshots {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ResourcePolicies {
+    Describe {
+        #[command(flatten)]
+        of: Regional,
+        #[arg(long, value_parser = ["value(name)"])]
+        format: String,
+    },
     #[command(subcommand)]
     Create(NewPolicy),
 }
@@ -225,9 +286,8 @@ pub(super) enum ResourcePolicies {
 #[derive(Debug, Subcommand)]
 pub(super) enum NewPolicy {
     SnapshotSchedule {
-        name: String,
-        #[arg(long, value_parser = ["us-central1"])]
-        region: String,
+        #[command(flatten)]
+        of: Regional,
         #[arg(long, required = true)]
         daily_schedule: bool,
         #[arg(long)]
@@ -244,8 +304,8 @@ pub(super) struct Disk {
     name: String,
     #[arg(long, value_parser = [ZONE])]
     zone: String,
-    #[arg(long)]
-    project: Option<String>,
+    #[arg(long, value_parser = [PROJECT])]
+    project: String,
 }
 
 /// Whether there is one of this name: the only list that the documents ask for.
@@ -253,8 +313,8 @@ pub(super) struct Disk {
 pub(super) struct List {
     #[arg(long, value_parser = [ZONE])]
     zones: String,
-    #[arg(long)]
-    project: Option<String>,
+    #[arg(long, value_parser = [PROJECT])]
+    project: String,
     #[arg(long, value_parser = |text: &str| text.strip_prefix("name=").map(str::to_owned).ok_or("expected name=NAME"))]
     filter: String,
     #[arg(long, value_parser = ["value(name)"])]
@@ -264,6 +324,18 @@ pub(super) struct List {
 #[derive(Debug, Subcommand)]
 pub(super) enum Instances {
     Create(Box<instances::Create>),
+    Describe {
+        #[command(flatten)]
+        of: Instance,
+        #[arg(long)]
+        format: String,
+    },
+    AddTags {
+        #[command(flatten)]
+        of: Instance,
+        #[arg(long)]
+        tags: String,
+    },
     AddMetadata {
         #[command(flatten)]
         of: Instance,
@@ -296,7 +368,7 @@ pub(super) enum Instances {
         #[command(flatten)]
         of: Instance,
         #[arg(long)]
-        disk: String,
+        device_name: String,
     },
     /// Only of a VM that is off, like the next.
     SetMachineType {
@@ -329,10 +401,10 @@ pub(super) enum Instances {
     Delete {
         #[command(flatten)]
         of: Instance,
-        #[arg(long, value_parser = ["data"], required = true)]
+        #[arg(long, value_parser = ["data"])]
         keep_disks: String,
         /// Without it gcloud asks.
-        #[arg(long, required = true)]
+        #[arg(long)]
         quiet: bool,
     },
 }
@@ -341,7 +413,9 @@ impl Gcloud {
     pub(super) fn run(self, session: &Used) -> Result<ExitCode> {
         let lab = Lab::named(&session.machine)?;
         match self {
-            Self::Config(Config::GetValue { .. }) => println!("{PROJECT}"),
+            Self::Iam(Iam::ServiceAccounts(ServiceAccounts::Describe { email, .. })) => {
+                session.describe(ACCOUNTS, &email)?;
+            }
             Self::Iam(Iam::ServiceAccounts(ServiceAccounts::Create { name, .. })) => {
                 let long_enough = (6..=30).contains(&name.len());
                 ensure!(long_enough, "the account's name {name} has not 6 to 30 characters");
@@ -351,22 +425,41 @@ impl Gcloud {
             | Self::Artifacts(Artifacts::Repositories(Repositories::AddIamPolicyBinding { member, .. })) => {
                 session.needs(ACCOUNTS, &member)?;
             }
-            Self::Services(Services::Enable { service }) => session.ensure(SERVICES, &service)?,
+            Self::Services(Services::Enable { service, .. }) => session.ensure(SERVICES, &service)?,
             Self::Secrets(command) => command.run(session, &lab)?,
             Self::Storage(command) => storage(session, command)?,
-            Self::Compute(Compute::Instances(command)) => command.run(session, &lab)?,
-            Self::Compute(Compute::Disks(command)) => command.run(session)?,
-            Self::Compute(Compute::Snapshots(Snapshots::Create { name, source_disk, .. })) => {
+            Self::Compute(command) => return command.run(session, &lab),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Compute {
+    fn run(self, session: &Used, lab: &Lab) -> Result<ExitCode> {
+        match self {
+            Self::Instances(command) => command.run(session, lab)?,
+            Self::Disks(command) => command.run(session)?,
+            Self::Snapshots(Snapshots::Create { name, source_disk, .. }) => {
                 session.needs(DISKS, &source_disk)?;
                 session.create(SNAPSHOTS, &name)?;
                 disks::copy(&session.disk(&source_disk), &session.content(SNAPSHOTS, &name))?;
             }
-            Self::Compute(Compute::ResourcePolicies(ResourcePolicies::Create(NewPolicy::SnapshotSchedule {
-                name,
-                ..
-            }))) => session.create(RESOURCE_POLICIES, &name)?,
-            Self::Compute(Compute::Ssh { command: Some(line), .. }) => return instances::ssh_command(&lab, &line),
-            Self::Compute(Compute::Ssh { ssh_arguments, .. }) => return instances::ssh(&lab, &ssh_arguments),
+            Self::ResourcePolicies(ResourcePolicies::Describe { of, .. }) => {
+                session.describe(RESOURCE_POLICIES, &of.name)?;
+            }
+            Self::ResourcePolicies(ResourcePolicies::Create(NewPolicy::SnapshotSchedule { of, .. })) => {
+                session.create(RESOURCE_POLICIES, &of.name)?;
+            }
+            Self::Addresses(command) => command.run(session)?,
+            Self::FirewallRules(command) => command.run(session)?,
+            Self::Routers(command) => command.run(session)?,
+            Self::Ssh { of, tunnel_through_iap, command, ssh_arguments } => {
+                networks::reaches(session, &of.name, tunnel_through_iap)?;
+                return match command {
+                    Some(line) => instances::ssh_command(lab, &line),
+                    None => instances::ssh(lab, &ssh_arguments),
+                };
+            }
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -376,6 +469,12 @@ impl Instances {
     fn run(self, session: &Used, lab: &Lab) -> Result<()> {
         match self {
             Self::Create(create) => create.run(session),
+            Self::Describe { of, format } => {
+                ensure!(lab.exists(), "the resource instances/{} was not found", of.name);
+                println!("{}", instances::described(session, lab, &of.name, &format)?);
+                Ok(())
+            }
+            Self::AddTags { tags, .. } => session.ensure(TAGS, &tags),
             Self::AddMetadata { metadata, metadata_from_file, .. } => {
                 instances::add_metadata(lab, instances::attributes(metadata, metadata_from_file.as_ref())?)
             }
@@ -387,7 +486,7 @@ impl Instances {
             }
             Self::GetSerialPortOutput { .. } => instances::serial_port_output(lab),
             Self::AttachDisk { disk, device_name, .. } => instances::attach_disk(session, lab, &disk, &device_name),
-            Self::DetachDisk { disk, .. } => instances::detach_disk(session, lab, &disk),
+            Self::DetachDisk { device_name, .. } => attach::detach(lab, &device_name),
             Self::SetMachineType { .. } => instances::is_off(lab),
             Self::SetServiceAccount { service_account, scopes, .. } => {
                 instances::is_off(lab)?;
@@ -396,12 +495,16 @@ impl Instances {
             }
             Self::Reset { .. } => session.note("reset").and_then(|()| instances::reset(lab)),
             Self::Stop { .. } => session.note("stop").and_then(|()| machine::stop(lab)),
-            Self::Start { .. } => machine::start(lab),
+            Self::Start { .. } => {
+                session.starts()?;
+                machine::start(lab)
+            }
             Self::List(list) => {
                 list.print(list.filter == INSTANCE && lab.exists());
                 Ok(())
             }
-            Self::Delete { .. } => {
+            Self::Delete { quiet, .. } => {
+                agreed(quiet)?;
                 machine::stop(lab).context("shutting the VM down")?;
                 up::down(lab, &up::Keep::default())
             }
@@ -412,6 +515,16 @@ impl Instances {
 impl Disks {
     fn run(self, session: &Used) -> Result<()> {
         match self {
+            Self::Describe { of, format } if format == "value(name)" => session.describe(DISKS, &of.name),
+            Self::Describe { of, .. } => {
+                session.needs(DISKS, &of.name)?;
+                let policy = session.remembered(SCHEDULED, &of.name)?;
+                println!(
+                    "{}",
+                    policy.map(|policy| format!("regions/{REGION}/resourcePolicies/{policy}")).unwrap_or_default()
+                );
+                Ok(())
+            }
             Self::Create { of, size, source_snapshot, .. } => {
                 if let Some(snapshot) = &source_snapshot {
                     session.needs(SNAPSHOTS, snapshot)?;
@@ -426,13 +539,18 @@ impl Disks {
             }
             Self::AddResourcePolicies { of, resource_policies } => {
                 session.needs(DISKS, &of.name)?;
-                session.needs(RESOURCE_POLICIES, &resource_policies)
+                session.needs(RESOURCE_POLICIES, &resource_policies)?;
+                session.create(SCHEDULED, &of.name)?;
+                session.remember(SCHEDULED, &of.name, &resource_policies)
             }
             Self::List(list) => {
                 list.print(session.has(DISKS, &list.filter));
                 Ok(())
             }
-            Self::Delete { of, .. } => session.delete(DISKS, &of.name),
+            Self::Delete { of, quiet } => {
+                agreed(quiet)?;
+                session.delete(DISKS, &of.name)
+            }
         }
     }
 }
@@ -446,25 +564,53 @@ impl List {
 }
 
 impl Secrets {
-    /// Secret Manager has a secret for the VM as soon as somebody may read it.
+    /// Secret Manager has a secret's versions for the VM as soon as somebody may read it.
     fn run(self, session: &Used, lab: &Lab) -> Result<()> {
         session.needs(SERVICES, "secretmanager.googleapis.com")?;
         match self {
-            Self::Create { name, .. } => {
-                session.create(SECRETS, &name)?;
-                let mut value = Vec::new();
-                std::io::stdin().read_to_end(&mut value).context("reading the secret's value")?;
-                std::fs::write(session.content(SECRETS, &name), value).context("keeping the secret")
+            Self::Describe { name, .. } => session.describe(SECRETS, &name),
+            Self::Create { name, .. } => session.create(SECRETS, &name),
+            Self::Versions(Versions::Add { name, .. }) => {
+                session.needs(SECRETS, &name)?;
+                let mut value = String::new();
+                std::io::stdin().read_to_string(&mut value).context("reading the secret's value")?;
+                let versions = session.remembered(SECRETS, &name)?.unwrap_or_default();
+                session.remember(SECRETS, &name, &format!("{versions}{value}\n"))?;
+                publish(session, lab, &name)
             }
             Self::AddIamPolicyBinding { name, member, .. } => {
                 session.needs(SECRETS, &name)?;
                 session.needs(ACCOUNTS, &member)?;
-                let versions = lab.secrets().join(format!("projects/{PROJECT}/secrets/{name}/versions"));
-                std::fs::create_dir_all(&versions).context("making the secret's directory")?;
-                std::fs::copy(session.content(SECRETS, &name), versions.join("1")).context("publishing it").map(drop)
+                session.ensure(SECRET_READERS, &name)?;
+                publish(session, lab, &name)
             }
         }
     }
+}
+
+/// Hands the versions of a secret, a line each, to Secret Manager, if somebody may read it.
+fn publish(session: &Used, lab: &Lab, name: &str) -> Result<()> {
+    if !session.has(SECRET_READERS, name) {
+        return Ok(());
+    }
+    let directory = lab.secrets().join(format!("projects/{PROJECT}/secrets/{name}/versions"));
+    std::fs::create_dir_all(&directory).context("making the secret's directory")?;
+    let versions = session.remembered(SECRETS, name)?.unwrap_or_default();
+    for (number, value) in (1..).zip(versions.lines()) {
+        std::fs::write(directory.join(format!("{number}")), value).context("publishing the secret")?;
+    }
+    Ok(())
+}
+
+/// What gcloud asks before it deletes something.
+fn agreed(quiet: bool) -> Result<()> {
+    if quiet {
+        return Ok(());
+    }
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("reading the answer")?;
+    ensure!(answer.trim().eq_ignore_ascii_case("y"), "aborted by user");
+    Ok(())
 }
 
 fn storage(session: &Used, command: Storage) -> Result<()> {
@@ -475,11 +621,12 @@ fn storage(session: &Used, command: Storage) -> Result<()> {
             let target = session.object(&bucket, &object);
             std::fs::copy(&source, target).with_context(|| format!("copying {}", source.display())).map(drop)
         }
+        Storage::Buckets(Buckets::Describe { bucket, .. }) => session.describe(BUCKETS, &bucket),
         Storage::Buckets(Buckets::Create { bucket, .. }) => session.create(BUCKETS, &bucket),
         Storage::Buckets(Buckets::AddIamPolicyBinding { bucket, member, .. }) => {
             session.needs(BUCKETS, &bucket)?;
             session.needs(ACCOUNTS, &member)?;
-            session.create(READERS, &member)
+            session.ensure(READERS, &member)
         }
     }
 }
@@ -508,7 +655,7 @@ mod tests {
     fn a_command_line_that_gcloud_would_refuse_is_refused() {
         use clap::CommandFactory as _;
         Gcloud::command().debug_assert();
-        let good = "gcloud compute instances create openclaw-gateway --zone=us-central1-a --machine-type=e2-small \
+        let good = "gcloud compute instances create openclaw-gateway --zone=us-central1-a --project=openclaw-lab --machine-type=e2-small \
                     --image-family=debian-12 --create-disk=name=d --metadata=a=b,c=d=e";
         #[rustfmt::skip]
         let cases = [
@@ -519,8 +666,10 @@ mod tests {
             (" --scope=storage-ro", false),
             (" --disk=name=d", false),
             (" --metadata-from-file=startup-script", false),
+            (" --project=another", false),
+            (" --no-address", true),
         ];
-        let disk = "gcloud compute disks create d --zone=us-central1-a";
+        let disk = "gcloud compute disks create d --zone=us-central1-a --project=openclaw-lab";
         #[rustfmt::skip]
         let disks = [
             (" --type=pd-balanced --size=20GB", true),

@@ -8,10 +8,11 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser as _};
 
+use super::networks;
 use super::packer::IMAGES;
 use super::session::{DISKS, Used};
 use crate::cli::{Action, Cli, up};
-use crate::cloud::metadata_server::{BUCKET, Level};
+use crate::cloud::metadata_server::{BUCKET, Level, PROJECT};
 use crate::machine::disks::DataDisk;
 use crate::machine::{attach, tunnel};
 use crate::product::NAMESPACE;
@@ -50,8 +51,8 @@ pub(super) struct Instance {
     pub(super) name: String,
     #[arg(long, value_parser = [ZONE])]
     pub(super) zone: String,
-    #[arg(long)]
-    pub(super) project: Option<String>,
+    #[arg(long, value_parser = [PROJECT])]
+    pub(super) project: String,
 }
 
 /// `gcloud compute instances create`.
@@ -79,14 +80,23 @@ pub(super) struct Create {
     service_account: Option<String>,
     #[arg(long, value_parser = ["storage-ro"])]
     scopes: Option<String>,
-    #[arg(long, conflicts_with = "service_account", requires = "no_scopes")]
-    no_service_account: bool,
-    #[arg(long, conflicts_with = "scopes")]
-    no_scopes: bool,
+    #[command(flatten)]
+    without: Without,
     #[arg(long, value_parser = dictionary)]
     metadata: Dictionary,
     #[arg(long, value_parser = dictionary)]
     metadata_from_file: Option<Dictionary>,
+}
+
+/// What the VM does not get.
+#[derive(Debug, Args)]
+struct Without {
+    #[arg(long)]
+    no_address: bool,
+    #[arg(long, conflicts_with = "service_account", requires = "no_scopes")]
+    no_service_account: bool,
+    #[arg(long, conflicts_with = "scopes")]
+    no_scopes: bool,
 }
 
 impl Create {
@@ -108,12 +118,14 @@ impl Create {
         };
         let mut line = vec!["lab", "up", "--name", &session.machine, "--only-attr", "--disk", &disk];
         line.extend(*machine);
-        if self.no_service_account {
+        if self.without.no_service_account {
             line.push("--no-service-account");
         }
         let pairs: Vec<_> = attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
         line.extend(pairs.iter().flat_map(|pair| ["--attr", pair]));
         let Action::Up(mut options) = Cli::try_parse_from(line)?.action else { bail!("this is not `lab up`") };
+        networks::attach(session, &self.of.name, !self.without.no_address)?;
+        session.starts()?;
         options.binary = Some(binary);
         options.forge = session.forge();
         up::up(&options).map(drop)
@@ -187,11 +199,18 @@ pub(super) fn attach_disk(session: &Used, lab: &Lab, name: &str, device_name: &s
     attach::attach(lab, device_name, &DataDisk::File(session.disk(name)), false)
 }
 
-pub(super) fn detach_disk(session: &Used, lab: &Lab, name: &str) -> Result<()> {
-    session.needs(DISKS, name)?;
-    let file = session.disk(name).canonicalize().with_context(|| format!("finding the disk {name}"))?;
-    let disk = lab.load()?.disks.into_iter().find(|disk| disk.file == file);
-    attach::detach(lab, &disk.with_context(|| format!("the disk {name} is not attached"))?.device_name)
+/// What `describe` prints of the VM in one of the formats that the documents use.
+pub(super) fn described(session: &Used, lab: &Lab, name: &str, format: &str) -> Result<String> {
+    Ok(match format {
+        "value(name)" => name.to_owned(),
+        "value(networkInterfaces[0].accessConfigs[0].natIP)" => networks::address(session, name).to_owned(),
+        "value(lastStartTimestamp.date('%Y-%m-%dT%H:%M:%SZ', tz=UTC))" => session.last_start()?,
+        "value(disks[].deviceName)" => {
+            let disks = lab.load()?.disks.into_iter().map(|disk| disk.device_name);
+            ["persistent-disk-0".to_owned()].into_iter().chain(disks).collect::<Vec<_>>().join(";")
+        }
+        _ => bail!("the documents use no format {format}"),
+    })
 }
 
 /// An error unless the VM is stopped, without which much of it cannot be changed.

@@ -42,7 +42,7 @@ impl Packer {
                 let (template, options) = arguments.split_last().context("packer build needs a template")?;
                 let said = validate(&session.real_path()?, Path::new("."), Path::new(template), options)?;
                 ensure!(said.status.success(), "packer says {}", String::from_utf8_lossy(&said.stdout));
-                session.create(IMAGES, "openclaw")?;
+                session.ensure(IMAGES, "openclaw")?;
             }
         }
         Ok(ExitCode::SUCCESS)

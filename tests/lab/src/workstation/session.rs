@@ -131,7 +131,7 @@ impl Used {
     /// Makes a thing of a `kind` exist; it is an error when it does.
     pub(super) fn create(&self, kind: &str, name: &str) -> Result<()> {
         let path = self.directory.join(kind).join(name);
-        ensure!(!path.exists(), "{name} is there already among the {kind}");
+        ensure!(!path.exists(), "{name} already exists among the {kind}");
         fs::create_dir_all(&path).with_context(|| format!("creating {name} among the {kind}"))
     }
 
@@ -144,6 +144,35 @@ impl Used {
     pub(super) fn delete(&self, kind: &str, name: &str) -> Result<()> {
         self.needs(kind, name)?;
         fs::remove_dir_all(self.directory.join(kind).join(name)).with_context(|| format!("deleting {name}"))
+    }
+
+    /// Prints the name of a thing, which must exist.
+    pub(super) fn describe(&self, kind: &str, name: &str) -> Result<()> {
+        self.needs(kind, name)?;
+        println!("{name}");
+        Ok(())
+    }
+
+    /// Keeps a text about a thing.
+    pub(super) fn remember(&self, kind: &str, name: &str, text: &str) -> Result<()> {
+        fs::write(self.content(kind, name), text).with_context(|| format!("remembering something of {name}"))
+    }
+
+    /// The text about a thing, if one was kept.
+    pub(super) fn remembered(&self, kind: &str, name: &str) -> Result<Option<String>> {
+        let file = self.content(kind, name);
+        file.exists().then(|| fs::read_to_string(file)).transpose().with_context(|| format!("looking {name} up"))
+    }
+
+    /// Notes that the VM is switched on now. A reset does not change it.
+    pub(super) fn starts(&self) -> Result<()> {
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        fs::write(self.directory.join("started"), now).context("noting the start")
+    }
+
+    /// When the VM was switched on last.
+    pub(super) fn last_start(&self) -> Result<String> {
+        fs::read_to_string(self.directory.join("started")).context("looking the start up")
     }
 
     /// Whether the thing was created.

@@ -91,7 +91,6 @@ pub(super) fn conversation_at_the_gateways_own_address(rig: &Rig) -> Result<()> 
     let attributes = attributes.iter().flat_map(|attribute| ["--attr", attribute]);
     rig.up(&lab.into_iter().chain(attributes).collect::<Vec<_>>())?;
     let begun = Instant::now();
-    is_ready(rig)?;
     let status = rig.status()?;
     ensure!(status["state"] == "ready", "the status is {status}");
     let first = rig.shell(SHOWN)?;

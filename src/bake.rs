@@ -35,6 +35,9 @@ pub struct Options {
     /// Where the image comes from: release, npm, source
     #[arg(long, value_name = "SOURCE")]
     image_source: Option<String>,
+    /// Which of upstream's images of the version: browser, slim
+    #[arg(long, value_name = "VARIANT", conflicts_with_all = ["image", "image_source"])]
+    image_variant: Option<String>,
     /// For source: the commit, with its pins
     #[arg(long, value_name = "COMMIT")]
     source_ref: Option<String>,
@@ -68,6 +71,7 @@ impl Options {
             (keys::VERSION, &self.version),
             (keys::IMAGE, &self.image),
             (keys::IMAGE_SOURCE, &self.image_source),
+            (keys::IMAGE_VARIANT, &self.image_variant),
             (keys::SOURCE_REF, &self.source_ref),
             (keys::SOURCE_URL, &self.source_url),
             (keys::BINARIES, &self.binaries),

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::config::{self, Config, Domain};
 use crate::docker::{self, Engine};
 use crate::error::{Code, RUN_AGAIN, StageError, one_line};
-use crate::gateway::{self, Gateway, Ownership, secrets};
+use crate::gateway::{self, Gateway, Ownership, RunState, secrets};
 use crate::host::Host;
 use crate::image::Image;
 use crate::lock::RunLock;
@@ -33,7 +33,7 @@ use crate::stage::{Stage, within};
 use crate::state::{DataDir, Record};
 use crate::update::{self, Request, Updater};
 use crate::watch::Orders;
-use crate::{disk, image, pair, shield, state, systemd};
+use crate::{disk, image, pair, shield, state, systemd, trust};
 
 /// How long the metadata server may keep us waiting.
 const METADATA_DEADLINE: Duration = Duration::from_secs(120);
@@ -197,7 +197,7 @@ async fn engine(
     config: &Config,
     is_blank: oneshot::Receiver<()>,
 ) -> Result<(Engine, Option<Image>), StageError> {
-    let engine = report.stage(Stage::Docker, docker::ensure(host, &config.docker)).await?;
+    let engine = report.stage(Stage::Docker, trusting_engine(host, config)).await?;
     report.stage(Stage::Shield, shield::ensure(host, config.gateway.metadata_access)).await?;
     let mut fetched = None;
     if is_blank.await.is_ok()
@@ -207,6 +207,24 @@ async fn engine(
         fetched = report.stage(Stage::Image, fetch).await.ok();
     }
     Ok((engine, fetched))
+}
+
+/// The engine of a machine that trusts its operator's CAs. An engine reads the machine's store when it starts.
+async fn trusting_engine(host: &Host, config: &Config) -> Result<Engine> {
+    let is_old =
+        trust::ensure(host, &config.gateway.ca_certificates).await? && systemd::is_active(host, docker::UNIT).await?;
+    let engine = docker::ensure(host, &config.docker).await?;
+    if !is_old {
+        return Ok(engine);
+    }
+    if gateway::run_state(&engine).await? == RunState::Stopped {
+        return docker::restart(host).await;
+    }
+    host.warn(
+        "the engine knows of the changed openclaw-ca-certificates when it starts the next time, which would stop the \
+         gateway now: until a reboot a registry that such a CA vouches for cannot be asked for another image",
+    );
+    Ok(engine)
 }
 
 /// The checked attributes of this machine; what they mean is noted for the watcher, and for [`stop`] at the shutdown.

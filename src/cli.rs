@@ -119,6 +119,9 @@ pub(crate) enum Command {
         #[arg(long)]
         set_newer_state_aside: bool,
     },
+    /// Prints the JSON schema of the instance attributes, to check them before a VM has them.
+    #[command(after_help = help::SETTINGS)]
+    Settings,
     /// Stops the gateway with the grace that this kind of machine allows. The next boot starts it again.
     #[command(after_help = help::STOP)]
     Stop,

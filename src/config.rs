@@ -2,12 +2,14 @@
 
 mod attributes;
 pub mod baked;
+mod ca;
 mod check;
 pub mod env;
 mod extras;
 mod ingress;
 pub(crate) mod keys;
 mod owners;
+mod publish;
 mod secret_version;
 mod settings;
 mod source;
@@ -18,14 +20,17 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::paths::CA_BUNDLE;
 use crate::reference::ImageReference;
 use crate::secret;
-use crate::version::{GatewayVersion, VersionChoice};
+use crate::version::{GatewayVersion, Variant, VersionChoice};
 
 pub use baked::read;
+pub use ca::MOST_CERTIFICATES;
 pub(crate) use check::{is_request_id, token as check_token};
 pub use extras::{Arch, Binary, Extras};
 pub use ingress::{Domain, Ingress};
+pub use publish::OpenPath;
 pub use secret_version::{SecretVersion, TokenSource};
 pub use settings::{Leaf, SettingsPatch, display as display_path, origins};
 pub use source::SourceCommit;
@@ -130,6 +135,8 @@ pub enum DockerSource {
 pub struct ImageConfig {
     /// `openclaw-version`, when the operator set it.
     pub version: Option<VersionChoice>,
+    /// `openclaw-image-variant`, which is part of the versions here.
+    pub variant: Option<Variant>,
     /// `openclaw-image`: an explicit reference.
     pub reference: Option<ImageReference>,
     /// `openclaw-image-source`.
@@ -138,6 +145,8 @@ pub struct ImageConfig {
     pub mirror: Option<String>,
     /// `openclaw-npm-registry`.
     pub npm_registry: Option<String>,
+    /// `openclaw-ca-certificates`, for npm.
+    pub ca_certificates: Vec<String>,
     /// What the image gets beside the gateway.
     pub extras: Extras,
     /// The version for an empty state when the operator chose none.
@@ -155,7 +164,11 @@ impl ImageConfig {
             (None, ImageSource::Source(SourceCommit { commit, .. })) => {
                 Some(version.map_or_else(|| commit.clone(), |version| format!("{commit} as {version}")))
             }
-            (None, _) => version.map(ToString::to_string),
+            (None, _) => match (version, self.variant) {
+                (Some(VersionChoice::Latest), Some(variant)) => Some(format!("latest-{}", variant.name())),
+                (None, Some(variant)) => Some(variant.name().to_owned()),
+                _ => version.map(ToString::to_string),
+            },
         }
     }
 
@@ -164,6 +177,7 @@ impl ImageConfig {
         match (&self.reference, &self.source) {
             (Some(_), _) => keys::IMAGE,
             (None, ImageSource::Source(_)) => keys::SOURCE_REF,
+            (None, _) if self.version.is_none() && self.variant.is_some() => keys::IMAGE_VARIANT,
             (None, _) => keys::VERSION,
         }
     }
@@ -180,7 +194,25 @@ impl ImageConfig {
     /// The same for this version, instead of any image that was named.
     #[must_use]
     pub fn of_version(self, version: VersionChoice) -> Self {
-        Self { version: Some(version), reference: None, default_reference: None, ..self }
+        let version = Some(in_variant(version, self.variant));
+        Self { version, reference: None, default_reference: None, ..self }
+    }
+
+    /// The same for a state that is `owner`'s: a variant alone asks for no other version.
+    #[must_use]
+    pub fn of_owner(self, owner: &GatewayVersion) -> Self {
+        if self.choice_attribute() == keys::IMAGE_VARIANT {
+            self.of_version(VersionChoice::Exact(owner.clone()))
+        } else {
+            self
+        }
+    }
+}
+
+fn in_variant(version: VersionChoice, variant: Option<Variant>) -> VersionChoice {
+    match (version, variant) {
+        (VersionChoice::Exact(version), Some(variant)) => VersionChoice::Exact(version.in_variant(variant)),
+        (version, _) => version,
     }
 }
 
@@ -202,6 +234,8 @@ pub struct GatewayConfig {
     pub port: u16,
     /// `openclaw-bind`: published address.
     pub bind: IpAddr,
+    /// `openclaw-publish`: ports that channels listen on in the container, published under the same number there.
+    pub channel_ports: Vec<u16>,
     /// `openclaw-gateway-token`.
     pub token: Option<TokenSource>,
     /// `openclaw-secret-NAME`.
@@ -212,6 +246,8 @@ pub struct GatewayConfig {
     pub ingress: Option<Ingress>,
     /// `openclaw-env-NAME`.
     pub env: BTreeMap<String, String>,
+    /// `openclaw-ca-certificates`: CAs that the machine and the gateway trust, each as PEM.
+    pub ca_certificates: Vec<String>,
     /// `openclaw-ready-timeout`: how long a start may take.
     pub ready_timeout: Duration,
     /// `openclaw-metadata-access`: whether containers may reach the metadata server.
@@ -225,11 +261,13 @@ impl Default for GatewayConfig {
         Self {
             port: DEFAULT_PORT,
             bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            channel_ports: Vec::new(),
             token: None,
             secrets: BTreeMap::new(),
             settings: SettingsPatch::default(),
             ingress: None,
             env: BTreeMap::new(),
+            ca_certificates: Vec::new(),
             ready_timeout: DEFAULT_READY_TIMEOUT,
             metadata_access: MetadataAccess::Block,
             root: ContainerRoot::ReadOnly,
@@ -302,12 +340,20 @@ impl Config {
     /// Fails with [`ConfigInvalid`](crate::error::Code::ConfigInvalid) and names every wrong value at once.
     pub fn from_attributes(given: &BTreeMap<String, String>) -> Result<(Self, Vec<String>)> {
         let mut attributes = Attributes::new(given);
-        let domain = ingress::domain(&mut attributes);
+        let port = attributes.get(keys::PORT, check::port).unwrap_or(DEFAULT_PORT);
+        let (open_paths, channel_ports) = publish::read(&mut attributes, port);
+        let domain = ingress::domain(&mut attributes, open_paths);
+        let ca_certificates = attributes.get_secret(keys::CA_CERTIFICATES, ca::certificates).unwrap_or_default();
+        let image = image(&mut attributes, &ca_certificates);
+        let gateway = GatewayConfig {
+            ca_certificates,
+            ..gateway(&mut attributes, domain.as_ref(), port, channel_ports, image.variant)
+        };
         let config = Self {
             disk: disk(&mut attributes),
             docker: docker(&mut attributes),
-            image: image(&mut attributes),
-            gateway: gateway(&mut attributes, domain.as_ref()),
+            gateway,
+            image,
             domain,
             swap: attributes.get(keys::SWAP, swap).unwrap_or(SwapChoice::Auto),
             is_watched: attributes.get(keys::WATCH, on_or_off).unwrap_or(true),
@@ -368,20 +414,38 @@ fn docker(attributes: &mut Attributes<'_>) -> DockerConfig {
     }
 }
 
-fn image(attributes: &mut Attributes<'_>) -> ImageConfig {
+fn image(attributes: &mut Attributes<'_>, ca_certificates: &[String]) -> ImageConfig {
+    let version = attributes.get(keys::VERSION, check::version);
+    let variant = attributes.get(keys::IMAGE_VARIANT, image_variant);
+    let default_version = GatewayVersion::from(DEFAULT_VERSION);
+    if let (Some(VersionChoice::Exact(version)), Some(variant)) = (&version, variant)
+        && version.variant().is_some_and(|named| named != variant)
+    {
+        let complaint =
+            format!("openclaw-version={version} and openclaw-image-variant={} contradict each other", variant.name());
+        attributes.reject(keys::IMAGE_VARIANT, complaint);
+    }
     let image = ImageConfig {
-        version: attributes.get(keys::VERSION, check::version),
+        version: version.map(|version| in_variant(version, variant)),
+        variant,
         reference: attributes.get(keys::IMAGE, check::image),
         source: image_source(attributes),
         mirror: attributes.get(keys::REGISTRY_MIRROR, check::registry_path),
         npm_registry: attributes.get(keys::NPM_REGISTRY, check::base_url),
+        ca_certificates: ca_certificates.to_vec(),
         extras: Extras {
             binaries: attributes.get(keys::BINARIES, |value| extras::binaries(value, Arch::OURS)).unwrap_or_default(),
             packages: attributes.get(keys::APT_PACKAGES, extras::packages).unwrap_or_default(),
         },
-        default_version: DEFAULT_VERSION.into(),
+        default_version: variant.map_or_else(|| default_version.clone(), |variant| default_version.in_variant(variant)),
         default_reference: None,
     };
+    if variant.is_some() && (image.reference.is_some() || image.source != ImageSource::Release) {
+        attributes.reject(
+            keys::IMAGE_VARIANT,
+            "openclaw-image-variant is of upstream's images: remove it, or openclaw-image and openclaw-image-source",
+        );
+    }
     if image.reference.is_some() && image.source != ImageSource::Release {
         attributes.reject(
             keys::IMAGE,
@@ -417,11 +481,21 @@ fn source_commit(attributes: &mut Attributes<'_>, commit: Option<SourceCommit>) 
     located.map_err(|allowed| attributes.reject(keys::SOURCE_URL, format!("{} {allowed}", keys::SOURCE_URL))).ok()
 }
 
-fn gateway(attributes: &mut Attributes<'_>, domain: Option<&Domain>) -> GatewayConfig {
+fn gateway(
+    attributes: &mut Attributes<'_>,
+    domain: Option<&Domain>,
+    port: u16,
+    channel_ports: Vec<u16>,
+    variant: Option<Variant>,
+) -> GatewayConfig {
     let default = GatewayConfig::default();
     let mut settings: SettingsPatch = attributes.get_secret(keys::CONFIG, settings::settings).unwrap_or_default();
     owners::read(attributes, &mut settings);
-    let port = attributes.get(keys::PORT, check::port).unwrap_or(default.port);
+    let no_sandbox = ["browser", "noSandbox"];
+    if variant == Some(Variant::Browser) && !settings.sets(&no_sandbox) {
+        // Chromium's own sandbox needs rights that the container, which is one, does not have.
+        settings.set(keys::IMAGE_VARIANT, &no_sandbox, true.into());
+    }
     let bind = attributes.get(keys::BIND, check::bind).unwrap_or(default.bind);
     if let Some(domain) = domain {
         ingress::check_domain(attributes, domain, &settings, bind, port);
@@ -429,30 +503,34 @@ fn gateway(attributes: &mut Attributes<'_>, domain: Option<&Domain>) -> GatewayC
     GatewayConfig {
         port,
         bind,
+        channel_ports,
         token: attributes.get_secret(keys::GATEWAY_TOKEN, check::token_source),
         secrets: settings.secrets().clone().into_iter().chain(attributes.secrets()).collect(),
         ingress: ingress::read(attributes, &settings, domain),
         settings,
         env: variables(attributes),
+        ca_certificates: default.ca_certificates,
         ready_timeout: attributes.get(keys::READY_TIMEOUT, check::ready_timeout).unwrap_or(default.ready_timeout),
         metadata_access: attributes.get(keys::METADATA_ACCESS, metadata_access).unwrap_or(default.metadata_access),
         root: attributes.get(keys::CONTAINER_ROOT, container_root).unwrap_or(default.root),
     }
 }
 
-/// The container's variables, the time zone among them.
+/// The container's variables, with those that have an attribute of their own.
 fn variables(attributes: &mut Attributes<'_>) -> BTreeMap<String, String> {
     let mut env = attributes.env();
-    if let Some(zone) = attributes.get(keys::TIMEZONE, check::timezone) {
-        for other in ["openclaw-env-TZ", "openclaw-secret-TZ"] {
-            if attributes.has(other) {
-                attributes.reject(
-                    other,
-                    format!("{other} and {} both set the time zone: remove one of them", keys::TIMEZONE),
-                );
+    let zone = attributes.get(keys::TIMEZONE, check::timezone);
+    let bundle = attributes.has(keys::CA_CERTIFICATES).then(|| CA_BUNDLE.to_owned());
+    for (name, attribute, value) in
+        [("TZ", keys::TIMEZONE, zone), ("NODE_EXTRA_CA_CERTS", keys::CA_CERTIFICATES, bundle)]
+    {
+        let Some(value) = value else { continue };
+        for other in [keys::ENV_PREFIX, keys::SECRET_PREFIX].map(|prefix| format!("{prefix}{name}")) {
+            if attributes.has(&other) {
+                attributes.reject(&other, format!("{other} and {attribute} both set {name}: remove one of them"));
             }
         }
-        env.insert("TZ".to_owned(), zone);
+        env.insert(name.to_owned(), value);
     }
     env
 }
@@ -467,6 +545,10 @@ fn on_or_off(value: &str) -> Checked<bool> {
 
 fn apply(value: &str) -> Checked<ApplyChoice> {
     check::one_of(value, &[("live", ApplyChoice::Live), ("boot", ApplyChoice::Boot)])
+}
+
+fn image_variant(value: &str) -> Checked<Variant> {
+    check::one_of(value, &[Variant::Browser, Variant::Slim].map(|variant| (variant.name(), variant)))
 }
 
 fn container_root(value: &str) -> Checked<ContainerRoot> {
@@ -516,10 +598,12 @@ mod tests {
             docker: DockerConfig { source: DockerSource::Auto, apt_url: DEFAULT_DOCKER_APT_URL.to_owned() },
             image: ImageConfig {
                 version: None,
+                variant: None,
                 reference: None,
                 source: ImageSource::Release,
                 mirror: None,
                 npm_registry: None,
+                ca_certificates: Vec::new(),
                 extras: Extras::default(),
                 default_version: DEFAULT_VERSION.into(),
                 default_reference: None,
@@ -701,6 +785,23 @@ mod tests {
     }
 
     #[test]
+    fn the_gateway_is_told_where_the_cas_are() -> Result<(), (Code, String)> {
+        let ca = ("openclaw-ca-certificates", include_str!("config/ca/ca.pem"));
+        let (config, _) = read(&[ca])?;
+        assert_eq!(config.gateway.env["NODE_EXTRA_CA_CERTS"], "/etc/openclaw-init/ca-certificates.pem");
+        assert_eq!(config.gateway.ca_certificates, [ca.1]);
+        for (pairs, words) in [
+            (&[ca, ("openclaw-env-NODE_EXTRA_CA_CERTS", "/x")][..], "both set NODE_EXTRA_CA_CERTS"),
+            (&[("openclaw-ca-certificates", include_str!("config/ca/server.pem"))], "certificate 1 is not a CA's"),
+        ] {
+            let Err((code, sentence)) = read(pairs) else { panic!("it was accepted") };
+            assert!(code == Code::ConfigInvalid && sentence.contains(words), "{sentence}");
+            assert!(!sentence.contains("-----BEGIN CERTIFICATE-----\n"), "{sentence}");
+        }
+        Ok(())
+    }
+
+    #[test]
     fn a_domain_is_whole_or_an_error() -> Result<(), (Code, String)> {
         let (name, from) = (("openclaw-domain", "Claw.example.com"), ("openclaw-allow-from", "203.0.113.0/24,::1"));
         let acme = ("openclaw-acme-directory", "https://ca.example.com/acme/{x}");
@@ -709,6 +810,7 @@ mod tests {
             name: "claw.example.com".to_owned(),
             allow_from: vec!["203.0.113.0/24".to_owned(), "::1".to_owned()],
             acme_directory: Some("https://ca.example.com/acme/%7Bx%7D".to_owned()),
+            open_paths: Vec::new(),
         };
         assert_eq!(config.domain, Some(expected));
         let ingress = config.gateway.ingress.map(|ingress| (ingress.attribute, ingress.origin));
@@ -732,6 +834,88 @@ mod tests {
             let Err((code, sentence)) = read(pairs) else { panic!("{pairs:?} was accepted") };
             assert!(code == Code::ConfigInvalid && sentence.contains(words), "{sentence}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_published_is_a_port_or_a_path_of_the_domain() -> Result<(), (Code, String)> {
+        let domain = [("openclaw-domain", "claw.example.com"), ("openclaw-allow-from", "203.0.113.0/24")];
+        let publish = |value: &'static str| ("openclaw-publish", value);
+        let (config, _) =
+            read(&[domain[0], domain[1], publish("/a:4001,1455, /a/b,/api/messages:3978"), ("openclaw-port", "8080")])?;
+        assert_eq!(config.gateway.channel_ports, [1455, 3978, 4001]);
+        let paths = config.domain.map(|domain| domain.open_paths).unwrap_or_default();
+        let paths: Vec<_> = paths.into_iter().map(|open| (open.path, open.port)).collect();
+        let expected = [("/api/messages", Some(3978)), ("/a/b", None), ("/a", Some(4001))];
+        assert_eq!(paths, expected.map(|(path, port)| (path.to_owned(), port)));
+        assert_eq!(read(&[publish("/voice:3334,80")])?.0.gateway.channel_ports, [80, 3334]);
+        for (value, has_domain, words) in [
+            ("/voice:0", true, "/PATH:PORT, /PATH or PORT"),
+            ("voice", true, "/PATH:PORT, /PATH or PORT"),
+            ("/voice:18789", true, "18789 is the gateway's own port"),
+            ("8080", true, "8080 is the gateway's own port"),
+            ("/a:443", true, "443 is a port of openclaw-domain"),
+            ("/a:4001,4001", true, "port 4001 is there twice"),
+            ("/a:4001,/a:4002", true, "/a is there twice"),
+            ("/googlechat", false, "only beside openclaw-domain"),
+        ] {
+            let mut given = vec![publish(value), ("openclaw-port", "8080")];
+            given.extend(domain.iter().filter(|_| has_domain));
+            let Err((code, sentence)) = read(&given) else { panic!("{value} was accepted") };
+            assert!(code == Code::ConfigInvalid && sentence.contains(words), "{value}: {sentence}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_variant_is_a_part_of_the_version() -> Result<(), (Code, String)> {
+        let browser = ("openclaw-image-variant", "browser");
+        let version = |version: &'static str| ("openclaw-version", version);
+        let default = format!("{DEFAULT_VERSION}-browser");
+        for (pairs, known, choice, attribute) in [
+            (&[browser][..], Some(&*default), "browser", "openclaw-image-variant"),
+            (&[browser, version("2026.9.4")], Some("2026.9.4-browser"), "2026.9.4-browser", "openclaw-version"),
+            (&[browser, version("2026.9.4-browser")], Some("2026.9.4-browser"), "2026.9.4-browser", "openclaw-version"),
+            (&[browser, version("latest")], None, "latest-browser", "openclaw-version"),
+        ] {
+            let image = read(pairs)?.0.image;
+            assert_eq!(image.known_version().map(GatewayVersion::as_str), known);
+            assert_eq!((image.choice().as_deref(), image.choice_attribute()), (Some(choice), attribute));
+        }
+        let owned = |pairs: &[(&str, &str)]| {
+            read(pairs).map(|(config, _)| config.image.of_owner(&"2026.9.1-slim".into()).version)
+        };
+        assert_eq!(owned(&[browser])?, Some(VersionChoice::Exact("2026.9.1-browser".into())));
+        assert_eq!(owned(&[browser, version("latest")])?, Some(VersionChoice::Latest));
+        for (other, words) in [
+            (version("2026.9.4-slim"), "contradict each other"),
+            (("openclaw-image", "x/y:1"), "is of upstream's images"),
+            (("openclaw-image-source", "npm"), "is of upstream's images"),
+        ] {
+            let Err((code, sentence)) = read(&[browser, other]) else { panic!("{other:?} was accepted") };
+            assert!(code == Code::ConfigInvalid && sentence.contains(words), "{sentence}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn chromium_has_the_container_for_a_sandbox_unless_the_operator_says_otherwise() -> Result<(), (Code, String)> {
+        let settings = |variant: &str, config: &str| {
+            let (config, _) = read(&[("openclaw-image-variant", variant), ("openclaw-config", config)])?;
+            Ok::<_, (Code, String)>(config.gateway.settings)
+        };
+        let of =
+            |variant: &str, config: &str| settings(variant, config).map(|settings| settings.value()["browser"].clone());
+        for (variant, config, expected) in [
+            ("browser", "{}", serde_json::json!({"noSandbox": true})),
+            ("browser", "{browser: {headless: true}}", serde_json::json!({"headless": true, "noSandbox": true})),
+            ("browser", "{browser: {noSandbox: false}}", serde_json::json!({"noSandbox": false})),
+            ("browser", "{browser: 'x'}", serde_json::json!("x")),
+            ("slim", "{}", serde_json::Value::Null),
+        ] {
+            assert_eq!(of(variant, config)?, expected, "{variant} {config}");
+        }
+        assert_eq!(settings("browser", "{}")?.attributes(), "openclaw-config and openclaw-image-variant");
         Ok(())
     }
 
@@ -796,6 +980,7 @@ mod tests {
             keys::ALLOW_FROM,
             keys::DATA_DISK,
             keys::PORT,
+            keys::PUBLISH,
         ];
         for (key, shape) in keys.iter().flat_map(|key| shapes.map(|shape| (key, shape))) {
             let Err((_, sentence)) = read(&[(key, shape)]) else { panic!("{key}={shape} was accepted") };

@@ -31,7 +31,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow};
-use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum as Status, HostConfig};
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum as Status, HostConfig, PortBinding};
 use bollard::query_parameters::StopContainerOptionsBuilder;
 use jiff::Timestamp;
 
@@ -48,9 +48,10 @@ pub use settings::Ownership;
 
 pub use native_backup::{native_backup, native_backup_file};
 use one_off::Edited;
+use openclaw_json::INNER_PORT;
 use probe::Probe;
 use settings::Plan;
-use spec::{Inputs, STOP_SECONDS};
+use spec::{Inputs, STOP_SECONDS, in_container};
 use swap::{FORMER, KEPT, NEXT};
 
 /// The container's name, and its host name.
@@ -229,8 +230,8 @@ struct Observed {
     started_at: Option<Timestamp>,
     /// When it was killed, of one that does not run since then. Not for lack of memory.
     killed_at: Option<Timestamp>,
-    /// Where it is published on the VM.
-    published: Option<SocketAddr>,
+    /// Where it is published on the VM, with the ports of channels.
+    published: Vec<SocketAddr>,
     /// It runs without its endpoint, as after an engine that could not publish ports: nothing reaches it.
     is_cut_off: bool,
 }
@@ -289,15 +290,17 @@ async fn observe(engine: &Engine, name: &str) -> Result<Option<Observed>> {
         status: state.status.unwrap_or(Status::EMPTY),
         started_at: state.started_at.and_then(|at| at.parse().ok()),
         killed_at: killed_at.and_then(|at| at.parse().ok()),
-        published: binding(found.host_config),
+        published: bindings(found.host_config).into_values().collect(),
         is_cut_off: state.running == Some(true) && has_no_endpoint,
     }))
 }
 
-/// Where the container's one port is published, as its settings say.
-fn binding(settings: Option<HostConfig>) -> Option<SocketAddr> {
-    let binding = settings?.port_bindings?.into_values().flatten().flatten().next()?;
-    Some(SocketAddr::new(binding.host_ip?.parse().ok()?, binding.host_port?.parse().ok()?))
+/// Where the container's ports are published, as its settings say.
+fn bindings(settings: Option<HostConfig>) -> HashMap<String, SocketAddr> {
+    let address =
+        |binding: PortBinding| Some(SocketAddr::new(binding.host_ip?.parse().ok()?, binding.host_port?.parse().ok()?));
+    let ports = settings.and_then(|settings| settings.port_bindings).unwrap_or_default().into_iter();
+    ports.filter_map(|(port, bound)| Some((port, address(bound?.into_iter().next()?)?))).collect()
 }
 
 /// Whether its network has lost it, as after an engine that could not publish ports: while it runs, nothing reaches it.
@@ -339,9 +342,10 @@ pub async fn image_and_kept(engine: &Engine) -> Result<(Option<String>, Option<&
     Ok((image, inspect(engine, KEPT).await?.map(|_| KEPT)))
 }
 
-/// Where the container's port is published on the VM; `None` when there is no container.
+/// Where the gateway is published on the VM; `None` when there is no container.
 pub async fn published(engine: &Engine) -> Result<Option<SocketAddr>> {
-    Ok(inspect(engine, NAME).await?.and_then(|found| binding(found.host_config)))
+    let found = inspect(engine, NAME).await?;
+    Ok(found.and_then(|found| bindings(found.host_config).remove(&in_container(INNER_PORT))))
 }
 
 /// What the gateway published at `address` says of itself, in a few words: fewer without its token.
@@ -447,7 +451,7 @@ mod tests {
 
     fn observed(fingerprint: &str, status: Status) -> Observed {
         let fingerprint = fingerprint.into();
-        Observed { fingerprint, status, started_at: at(100), killed_at: None, is_cut_off: false, published: None }
+        Observed { fingerprint, status, started_at: at(100), killed_at: None, is_cut_off: false, published: Vec::new() }
     }
 
     #[test]

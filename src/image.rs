@@ -134,7 +134,7 @@ impl Images<'_> {
     /// Which version it is, and where it comes from, given what is on this machine.
     async fn resolve(self, desired: Desired) -> Result<(GatewayVersion, Source)> {
         let version = match desired.version {
-            VersionChoice::Latest => self.resolve_latest(&desired.source).await?,
+            VersionChoice::Latest => self.resolve_latest(&desired.source, desired.variant).await?,
             VersionChoice::Exact(version) => version,
         };
         let source = match desired.fallback_image {

@@ -6,7 +6,7 @@
 //! A module imports only from the left; `tests/house.rs` keeps it so:
 //!
 //! ground <- host <- {http, metadata, config, systemd, apt, memory}
-//! <- {account, disk, docker, `secret_manager`, shield, report} <- state <- {image, proxy} <- gateway <- update
+//! <- {account, disk, docker, `secret_manager`, shield, report, trust} <- state <- {image, proxy} <- gateway <- update
 //! <- {backup, install, link, pair, watch} <- {bake, status} <- bootstrap <- main
 //!
 //! Ground is error, stage, secret, version, reference, paths, document, failpoint, lock and text. Inside a folder:
@@ -46,6 +46,7 @@ pub mod state;
 pub mod status;
 pub mod systemd;
 pub mod text;
+mod trust;
 pub mod update;
 pub mod version;
 pub mod watch;

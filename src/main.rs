@@ -41,7 +41,8 @@ fn main() -> ExitCode {
 async fn run(command: Option<Command>) -> ExitCode {
     let host = Host::new("/").with_proxy(proxy());
     // Everything else would end in the middle, with a file that may not be read.
-    let is_for_everybody = matches!(command, Some(Command::Status { .. } | Command::Generate { .. }));
+    let is_for_everybody =
+        matches!(command, Some(Command::Status { .. } | Command::Settings | Command::Generate { .. }));
     if !is_for_everybody && let Err(error) = require_root() {
         return failed(&error);
     }
@@ -63,6 +64,11 @@ async fn run(command: Option<Command>) -> ExitCode {
         Some(Command::Update { to }) => update(&host, Request::Update { to }).await,
         Some(Command::Rollback { set_newer_state_aside }) => {
             update(&host, Request::Rollback { set_newer_state_aside }).await
+        }
+        Some(Command::Settings) => {
+            // A closed pipe is the reader's choice.
+            let _ = write!(std::io::stdout(), "{}", include_str!("../docs/settings.schema.json"));
+            Ok(ExitCode::SUCCESS)
         }
         Some(Command::Stop) => stop(&host).await,
         Some(Command::Shield) => shield(&host).await,

@@ -97,6 +97,11 @@ pub const SHIELD_IN_FORCE: &str = "/run/openclaw-shield/in-force";
 /// The fingerprint of Docker's key where root expects another one.
 pub const DOCKER_KEY_FINGERPRINT: &str = "/etc/openclaw-init/docker-key.fingerprint";
 
+/// The CAs of `openclaw-ca-certificates`, for the gateway's container.
+pub const CA_BUNDLE: &str = "/etc/openclaw-init/ca-certificates.pem";
+/// What the name of each of them begins with where the machine's own store looks for them.
+pub const CA_FILES: &str = "/usr/local/share/ca-certificates/openclaw-init-";
+
 /// The settings of the proxy, and the unit and the account that it runs as.
 pub const CADDYFILE: &str = "/etc/openclaw-init/Caddyfile";
 /// See [`CADDYFILE`].

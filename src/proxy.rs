@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::config::Domain;
+use crate::config::{Domain, OpenPath};
 use crate::error::{Classify as _, Code, RUN_AGAIN, one_line};
 use crate::host::{Access, Host};
 use crate::http::{self, Limit};
@@ -197,13 +197,32 @@ fn caddyfile(domain: &Domain, upstream: Upstream) -> String {
     let directory = domain.acme_directory.iter().map(|url| format!("\tacme_ca {url}\n")).collect::<String>();
     let scheme = if upstream.has_tls { "https://" } else { "" };
     let transport = if upstream.has_tls { TRANSPORT } else { "" };
+    let open_paths = domain.open_paths.iter().enumerate().map(|(number, open)| open_path(number, open, upstream));
     CADDYFILE_TEMPLATE
+        .replace("@OPEN@", &open_paths.collect::<String>())
         .replace("@ACME@", &directory)
         .replace("@NAME@", &domain.name)
         .replace("@NETWORKS@", &domain.allow_from.join(" "))
         .replace("@UPSTREAM@", &format!("{scheme}{}", upstream.address))
         .replace("@TRANSPORT@", transport)
 }
+
+/// A path for everybody. Of the gateway's own port only plain requests are passed on: with a WebSocket a stranger would
+/// speak to the gateway itself.
+fn open_path(number: usize, OpenPath { path, port }: &OpenPath, gateway: Upstream) -> String {
+    let template = if port.is_some() { CHANNEL_TEMPLATE } else { WEBHOOK_TEMPLATE };
+    let channel = port.map(|port| SocketAddr::new(gateway.address.ip(), port).to_string());
+    template
+        .replace("@NUMBER@", &number.to_string())
+        .replace("@PATH@", path)
+        .replace("@CHANNEL@", &channel.unwrap_or_default())
+}
+
+/// What a channel has on a port of its own.
+const CHANNEL_TEMPLATE: &str = include_str!("proxy/channel.Caddyfile");
+
+/// What the gateway has for a channel.
+const WEBHOOK_TEMPLATE: &str = include_str!("proxy/webhook.Caddyfile");
 
 const CADDYFILE_TEMPLATE: &str = include_str!("proxy/Caddyfile");
 
@@ -222,9 +241,15 @@ mod tests {
             name: "claw.example.com".to_owned(),
             allow_from: vec!["203.0.113.0/24".to_owned(), "2001:db8::7".to_owned()],
             acme_directory: None,
+            open_paths: Vec::new(),
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 18789));
-        let private = Domain { acme_directory: Some("https://ca.example.com/dir".to_owned()), ..domain.clone() };
+        let open = |path: &str, port| OpenPath { path: path.to_owned(), port };
+        let private = Domain {
+            acme_directory: Some("https://ca.example.com/dir".to_owned()),
+            open_paths: vec![open("/voice", Some(3334)), open("/googlechat", None)],
+            ..domain.clone()
+        };
         let public = caddyfile(&domain, Upstream { address, has_tls: false });
         expect_file!["proxy/golden/Caddyfile"].assert_eq(&public);
         let private = caddyfile(&private, Upstream { address, has_tls: true });

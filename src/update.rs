@@ -134,7 +134,11 @@ impl Updater<'_> {
     /// everything as it is; after any error [`Updater::undo`] must follow.
     async fn carry_out(&self, target: &Target, record: Record) -> Result<(Ready, UpdateReport)> {
         match target {
-            Target::Update { to: None, choice } => self.forward(record, self.image, choice.clone()).await,
+            Target::Update { to: None, choice } => {
+                let owner = record.owner.version().filter(|_| choice.is_some());
+                let desired = owner.map(|owner| self.image.clone().of_owner(owner));
+                self.forward(record, desired.as_ref().unwrap_or(self.image), choice.clone()).await
+            }
             Target::Update { to: Some(version), .. } => {
                 let desired = self.image.clone().of_version(version.clone());
                 self.forward(record, &desired, None).await

@@ -52,6 +52,52 @@ impl GatewayVersion {
     }
 }
 
+/// What upstream makes of a version beside its image (openclaw's docs, install/docker.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// With Chromium.
+    Browser,
+    /// On a smaller base.
+    Slim,
+}
+
+impl Variant {
+    /// What its tags end with, after a hyphen.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Browser => "browser",
+            Self::Slim => "slim",
+        }
+    }
+
+    /// The moving tag of its newest version.
+    pub const fn latest(self) -> &'static str {
+        match self {
+            Self::Browser => "latest-browser",
+            Self::Slim => "slim",
+        }
+    }
+}
+
+impl GatewayVersion {
+    /// The variant that its suffix names, and what stands before that.
+    fn parts(&self) -> (&str, Option<Variant>) {
+        let variant = |variant: Variant| Some((self.0.strip_suffix(variant.name())?.strip_suffix('-')?, Some(variant)));
+        [Variant::Browser, Variant::Slim].into_iter().find_map(variant).unwrap_or((&self.0, None))
+    }
+
+    /// The variant that its suffix names.
+    pub fn variant(&self) -> Option<Variant> {
+        self.parts().1
+    }
+
+    /// The same version in this variant instead of its own.
+    #[must_use]
+    pub fn in_variant(&self, variant: Variant) -> Self {
+        Self(format!("{}-{}", self.parts().0, variant.name()))
+    }
+}
+
 impl From<&str> for GatewayVersion {
     fn from(text: &str) -> Self {
         Self(printable(text, LENGTH_LIMIT))
@@ -135,6 +181,20 @@ mod tests {
         ];
         for (this, that, older) in cases {
             assert_eq!(GatewayVersion::from(this).is_older_than(&that.into()), older, "{this} {that}");
+        }
+    }
+
+    #[test]
+    fn a_version_has_one_variant() {
+        for (version, expected) in [
+            ("2026.9.6", "2026.9.6-browser"),
+            ("2026.9.6-slim", "2026.9.6-browser"),
+            ("2026.9.6-browser", "2026.9.6-browser"),
+            ("2026.9.6-r20261001-slim", "2026.9.6-r20261001-browser"),
+            ("2026.9.6-slimmer", "2026.9.6-slimmer-browser"),
+            ("2026.9.6slim", "2026.9.6slim-browser"),
+        ] {
+            assert_eq!(GatewayVersion::from(version).in_variant(Variant::Browser).as_str(), expected, "{version}");
         }
     }
 

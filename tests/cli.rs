@@ -11,7 +11,7 @@ fn openclaw_init(args: &[&str]) -> Output {
 }
 
 /// Every command that a person sees.
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "boot",
     "status",
     "link",
@@ -23,6 +23,7 @@ const COMMANDS: [&str; 12] = [
     "uninstall",
     "update",
     "rollback",
+    "settings",
     "stop",
 ];
 
@@ -55,6 +56,14 @@ fn the_help_of_every_command_is_the_golden_one() {
     };
     let text: String = [None].into_iter().chain(COMMANDS.map(Some)).map(help).collect();
     expect_test::expect_file!["cli/help.txt"].assert_eq(&text);
+}
+
+/// For everybody, and on any machine.
+#[test]
+fn settings_is_the_schema() {
+    let output = openclaw_init(&["settings"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), include_str!("../docs/settings.schema.json"));
 }
 
 #[test]

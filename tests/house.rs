@@ -15,7 +15,7 @@ const FLOORS: &[&[&str]] = &[
     &["log"],
     &["http", "config", "systemd"],
     &["metadata", "apt", "memory"],
-    &["account", "disk", "docker", "secret_manager", "shield", "report"],
+    &["account", "disk", "docker", "secret_manager", "shield", "report", "trust"],
     &["state"],
     &["image", "proxy"],
     &["gateway"],

@@ -25,7 +25,7 @@ Examples:
   sudo openclaw-init boot              brings the gateway up again; safe at any time
   sudo openclaw-init status            how the gateway is now, and what to do
 
-Settings are instance attributes (openclaw-*), listed in docs/settings.md:
+Settings are instance attributes (openclaw-*), listed in docs/settings.md and by openclaw-init settings:
   gcloud compute instances add-metadata VM --zone=ZONE --metadata=openclaw-port=18790
 
 Exit codes: 0 ready; otherwise one per class of failure, see docs/failures.md.
@@ -141,6 +141,14 @@ Examples:
 
 Nothing is deleted: the current state is kept as openclaw.before-restore-TIME on the data disk.
 The exit code is that of the boot into the restored state.";
+
+/// `settings`.
+pub(crate) const SETTINGS: &str = "\
+Examples:
+  openclaw-init settings > openclaw.schema.json
+  check-jsonschema --schemafile openclaw.schema.json metadata.json    a map of names and values
+
+It knows the form of each value; a run of openclaw-init knows more. What they mean is in docs/settings.md.";
 
 /// `stop`.
 pub(crate) const STOP: &str = "\

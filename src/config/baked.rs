@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 
 use super::Config;
-use super::keys::{IMAGE, IMAGE_SOURCE, TIMEZONE, VERSION};
+use super::keys::{IMAGE, IMAGE_SOURCE, IMAGE_VARIANT, TIMEZONE, VERSION};
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Access, Host};
 use crate::paths::BAKED;
@@ -41,9 +41,13 @@ impl Baked {
             }
         }
         let (mut config, warnings) = Config::from_attributes(&attributes)?;
-        config.image.default_version = self.version;
-        config.image.default_reference =
-            self.image.filter(|_| ![IMAGE, IMAGE_SOURCE, VERSION].iter().any(|choice| given.contains_key(*choice)));
+        config.image.default_version = match config.image.variant {
+            Some(variant) => self.version.in_variant(variant),
+            None => self.version,
+        };
+        config.image.default_reference = self.image.filter(|_| {
+            ![IMAGE, IMAGE_SOURCE, IMAGE_VARIANT, VERSION].iter().any(|choice| given.contains_key(*choice))
+        });
         Ok((config, warnings))
     }
 }

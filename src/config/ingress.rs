@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::attributes::Attributes;
 use super::check::{self, Checked};
 use super::keys;
+use super::publish::OpenPath;
 use super::settings::SettingsPatch;
 
 /// Where a setting of ours may meet one of the operator's.
@@ -42,10 +43,12 @@ pub struct Domain {
     pub allow_from: Vec<String>,
     /// `openclaw-acme-directory`: the CA, unless it is Caddy's own choice.
     pub acme_directory: Option<String>,
+    /// `openclaw-publish`: what is served to everybody. What lies below another path comes before it.
+    pub open_paths: Vec<OpenPath>,
 }
 
 /// `openclaw-domain` with what belongs to it.
-pub(super) fn domain(attributes: &mut Attributes<'_>) -> Option<Domain> {
+pub(super) fn domain(attributes: &mut Attributes<'_>, open_paths: Vec<OpenPath>) -> Option<Domain> {
     let name = attributes.get(keys::DOMAIN, check::domain);
     let allow_from = attributes.get(keys::ALLOW_FROM, check::networks);
     let acme_directory = attributes.get(keys::ACME_DIRECTORY, acme_directory);
@@ -64,7 +67,7 @@ pub(super) fn domain(attributes: &mut Attributes<'_>) -> Option<Domain> {
              203.0.113.0/24; the whole internet is 0.0.0.0/0,::/0",
         );
     }
-    Some(Domain { name: name?, allow_from: allow_from?, acme_directory })
+    Some(Domain { name: name?, allow_from: allow_from?, acme_directory, open_paths })
 }
 
 /// What makes a second way to a gateway that is served at a name.

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 macro_rules! keys {
-    ($($(#[doc = $doc:literal])* $name:ident = $key:literal, $applied:ident, $default:literal, $example:literal;)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident = $key:literal, $applied:ident, $kind:literal, $default:literal, $example:literal;)*) => {
         $(pub(crate) const $name: &str = $key;)*
 
         /// Every attribute, in the order of the documentation. The nearest of them is offered when a key is unknown.
@@ -13,7 +13,7 @@ macro_rules! keys {
         const FOR_BOOT: &[bool] = &[$(keys!(@$applied)),*];
 
         #[cfg(test)]
-        const ROWS: &[Row] = &[$(Row { key: $key, default: $default, example: $example, doc: &[$($doc),*] }),*];
+        const ROWS: &[Row] = &[$(Row { key: $key, kind: $kind, default: $default, example: $example, doc: &[$($doc),*] }),*];
     };
     (@boot) => { true };
     (@run) => { false };
@@ -24,104 +24,116 @@ macro_rules! keys {
 #[cfg(test)]
 struct Row {
     key: &'static str,
+    kind: &'static str,
     default: &'static str,
     example: &'static str,
     doc: &'static [&'static str],
 }
 
-// The one table of the attributes, from which docs/settings.md is made: what it means, its name, when a changed value
-// is applied (by a run, at the next boot, by the loader), its default, an example.
+// The one table of the attributes, from which docs/settings.md and docs/settings.schema.json are made: what it means,
+// its name, when a changed value is applied (by a run, at the next boot, by the loader), what it may be (words, and
+// kinds in capitals, of which `schema.rs` has the patterns), its default, an example.
 keys! {
     /// exact gateway version, or `latest`: the newest official image when it is first asked for, then kept. Another
     /// value is an update
-    VERSION = "openclaw-version", run, "2026.9.6, for an empty state only", "2026.9.6";
+    VERSION = "openclaw-version", run, "latest|VERSION", "2026.9.6, for an empty state only", "2026.9.6";
     /// explicit image reference, tag or digest, instead of a version
-    IMAGE = "openclaw-image", run, "", "ghcr.io/openclaw/openclaw:2026.9.6";
+    IMAGE = "openclaw-image", run, "IMAGE", "", "ghcr.io/openclaw/openclaw:2026.9.6";
     /// `release` pulls the official image, `npm` builds one from the npm package, `source` from a commit (6 GiB of
     /// memory)
-    IMAGE_SOURCE = "openclaw-image-source", run, "`release`", "npm";
+    IMAGE_SOURCE = "openclaw-image-source", run, "release|npm|source", "`release`", "npm";
+    /// `browser` has Chromium, `slim` is smaller: [upstream's other images](operations.md#a-browser) of the version.
+    /// Another value is an update
+    IMAGE_VARIANT = "openclaw-image-variant", run, "browser|slim", "", "browser";
     /// for `source`: `COMMIT`, with the pins `,tree=ID` and `,sha256=DIGEST` if wanted. Another commit is an update
-    SOURCE_REF = "openclaw-source-ref", run, "", "09e7fee7268709e7fee7268709e7fee726870000";
+    SOURCE_REF = "openclaw-source-ref", run, "COMMIT", "", "09e7fee7268709e7fee7268709e7fee726870000";
     /// for `source`: a tar.gz made by `git archive`; `{commit}` stands for the commit
-    SOURCE_URL = "openclaw-source-url", run, "upstream's archive", "https://git.example.com/{commit}.tar.gz";
+    SOURCE_URL = "openclaw-source-url", run, "URL", "upstream's archive", "https://git.example.com/{commit}.tar.gz";
     /// programs for `/usr/local/bin` of the image: `gog@0.28.0 goplaces@0.4.11 wacli@0.18.1`, or
     /// [JSON](operations.md#programs-in-the-image)
-    BINARIES = "openclaw-binaries", run, "", "gog@0.28.0";
+    BINARIES = "openclaw-binaries", run, "LIST", "", "gog@0.28.0";
     /// Debian packages for the image, `NAME` or `NAME=VERSION`
-    APT_PACKAGES = "openclaw-apt-packages", boot, "", "ffmpeg jq";
+    APT_PACKAGES = "openclaw-apt-packages", boot, "LIST", "", "ffmpeg jq";
     /// registry and path that mirror Docker Hub, such as `europe-docker.pkg.dev/PROJECT/hub`: the gateway's image and
     /// the base of npm builds come from there
-    REGISTRY_MIRROR = "openclaw-registry-mirror", run, "", "europe-docker.pkg.dev/PROJECT/hub";
+    REGISTRY_MIRROR = "openclaw-registry-mirror", run, "REGISTRY", "", "europe-docker.pkg.dev/PROJECT/hub";
     /// for closed networks
-    NPM_REGISTRY = "openclaw-npm-registry", run, "npm's own", "https://npm.example.com";
+    NPM_REGISTRY = "openclaw-npm-registry", run, "URL", "npm's own", "https://npm.example.com";
     /// the data disk's device name; `none` keeps the state on the boot disk
-    DATA_DISK = "openclaw-data-disk", boot, "`openclaw-data`", "state";
+    DATA_DISK = "openclaw-data-disk", boot, "none|NAME", "`openclaw-data`", "state";
     /// what is read of a blank disk [before it is formatted](disks.md): `full` (every block), `sampled` (one block of
     /// each MiB), `auto` (the first; the second on a disk above 64 GiB for which that takes more than 20 minutes)
-    DATA_DISK_PROOF = "openclaw-data-disk-proof", boot, "`auto`", "sampled";
+    DATA_DISK_PROOF = "openclaw-data-disk-proof", boot, "auto|sampled|full", "`auto`", "sampled";
     /// the port at which the gateway is published on the VM
-    PORT = "openclaw-port", run, "`18789`", "18790";
+    PORT = "openclaw-port", run, "PORT", "`18789`", "18790";
     /// the address at which it is published. One that the VM does not have yet is waited for 60 s
-    BIND = "openclaw-bind", run, "`127.0.0.1`", "0.0.0.0";
+    BIND = "openclaw-bind", run, "ADDRESS", "`127.0.0.1`", "0.0.0.0";
+    /// ports on which channels listen, published like the gateway's, and [webhooks of channels that the domain has for
+    /// everybody](ways-in.md#webhooks-of-channels): `/PATH:PORT`, `/PATH` (the gateway's own port) or `PORT`, separated
+    /// by commas
+    PUBLISH = "openclaw-publish", run, "PUBLISHED", "", "/api/messages:3978,1455";
     /// the `https://` address of a proxy [in front of the gateway](ways-in.md#a-proxy-in-front): Tailscale, Cloudflare,
     /// a load balancer. Sets `gateway.controlUi.allowedOrigins` and `gateway.trustedProxies`; the tunnel is closed then
-    PUBLIC_URL = "openclaw-public-url", run, "", "https://claw.example.com";
+    PUBLIC_URL = "openclaw-public-url", run, "HTTPS", "", "https://claw.example.com";
     /// beside it: the networks and addresses of the proxies as the gateway sees them, separated by commas
-    TRUSTED_PROXIES = "openclaw-trusted-proxies", run, "this VM; beyond 127.0.0.1 Google's front ends, too", "10.0.0.0/8";
+    TRUSTED_PROXIES = "openclaw-trusted-proxies", run, "NETWORKS", "this VM; beyond 127.0.0.1 Google's front ends, too", "10.0.0.0/8";
     /// a name in the DNS at which [this VM serves the gateway with HTTPS](ways-in.md#https-on-the-vm)
-    DOMAIN = "openclaw-domain", run, "", "claw.example.com";
+    DOMAIN = "openclaw-domain", run, "DOMAIN", "", "claw.example.com";
     /// required beside it: the networks and addresses from which browsers may come, separated by commas; the whole
     /// internet is `0.0.0.0/0,::/0`
-    ALLOW_FROM = "openclaw-allow-from", run, "", "203.0.113.0/24";
+    ALLOW_FROM = "openclaw-allow-from", run, "NETWORKS", "", "203.0.113.0/24";
     /// beside it: the `https://` directory of another CA for ACME, which the VM trusts
-    ACME_DIRECTORY = "openclaw-acme-directory", run, "Caddy's own choice (Let's Encrypt)", "https://ca.example.com/acme/directory";
+    ACME_DIRECTORY = "openclaw-acme-directory", run, "HTTPS", "Caddy's own choice (Let's Encrypt)", "https://ca.example.com/acme/directory";
     /// [requests to be paired](ways-in.md#another-browser-or-a-node) that are approved, by their ids, separated by
     /// commas. No other request is
-    APPROVE = "openclaw-approve", run, "", "a50129ea-d1b5-402d-97fc-ee0a17cdb4ed";
+    APPROVE = "openclaw-approve", run, "LIST", "", "a50129ea-d1b5-402d-97fc-ee0a17cdb4ed";
     /// who [owns the gateway](ways-in.md#another-browser-or-a-node) on the channel `CHANNEL`, by the ids that people
     /// have there, separated by commas. Sets `channels.CHANNEL.allowFrom` and `commands.ownerAllowFrom`
-    OWNER = "openclaw-owner-CHANNEL", run, "", "123456789";
+    OWNER = "openclaw-owner-CHANNEL", run, "LIST", "", "123456789";
     /// `secret:projects/PROJECT/secrets/SECRET` takes it [from Secret Manager](security.md#secrets). A literal of 32
     /// to 4096 characters is possible, too, and readable by everyone who can read the VM's metadata
-    GATEWAY_TOKEN = "openclaw-gateway-token", run, "generated once", "secret:projects/PROJECT/secrets/SECRET";
+    GATEWAY_TOKEN = "openclaw-gateway-token", run, "SECRET|TOKEN", "generated once", "secret:projects/PROJECT/secrets/SECRET";
     /// JSON that is [merged into `openclaw.json`](#the-gateways-own-settings). Readable by everyone who can read the
     /// VM's metadata
-    CONFIG = "openclaw-config", run, "", "{\"logging\": {\"level\": \"debug\"}}";
+    CONFIG = "openclaw-config", run, "JSON", "", "{\"logging\": {\"level\": \"debug\"}}";
     /// how long a start of the gateway may take, `1m` to `30m`: large databases on a cold or slow disk need more
-    READY_TIMEOUT = "openclaw-ready-timeout", run, "`5m`", "10m";
+    READY_TIMEOUT = "openclaw-ready-timeout", run, "TIME", "`5m`", "10m";
+    /// CA certificates of a company, in PEM, one after the other: [the VM and the gateway](closed-networks.md#a-companys-ca)
+    /// trust them
+    CA_CERTIFICATES = "openclaw-ca-certificates", run, "PEM", "", "-----BEGIN CERTIFICATE-----…";
     /// the gateway's time zone, by its IANA name
-    TIMEZONE = "openclaw-timezone", run, "`UTC`", "Europe/Madrid";
+    TIMEZONE = "openclaw-timezone", run, "ZONE", "`UTC`", "Europe/Madrid";
     /// environment variable `NAME` of the gateway; the kernel takes 128 KiB for name and value. Seen in the metadata
     /// and by `docker inspect`: a warning names those that look like secrets
-    ENV = "openclaw-env-NAME", run, "", "VALUE";
+    ENV = "openclaw-env-NAME", run, "TEXT", "", "VALUE";
     /// environment variable `NAME` of the gateway, [from Secret Manager](security.md#secrets):
     /// `projects/PROJECT/secrets/SECRET`, with `/versions/VERSION` unless the latest is wanted,
     /// `projects/PROJECT/locations/LOCATION/secrets/SECRET` for a regional secret; `secret:` may stand before it. Only
     /// the name is in the metadata, and `docker inspect` shows neither
-    SECRET = "openclaw-secret-NAME", run, "", "projects/PROJECT/secrets/SECRET";
+    SECRET = "openclaw-secret-NAME", run, "SECRET", "", "projects/PROJECT/secrets/SECRET";
     /// `docker-ce` (Docker's repository), `distro` (Debian's), `auto` (the first, else the second)
-    DOCKER = "openclaw-docker", boot, "`auto`", "distro";
+    DOCKER = "openclaw-docker", boot, "auto|docker-ce|distro", "`auto`", "distro";
     /// a mirror of Docker's repositories
-    DOCKER_APT_URL = "openclaw-docker-apt-url", boot, "`https://download.docker.com/linux`", "https://mirror.example.com/docker";
+    DOCKER_APT_URL = "openclaw-docker-apt-url", boot, "URL", "`https://download.docker.com/linux`", "https://mirror.example.com/docker";
     /// swap file on the boot disk: `auto` (up to 2 GiB where memory is below 4 GiB and there is no swap), `off`, or a
     /// size such as `2G`
-    SWAP = "openclaw-swap", boot, "`auto`", "2G";
+    SWAP = "openclaw-swap", boot, "auto|off|SIZE", "`auto`", "2G";
     /// `allow` lets containers reach the metadata server
-    METADATA_ACCESS = "openclaw-metadata-access", run, "`block`", "allow";
+    METADATA_ACCESS = "openclaw-metadata-access", run, "block|allow", "`block`", "allow";
     /// `writable` lets programs change the container's own files, for images that need it: the container is then made
     /// anew at every boot
-    CONTAINER_ROOT = "openclaw-container-root", run, "`read-only`", "writable";
+    CONTAINER_ROOT = "openclaw-container-root", run, "read-only|writable", "`read-only`", "writable";
     /// for the loader: where this program is, `gs://` or `https://`
-    INIT_URL = "openclaw-init-url", loader, "", "gs://BUCKET/openclaw-init";
+    INIT_URL = "openclaw-init-url", loader, "TEXT", "", "gs://BUCKET/openclaw-init";
     /// for the loader: which file it must be
-    INIT_SHA256 = "openclaw-init-sha256", loader, "", "DIGEST";
+    INIT_SHA256 = "openclaw-init-sha256", loader, "TEXT", "", "DIGEST";
     /// `off`: nothing [watches the gateway](watch.md) between the runs. Takes effect with the next run
-    WATCH = "openclaw-watch", run, "`on`", "off";
+    WATCH = "openclaw-watch", run, "on|off", "`on`", "off";
     /// when changed attributes are applied: `live` (a run, some seconds later), `boot` (at the next boot). Those for
     /// disk, engine, swap and Debian packages always wait for a boot
-    APPLY = "openclaw-apply", run, "`live`", "boot";
+    APPLY = "openclaw-apply", run, "live|boot", "`live`", "boot";
     /// echoed in the guest attribute `run-id`
-    RUN_ID = "openclaw-run-id", run, "", "build 17";
+    RUN_ID = "openclaw-run-id", run, "TEXT", "", "build 17";
 }
 
 /// Prefix of plain environment variables of the gateway.
@@ -179,6 +191,9 @@ fn nearest(key: &str) -> Option<&'static str> {
 }
 
 #[cfg(test)]
+mod schema;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Config;
@@ -191,9 +206,10 @@ mod tests {
         let rows = ROWS.iter().map(|row| {
             let doc: Vec<_> = row.doc.iter().map(|line| line.trim()).collect();
             let example = row.example.replace('|', "\\|");
-            format!("| `{}` | {}| {} | `{example}` |\n", row.key, cell(row.default), doc.join(" "))
+            let kind = row.kind.replace('|', "\\|");
+            format!("| `{}` | `{kind}` | {}| {} | `{example}` |\n", row.key, cell(row.default), doc.join(" "))
         });
-        let head = "| attribute | default | meaning | example |\n| --- | --- | --- | --- |\n";
+        let head = "| attribute | kind | default | meaning | example |\n| --- | --- | --- | --- | --- |\n";
         let table = format!("{head}{}", rows.collect::<String>());
         let page = include_str!("../../docs/settings.md");
         let start = page.find("| attribute |").unwrap_or_else(|| panic!("the page has no table"));
@@ -218,8 +234,7 @@ mod tests {
                 SOURCE_URL => &[(SOURCE_REF, of(SOURCE_REF)), (IMAGE_SOURCE, "source")],
                 _ => &[],
             };
-            // Names of what is somebody's own are in upper case.
-            let example = row.example.replace("PROJECT/hub", "project/hub").replace("PROJECT", "project");
+            let example = schema::example(row);
             let key = row.key.replace("CHANNEL", "telegram");
             let given = needs.iter().copied().chain([(key.as_str(), example.as_str())]);
             let given = given.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();

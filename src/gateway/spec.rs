@@ -17,7 +17,7 @@ use crate::docker::Engine;
 use crate::host::Host;
 use crate::image::Image;
 use crate::memory;
-use crate::paths::{SETTINGS_PATCH, SHIELD_IN_FORCE, STATE_ALIAS};
+use crate::paths::{CA_BUNDLE, SETTINGS_PATCH, SHIELD_IN_FORCE, STATE_ALIAS};
 use crate::state::DataDir;
 use crate::text::{MIB, hex};
 
@@ -51,6 +51,9 @@ const SCRATCH_PERCENT: u64 = 10;
 
 /// The label with the boot in which a container with a writable root was made: it is not used in the next one.
 const BOOT_LABEL: &str = "openclaw-init.boot";
+
+/// The label with the digest of the CAs in the mounted file, which the gateway reads when it starts.
+const CA_LABEL: &str = "openclaw-init.ca-certificates";
 
 /// The health check of a gateway with TLS, for Node. The image's own knows only plain HTTP.
 const TLS_HEALTH_CHECK: &str = include_str!("spec/tls-health-check.js");
@@ -137,21 +140,33 @@ impl<'a> Inputs<'a> {
 
     /// The gateway's container. No secret is part of it: they are in the state directory's `.env`.
     pub(super) fn gateway(&self) -> Result<Spec> {
-        let port = format!("{INNER_PORT}/tcp");
         let command = ["gateway", "--bind", "lan", "--port", &INNER_PORT.to_string()];
+        // In the container, and on the VM.
+        let ports = || {
+            let channels = self.config.channel_ports.iter().map(|port| (*port, *port));
+            [(INNER_PORT, self.config.port)]
+                .into_iter()
+                .chain(channels)
+                .map(|(inner, outer)| (in_container(inner), outer))
+        };
         let mut body = self.body(&command, |host| {
-            let (host_ip, host_port) = (self.config.bind.to_string(), self.config.port.to_string());
-            let published = PortBinding { host_ip: Some(host_ip), host_port: Some(host_port) };
-            host.port_bindings = Some(HashMap::from([(port.clone(), Some(vec![published]))]));
+            let binding = |(port, outer): (String, u16)| {
+                let (host_ip, host_port) = (self.config.bind.to_string(), outer.to_string());
+                (port, Some(vec![PortBinding { host_ip: Some(host_ip), host_port: Some(host_port) }]))
+            };
+            host.port_bindings = Some(ports().map(binding).collect());
             host.restart_policy = Some(RestartPolicy {
                 // Not `on-failure`: a restart inside the process has ended with code 0 (openclaw issue 73178).
                 name: Some(RestartPolicyNameEnum::UNLESS_STOPPED),
                 maximum_retry_count: None,
             });
         });
-        body.exposed_ports = Some(vec![port]);
+        body.exposed_ports = Some(ports().map(|(port, _)| port).collect());
         body.healthcheck = Some(self.health_check());
         let mut labels = HashMap::new();
+        if !self.config.ca_certificates.is_empty() {
+            labels.insert(CA_LABEL.to_owned(), hex(Sha256::digest(self.config.ca_certificates.concat())));
+        }
         if self.config.root == ContainerRoot::Writable {
             labels.insert(BOOT_LABEL.to_owned(), self.capabilities.boot_id.clone());
         }
@@ -182,8 +197,7 @@ impl<'a> Inputs<'a> {
         let replaced = replaced.iter().flat_map(|path| ["--replace-path", path]);
         let command: Vec<_> = ["config", "patch", "--file", SETTINGS_PATCH].into_iter().chain(replaced).collect();
         let mut body = self.command(&command, Some("none".to_owned()));
-        let file = Mount { read_only: Some(true), ..bind(Path::new(SETTINGS_PATCH), SETTINGS_PATCH) };
-        body.host_config.get_or_insert_default().mounts.get_or_insert_default().push(file);
+        body.host_config.get_or_insert_default().mounts.get_or_insert_default().push(read_only(SETTINGS_PATCH));
         body
     }
 
@@ -198,9 +212,11 @@ impl<'a> Inputs<'a> {
     fn body(&self, command: &[&str], adapt: impl FnOnce(&mut HostConfig)) -> ContainerCreateBody {
         let Self { image, data, config, ref capabilities, .. } = *self;
         let mut mounts = vec![bind(&data.state, STATE_ALIAS), bind(&data.config, CONFIG)];
-        if config.metadata_access == MetadataAccess::Block {
-            mounts.push(Mount { read_only: Some(true), ..bind(Path::new(SHIELD_IN_FORCE), SHIELD_IN_FORCE) });
-        }
+        let files = [
+            (config.metadata_access == MetadataAccess::Block, SHIELD_IN_FORCE),
+            (!config.ca_certificates.is_empty(), CA_BUNDLE),
+        ];
+        mounts.extend(files.into_iter().filter(|(is_there, _)| *is_there).map(|(_, file)| read_only(file)));
         let limits = [("max-size", "10m"), ("max-file", "3")];
         let mut host = HostConfig {
             mounts: Some(mounts),
@@ -235,6 +251,11 @@ impl<'a> Inputs<'a> {
     }
 }
 
+/// The engine's name of a port that a program in the container listens on.
+pub(super) fn in_container(port: u16) -> String {
+    format!("{port}/tcp")
+}
+
 fn bind(source: &Path, target: &str) -> Mount {
     Mount {
         typ: Some(MountType::BIND),
@@ -242,6 +263,11 @@ fn bind(source: &Path, target: &str) -> Mount {
         target: Some(target.to_owned()),
         ..Default::default()
     }
+}
+
+/// A file of this program's, under the name that it has on the machine.
+fn read_only(file: &str) -> Mount {
+    Mount { read_only: Some(true), ..bind(Path::new(file), file) }
 }
 
 /// Of a container that ends with its command.
@@ -319,6 +345,7 @@ mod tests {
             of(&Image { id: "sha256:2".to_owned(), ..image() }, &config(), allowed()),
             of(&image(), &GatewayConfig { port: 8081, ..config() }, allowed()),
             of(&image(), &GatewayConfig { bind: [0, 0, 0, 0].into(), ..config() }, allowed()),
+            of(&image(), &GatewayConfig { channel_ports: vec![3978], ..config() }, allowed()),
             of(&image(), &GatewayConfig { env: [("A".to_owned(), "b".to_owned())].into(), ..config() }, allowed()),
             of(&image(), &config(), Capabilities { memory: 8 << 30, ..allowed() }),
             of(&image(), &config(), Capabilities { memory_limit: false, ..allowed() }),
@@ -326,10 +353,23 @@ mod tests {
             of(&image(), &config(), Capabilities { remaps_users: true, ..allowed() }),
             of(&image(), &GatewayConfig { metadata_access: MetadataAccess::Allow, ..config() }, allowed()),
             of(&image(), &writable(), allowed()),
+            of(&image(), &trusting("a"), allowed()),
         ];
         for fingerprint in changed {
             assert_ne!(fingerprint, first);
         }
+    }
+
+    fn trusting(certificate: &str) -> GatewayConfig {
+        GatewayConfig { ca_certificates: vec![certificate.to_owned()], ..config() }
+    }
+
+    #[test]
+    fn a_ca_is_read_by_a_gateway_that_starts() {
+        let of = |certificate| spec(&image(), &trusting(certificate), allowed());
+        assert_ne!(of("a").fingerprint, of("b").fingerprint);
+        let mounts = of("a").body.host_config.unwrap().mounts.unwrap();
+        assert_eq!((mounts[3].source.as_deref(), mounts[3].read_only), (Some(CA_BUNDLE), Some(true)));
     }
 
     fn writable() -> GatewayConfig {
@@ -375,6 +415,16 @@ mod tests {
         let ports = host.port_bindings.unwrap();
         let expected = PortBinding { host_ip: Some("127.0.0.1".to_owned()), host_port: Some("8080".to_owned()) };
         assert_eq!(ports, HashMap::from([("18789/tcp".to_owned(), Some(vec![expected]))]));
+    }
+
+    #[test]
+    fn a_port_of_a_channel_is_published_where_the_gateway_is() {
+        let config = GatewayConfig { channel_ports: vec![1455, 3978], ..config() };
+        let body = spec(&image(), &config, allowed()).body;
+        assert_eq!(body.exposed_ports.unwrap(), ["18789/tcp", "1455/tcp", "3978/tcp"]);
+        let bound = PortBinding { host_ip: Some("127.0.0.1".to_owned()), host_port: Some("3978".to_owned()) };
+        let ports = body.host_config.unwrap().port_bindings.unwrap();
+        assert_eq!((ports.len(), &ports["3978/tcp"]), (3, &Some(vec![bound])));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
 
 use super::{Gateway, NAME};
-use crate::config::GatewayConfig;
+use crate::config::{GatewayConfig, keys};
 use crate::docker::{self, Engine, NO_SPACE};
 use crate::error::{Code, Diagnosis, RUN_AGAIN};
 
@@ -39,14 +39,17 @@ impl Gateway<'_> {
     }
 
     /// Refuses a port that somebody else listens on, while the gateway's own container is published at `own`.
-    pub(super) async fn require_port(&self, own: Option<SocketAddr>) -> Result<()> {
-        let wanted = SocketAddr::new(self.config.bind, self.config.port);
+    pub(super) async fn require_ports(&self, own: &[SocketAddr]) -> Result<()> {
         let is_taken = |at: &SocketAddr| TcpListener::bind(at).is_err_and(|error| error.kind() == ErrorKind::AddrInUse);
-        match foreign(wanted, own, addresses_of_vm).into_iter().find(is_taken) {
+        let foreign = |port: u16| {
+            let own = own.iter().copied().find(|own| own.port() == port);
+            foreign(SocketAddr::new(self.config.bind, port), own, addresses_of_vm)
+        };
+        match ports(self.config).flat_map(foreign).find(is_taken) {
             Some(at) => {
                 let holder = publisher(self.engine, at.port()).await?;
-                Err(anyhow!("port {} of {} is in use", at.port(), at.ip()))
-                    .context(taken(self.config, holder.as_deref()))
+                let error = anyhow!("port {} of {} is in use", at.port(), at.ip());
+                Err(error).context(taken(self.config, at.port(), holder.as_deref()))
             }
             None => Ok(()),
         }
@@ -61,7 +64,7 @@ impl Gateway<'_> {
         let Self { host, engine, config, .. } = *self;
         let started = match engine.client.start_container(NAME, None).await {
             Err(error) if error.to_string().contains(PORT_ALLOCATED) => {
-                if let Some(holder) = publisher(engine, config.port).await? {
+                if let Some(holder) = publisher(engine, named_port(&error.to_string(), config)).await? {
                     return Err(explain(error, config, Some(&holder)));
                 }
                 host.progress("restarting the engine, which holds the gateway's port for no container");
@@ -73,6 +76,17 @@ impl Gateway<'_> {
         host.changed(format!("started container {NAME}"));
         Ok(())
     }
+}
+
+/// The ports of the VM at which the gateway and its channels are published.
+fn ports(config: &GatewayConfig) -> impl Iterator<Item = u16> {
+    [config.port].into_iter().chain(config.channel_ports.iter().copied())
+}
+
+/// Which of them the engine's words are about: `Bind for 127.0.0.1:3978 failed`.
+fn named_port(words: &str, config: &GatewayConfig) -> u16 {
+    let is_named = |port: &u16| words.split(|byte: char| !byte.is_ascii_digit()).any(|word| word == port.to_string());
+    config.channel_ports.iter().copied().find(is_named).unwrap_or(config.port)
 }
 
 /// The parts of what is `wanted` that a container published at `own` does not hold itself.
@@ -124,7 +138,7 @@ fn explain(error: DockerError, config: &GatewayConfig, holder: Option<&str>) -> 
     if text.contains(NO_SPACE) {
         full(error)
     } else if text.contains(PORT_ALLOCATED) || text.contains("address already in use") {
-        error.context(taken(config, holder))
+        error.context(taken(config, named_port(&text, config), holder))
     } else if text.contains("cannot assign requested address") {
         missing_address(error, config.bind)
     } else if text.contains("OCI runtime") {
@@ -135,15 +149,16 @@ fn explain(error: DockerError, config: &GatewayConfig, holder: Option<&str>) -> 
     }
 }
 
-fn taken(config: &GatewayConfig, holder: Option<&str>) -> Diagnosis {
-    let GatewayConfig { port, bind, .. } = config;
+fn taken(config: &GatewayConfig, port: u16, holder: Option<&str>) -> Diagnosis {
+    let bind = config.bind;
+    let attribute = if port == config.port { keys::PORT } else { keys::PUBLISH };
     let found = match holder {
         Some(holder) => format!("Container {holder} publishes port {port}: `sudo docker stop {holder}`"),
         None => format!(
             "Another program listens on port {port} of {bind}: find it with `sudo ss -ltnp 'sport = :{port}'` and stop it"
         ),
     };
-    let remedy = format!("{found}, or choose another port with the attribute openclaw-port.");
+    let remedy = format!("{found}, or choose another port with the attribute {attribute}.");
     Diagnosis { code: Code::PortTaken, remedy }
 }
 
@@ -196,12 +211,14 @@ mod tests {
 
     #[test]
     fn a_start_that_failed_is_classified_by_the_engines_words() {
-        let config = GatewayConfig::default();
+        let config = GatewayConfig { channel_ports: vec![3978], ..GatewayConfig::default() };
         let taken = "driver failed programming external connectivity: Bind for 127.0.0.1:18789 failed: port is already allocated";
         #[rustfmt::skip]
         let cases = [
             (taken, None, Code::PortTaken, "ss -ltnp"),
             (taken, Some("other"), Code::PortTaken, "docker stop other"),
+            (taken, None, Code::PortTaken, "attribute openclaw-port"),
+            ("listen tcp4 127.0.0.1:3978: bind: address already in use", None, Code::PortTaken, "attribute openclaw-publish"),
             ("listen tcp4 127.0.0.1:18789: bind: address already in use", None, Code::PortTaken, "ss -ltnp"),
             ("listen tcp4 10.9.9.9:18789: bind: cannot assign requested address", None, Code::GatewayNotReady, "openclaw-bind"),
             ("OCI runtime create failed: write /run/x: no space left on device", None, Code::NoSpace, "df -h"),

@@ -53,7 +53,7 @@ impl Gateway<'_> {
     pub(super) async fn prove(&self, action: Action, observed: Option<&Observed>, spec: &Spec) -> Result<()> {
         self.wait_for_address().await?;
         if let Some(observed) = observed.filter(|observed| observed.is_alive()) {
-            self.require_port(observed.published).await?;
+            self.require_ports(&observed.published).await?;
         }
         if matches!(action, Action::Create | Action::Replace) {
             let options = CreateContainerOptionsBuilder::default().name(NEXT).build();

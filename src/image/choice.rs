@@ -6,13 +6,15 @@ use super::{official, source};
 use crate::config::{ImageConfig, ImageSource};
 use crate::reference::{ImageReference, PinnedImage};
 use crate::state::{Owner, Record};
-use crate::version::{GatewayVersion, VersionChoice};
+use crate::version::{GatewayVersion, Variant, VersionChoice};
 
 /// Which image this machine should have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Desired {
     /// The version, as far as it is known before the image is on this machine.
     pub(super) version: VersionChoice,
+    /// Of the newest version, which variant.
+    pub(super) variant: Option<Variant>,
     /// Where the image comes from.
     pub(super) source: Source,
     /// The image this state was created by, used instead if it is still on the machine: it cannot be rebuilt.
@@ -52,7 +54,7 @@ fn for_empty(config: &ImageConfig, owner: &Owner) -> Desired {
         )
     });
     let source = reference.map_or_else(|| Source::Standard(config.source.clone()), Source::Reference);
-    Desired { version, source, fallback_image: None, warning }
+    Desired { version, variant: config.variant, source, fallback_image: None, warning }
 }
 
 fn for_owned(config: &ImageConfig, version: &GatewayVersion, recorded: Option<&PinnedImage>) -> Desired {
@@ -74,7 +76,7 @@ fn for_owned(config: &ImageConfig, version: &GatewayVersion, recorded: Option<&P
         }
         (None, _, _, source) => (Source::Standard(source.clone()), None),
     };
-    Desired { version: VersionChoice::Exact(version.clone()), source, fallback_image, warning: None }
+    Desired { version: VersionChoice::Exact(version.clone()), variant: None, source, fallback_image, warning: None }
 }
 
 /// True for an image that this program chooses for `version` when the operator names none.
@@ -96,10 +98,12 @@ mod tests {
     fn config(version: Option<&str>, image: Option<&str>, source: ImageSource) -> ImageConfig {
         ImageConfig {
             version: version.and_then(|version| version.parse().ok()),
+            variant: None,
             reference: image.map(reference),
             source,
             mirror: None,
             npm_registry: None,
+            ca_certificates: Vec::new(),
             extras: Extras::default(),
             default_version: BAKED.into(),
             default_reference: None,

@@ -79,6 +79,8 @@ mod tests {
         let official = "ghcr.io/openclaw/openclaw:2026.8.2";
         let (old, new) = (("openclaw-version", "2026.8.2"), ("openclaw-version", "2026.9.6"));
         let own = ("openclaw-image", "registry.example/claw:9");
+        let (browser, with_browser) =
+            (("openclaw-image-variant", "browser"), "ghcr.io/openclaw/openclaw:2026.8.2-browser");
         let (first, built) = ("1".repeat(40), "localhost/openclaw-init:2026.8.2-0123456789ab");
         let (source, commit) = (("openclaw-image-source", "source"), ("openclaw-source-ref", &*first));
         let as_old = format!("{first} as 2026.8.2");
@@ -97,6 +99,12 @@ mod tests {
             (&[own], record(Some("2026.8.2"), None, own.1), None),
             // The version is the same, but the image was another's.
             (&[old], record(Some("2026.8.2"), Some(own.1), own.1), Some("2026.8.2")),
+            (&[browser], record(Some("2026.8.2"), None, official), Some("browser")),
+            (&[browser], record(Some("2026.8.2"), Some("browser"), official), None),
+            (&[browser, old], record(Some("2026.8.2"), Some("browser"), official), Some("2026.8.2-browser")),
+            // Without it: the version is the same, the image is not.
+            (&[old], record(Some("2026.8.2"), Some("2026.8.2-browser"), with_browser), Some("2026.8.2")),
+            (&[], record(Some("2026.8.2"), Some("browser"), with_browser), None),
             // Built from a commit.
             (&[source, commit], record(Some("2026.8.2"), Some(&first), built), None),
             (&[source, commit], record(Some("2026.8.2"), Some(&"2".repeat(40)), built), Some(&*first)),

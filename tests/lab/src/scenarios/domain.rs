@@ -34,6 +34,12 @@ const VALIDITY: Duration = Duration::from_secs(12 * 60);
 /// What browsers are shown: an error when it is not valid any more.
 const SHOWN: &str = "openssl s_client -connect 127.0.0.1:443 -servername claw.example.com < /dev/null 2> /dev/null \
     > /tmp/shown && openssl x509 -in /tmp/shown -noout -serial -checkend 0";
+/// From an address that is neither allowed nor a proxy's.
+const PROVIDER: &str = "--resolve claw.example.com:443:10.128.0.77";
+const STARTED: &str = "docker inspect -f '{{.State.StartedAt}}' openclaw-gateway";
+/// Says what it is asked for, and by whom.
+const CHANNEL: &str = "require(\"http\").createServer((request, answer) => \
+    answer.end(request.url + \" \" + request.headers[\"x-forwarded-for\"])).listen(3334)";
 const CERTIFICATE: &str = "sha256sum /mnt/disks/openclaw-data/certificates-openclaw/caddy/certificates/*/*/*.crt";
 
 /// On a VM that was made by plain commands.
@@ -57,6 +63,7 @@ pub(super) fn https_at_a_name(rig: &Rig) -> Result<()> {
     let opened = opens_without_a_tunnel(&reader)?;
     ensure!(opened.code == 0, "open ended with {}: {}", opened.code, opened.text);
     opened.has(&["https://claw.example.com/#token="])?;
+    webhooks_of_channels(rig).context("openclaw-publish")?;
     taken_port(rig).context("a port that is taken")?;
     reboots(rig).context("a reboot")?;
     is_gone(rig, &before).context("without the attribute")?;
@@ -193,6 +200,45 @@ fn serves_who_may_come(rig: &Rig) -> Result<()> {
     let owner = rig.shell("ps -o user:20= -C caddy; stat -c '%U %a' /mnt/disks/openclaw-data/certificates-openclaw")?;
     ensure!(owner == "openclaw-proxy\nopenclaw-proxy 700", "it runs as {owner}");
     Ok(())
+}
+
+/// Providers may come from anywhere; they reach what was named and nothing beside it. A port is free before the gateway
+/// is stopped for it.
+fn webhooks_of_channels(rig: &Rig) -> Result<()> {
+    rig.shell("systemd-run --unit taken caddy respond --listen 127.0.0.1:3334")?;
+    listens(rig, 3334)?;
+    let started = rig.shell(STARTED)?;
+    rig.attribute("openclaw-publish=/voice:3334,/googlechat")?;
+    rig.boot(27)?.has(&["port 3334 of 127.0.0.1 is in use", "openclaw-publish"])?;
+    ensure!(rig.shell(STARTED)? == started, "the gateway was stopped for a port that is taken");
+    rig.shell("systemctl stop taken")?;
+    rig.boot(0)?.has(&["result=ready"])?;
+    is_whole(rig)?;
+    rig.shell(&format!("docker exec -d openclaw-gateway node -e '{CHANNEL}'; ip address add 10.128.0.77/32 dev lo"))?;
+    rig.shell("timeout 30 sh -c 'until curl -fs http://127.0.0.1:3334; do sleep 0.2; done'")?;
+    for (options, path, code) in [
+        (PROVIDER, "voice/webhook?a=1", "200"),
+        (PROVIDER, "voicemail", "403"),
+        (PROVIDER, "googlechat", "200"),
+        (PROVIDER, "googlechat/../", "403"),
+        (PROVIDER, "googlechat/%2e%2e/api", "403"),
+        (&format!("{PROVIDER} -X PUT"), "googlechat", "403"),
+        (&format!("{PROVIDER} {UPGRADE}"), "googlechat", "403"),
+        ("", "", "200"),
+        (PROVIDER, "", "403"),
+    ] {
+        let command = format!("{BROWSE} --path-as-is {options} 'https://claw.example.com/{path}' || true");
+        let answer = rig.shell(&command)?;
+        ensure!(answer == code, "{options} {path}: {answer} instead of {code}");
+    }
+    let seen =
+        rig.shell(&format!("{BROWSE} {PROVIDER} 'https://claw.example.com/voice/webhook?a=1' && cat /tmp/page"))?;
+    ensure!(seen.ends_with("/voice/webhook?a=1 10.128.0.77"), "the channel sees {seen}");
+    rig.attribute("openclaw-publish")?;
+    rig.boot(0)?.has(&["result=ready"])?;
+    let published = rig.shell("docker port openclaw-gateway")?;
+    ensure!(published == "18789/tcp -> 127.0.0.1:18789", "it is published at {published}");
+    is_whole(rig)
 }
 
 fn taken_port(rig: &Rig) -> Result<()> {

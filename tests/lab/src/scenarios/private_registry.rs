@@ -6,6 +6,8 @@ use super::checks::is_ready;
 use super::operations::on_the_vm;
 use super::pages::Block;
 use super::rig::Rig;
+use crate::cache::Cache;
+use crate::cloud::ca::Ca;
 use crate::cloud::content::{self, ARTIFACT_REGISTRY_NAME, PRIVATE_REPOSITORY};
 use crate::cloud::metadata_server::ACCESS_TOKEN;
 
@@ -40,7 +42,8 @@ pub(super) fn private_registry_with_the_vms_account(rig: &Rig) -> Result<()> {
     rig.boot(20)?.has(&[&mirror, "roles/artifactregistry.reader", "set-service-account"])?;
     rig.lab_ends(0, "metadata", &["fault", "clear"])?;
     rig.boot(0)?;
-    without_internet(rig).context("without internet")
+    without_internet(rig).context("without internet")?;
+    browser_without_the_ca(rig).context("without the CA, and with a browser")
 }
 
 /// What a new boot disk does: it asks the mirror for the image that the state was used with.
@@ -48,6 +51,7 @@ fn by_its_digest(rig: &Rig) -> Result<()> {
     let record = rig.shell("cat /mnt/disks/openclaw-data/openclaw-init/record.json")?;
     ensure!(record.contains(&format!("\"{IMAGE}@sha256:")), "no digest in {record}");
     rig.shell(&format!("docker rm --force openclaw-gateway && docker image rm {IMAGE}"))?;
+    trust_by_attribute(rig).context("a CA that only the attribute names")?;
     let by_tag = || -> Result<usize> {
         let requests = content::requests(&rig.machine()?.content())?;
         Ok(requests.iter().filter(|it| it.path.ends_with("/openclaw/openclaw/manifests/2026.9.6")).count())
@@ -57,6 +61,46 @@ fn by_its_digest(rig: &Rig) -> Result<()> {
     ensure!(before > 0 && by_tag()? == before, "the image was not asked for by its digest");
     let names = rig.shell("docker image ls --format '{{.Repository}}:{{.Tag}}'")?;
     ensure!(names == IMAGE, "the images are {names}");
+    is_ready(rig)?;
+    let fetch = format!("fetch('https://{ARTIFACT_REGISTRY_NAME}/v2/').then((answer) => console.log(answer.status))");
+    let answer = rig.shell(&format!("docker exec openclaw-gateway node -e \"{fetch}\""))?;
+    ensure!(answer == "401", "the gateway gets {answer}");
+    Ok(())
+}
+
+/// Neither engine nor host trusts the registry any more. No gateway runs.
+fn trust_by_attribute(rig: &Rig) -> Result<()> {
+    rig.shell(
+        "systemctl stop openclaw-watch
+        rm /usr/local/share/ca-certificates/openclaw-lab.crt
+        update-ca-certificates --fresh
+        systemctl restart docker",
+    )?;
+    let image = format!("{ARTIFACT_REGISTRY_NAME}/{PRIVATE_REPOSITORY}/openclaw/openclaw:2026.9.6");
+    let refused = rig.shell(&format!("docker pull {image} 2>&1 || true"))?;
+    ensure!(refused.contains("signed by unknown authority"), "the engine says {refused}");
+    let ca = Ca::load(&Cache::from_env()?)?;
+    rig.attribute(&format!("openclaw-ca-certificates={}", ca.pem()))
+}
+
+/// What was trusted by the attribute is trusted no more, and the image of another variant comes as an update.
+fn browser_without_the_ca(rig: &Rig) -> Result<()> {
+    rig.shell(&format!(
+        "docker create --name browser {IMAGE} && docker commit browser {IMAGE}-browser && docker rm browser"
+    ))?;
+    rig.attribute("openclaw-ca-certificates")?;
+    rig.attribute("openclaw-image-variant=browser")?;
+    rig.boot(0)?.has(&["result=ready"])?;
+    let image = rig.shell("docker inspect --format '{{.Config.Image}}' openclaw-gateway")?;
+    ensure!(image == format!("{IMAGE}-browser"), "the gateway runs {image}");
+    let settings = rig.shell("grep -A2 '\"browser\": {' /home/node/.openclaw/openclaw.json")?;
+    ensure!(settings.contains("\"noSandbox\": true"), "the settings are {settings}");
+    let left = rig.shell(
+        "ls /etc/openclaw-init /usr/local/share/ca-certificates /etc/ssl/certs | grep -e openclaw-init- -e ^ca-cert.*pem
+        docker inspect openclaw-gateway | grep NODE_EXTRA_CA_CERTS=/etc/openclaw; true",
+    )?;
+    ensure!(left.is_empty(), "this is left of the CA: {left}");
+    rig.boot(0)?.has(&["changes=0", "result=ready"])?;
     is_ready(rig)
 }
 

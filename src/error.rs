@@ -135,7 +135,7 @@ codes! {
     SecretDenied = 26, "secret-denied", permanent;
     /// Another program listens on the published port.
     ///
-    /// `sudo ss -ltnp` shows which. Stop it, or set `openclaw-port` to another port.
+    /// `sudo ss -ltnp` shows which. Stop it, or name another port in `openclaw-port` or `openclaw-publish`.
     PortTaken = 27, "port-taken", permanent;
     /// The gateway does not start with its settings or its state; the message names the cause where its log does.
     ///

@@ -52,6 +52,7 @@ pub(crate) type Scenario = (&'static str, fn(&Rig) -> Result<()>);
 /// Longest first, so that the end of the run is not one machine alone.
 pub(crate) const GATE: &[Scenario] = &[
     ("configured", configured::every_way_of_use),
+    ("domain", domain::https_at_a_name),
     ("disk-corpus", disks::every_kind_of_disk),
     ("main-job", first_boot::main_job_reboots_and_updates),
     ("readme", readme::script_from_top_to_bottom),
@@ -60,7 +61,6 @@ pub(crate) const GATE: &[Scenario] = &[
     ("binary-way", readme::plain_ways),
     ("private-registry", private_registry::private_registry_with_the_vms_account),
     ("backup-restore", backups::backup_and_restore),
-    ("domain", domain::https_at_a_name),
     ("source", contents::source_of_a_commit_is_built),
     ("binaries", contents::binaries_and_packages_are_part_of_the_image),
     ("baked-image", baked::sealed_image_boots_without_internet),

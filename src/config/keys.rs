@@ -98,8 +98,8 @@ keys! {
     CONFIG = "openclaw-config", run, "JSON", "", "{\"logging\": {\"level\": \"debug\"}}";
     /// how long a start of the gateway may take, `1m` to `30m`: large databases on a cold or slow disk need more
     READY_TIMEOUT = "openclaw-ready-timeout", run, "TIME", "`5m`", "10m";
-    /// CA certificates of a company, in PEM, one after the other: [the VM and the gateway](closed-networks.md#a-companys-ca)
-    /// trust them
+    /// CA certificates of a company, in PEM, one after the other: [the VM and the
+    /// gateway](closed-networks.md#a-companys-ca) trust them
     CA_CERTIFICATES = "openclaw-ca-certificates", run, "PEM", "", "-----BEGIN CERTIFICATE-----…";
     /// the gateway's time zone, by its IANA name
     TIMEZONE = "openclaw-timezone", run, "ZONE", "`UTC`", "Europe/Madrid";

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::openclaw_json::INNER_PORT;
 use super::{Gateway, NAME, PROGRAM, SPEC_LABEL, env};
-use crate::config::{ContainerRoot, GatewayConfig, MetadataAccess};
+use crate::config::{ContainerRoot, GatewayConfig};
 use crate::docker::Engine;
 use crate::host::Host;
 use crate::image::Image;
@@ -198,7 +198,7 @@ impl<'a> Inputs<'a> {
     fn body(&self, command: &[&str], adapt: impl FnOnce(&mut HostConfig)) -> ContainerCreateBody {
         let Self { image, data, config, ref capabilities, .. } = *self;
         let mut mounts = vec![bind(&data.state, STATE_ALIAS), bind(&data.config, CONFIG)];
-        if config.metadata_access == MetadataAccess::Block {
+        if config.metadata_access.is_shielded() {
             mounts.push(Mount { read_only: Some(true), ..bind(Path::new(SHIELD_IN_FORCE), SHIELD_IN_FORCE) });
         }
         let limits = [("max-size", "10m"), ("max-file", "3")];
@@ -263,6 +263,7 @@ mod tests {
     use expect_test::expect_file;
 
     use super::*;
+    use crate::config::MetadataAccess;
     use crate::reference::{ImageReference, PinnedImage};
 
     fn allowed() -> Capabilities {

@@ -5,20 +5,25 @@ use crate::config::SecretVersion;
 
 /// Who asks.
 #[derive(Debug)]
-pub(super) struct Vm {
+pub(crate) struct Vm {
     pub(super) name: String,
     pub(super) zone: String,
     pub(super) project: String,
     /// The address of its service account.
-    pub(super) account: String,
-    /// Its tokens cannot be used for Secret Manager.
-    pub(super) lacks_scope: bool,
+    pub(crate) account: String,
+    /// Its tokens cannot be used for most of Google's APIs.
+    pub(crate) lacks_scope: bool,
 }
 
 impl Vm {
     /// A VM without any account gets one.
-    pub(super) fn give_account(&self) -> String {
+    pub(crate) fn give_account(&self) -> String {
         format!("Stop the VM, give it an account and the scope, and start it: {}.", self.set_account())
+    }
+
+    /// One without the scope gets it.
+    pub(crate) fn give_scope(&self) -> String {
+        format!("The VM lacks the scope cloud-platform: {}.", self.set_account())
     }
 
     /// Both can be changed only while it does not run.
@@ -41,12 +46,8 @@ pub(super) fn remedy(reason: &Reason, secret: &SecretVersion, vm: &Vm) -> String
              --member=serviceAccount:{} --role=roles/secretmanager.secretAccessor`. That takes a minute or two to take effect.",
             vm.account
         ),
-        Reason::Scope => format!("The VM lacks the scope cloud-platform: {}.", vm.set_account()),
-        Reason::ApiDisabled(project) => format!(
-            "Enable the API: `gcloud services enable secretmanager.googleapis.com --project={}`. That takes a minute or \
-             two to take effect.",
-            project.as_ref().unwrap_or(&vm.project)
-        ),
+        Reason::Scope => vm.give_scope(),
+        Reason::ApiDisabled(project) => enable_api("secretmanager", project.as_ref(), vm),
         Reason::NoSecret => {
             let replication = if secret.location.is_some() { "" } else { " --replication-policy=automatic" };
             format!(
@@ -73,6 +74,15 @@ pub(super) fn remedy(reason: &Reason, secret: &SecretVersion, vm: &Vm) -> String
         Reason::NotText => format!("Add a version that is text: {}.", add_version(secret)),
         Reason::Other => format!("Look at what is said of the secret: `gcloud secrets describe {name} {at}`."),
     }
+}
+
+/// What to do about an API that is not enabled in the project, the VM's own if none is said.
+pub(crate) fn enable_api(api: &str, project: Option<&String>, vm: &Vm) -> String {
+    format!(
+        "Enable the API: `gcloud services enable {api}.googleapis.com --project={}`. That takes a minute or two to take \
+         effect.",
+        project.unwrap_or(&vm.project)
+    )
 }
 
 /// The command that gives the secret another value.

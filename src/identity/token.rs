@@ -1,0 +1,166 @@
+//! Tokens of the named account, made by Google's IAM for the VM's own
+//! (cloud.google.com/iam/docs/reference/credentials/rest/v1/projects.serviceAccounts/generateAccessToken).
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Error, Result, anyhow};
+use reqwest::StatusCode;
+use serde::Deserialize;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::error::{Classify as _, Code, Diagnosis, one_line};
+use crate::http;
+use crate::metadata::Client;
+use crate::secret::Secret;
+use crate::secret_manager::{self, FALLBACK_DEADLINE, Outcome, Reason, Refusal, Vm, enable_api, failure, sentence};
+
+/// What a token may be used for, as far as the account may.
+pub(super) const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
+
+/// The longest life that needs no policy of its own.
+const LIFETIME: Duration = Duration::from_secs(3600);
+
+/// A token that is left so little is not handed out: clients ask for another one less than four minutes before the end.
+const SPARE: Duration = Duration::from_secs(300);
+
+/// How long nobody is asked again after a failure.
+const FAILURE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A token of the account.
+#[derive(Debug, Clone)]
+pub(super) struct Token {
+    pub(super) value: Secret,
+    /// By the clock of the machine, which goes on while that is suspended.
+    end: SystemTime,
+}
+
+impl Token {
+    /// How long it is good; `None` when that is too short, or the clock was set.
+    pub(super) fn left(&self, now: SystemTime) -> Option<Duration> {
+        self.end.duration_since(now).ok().filter(|left| (SPARE..=LIFETIME).contains(left))
+    }
+}
+
+/// Why there is no token, for a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lack {
+    /// Google refuses it.
+    Denied,
+    /// Google cannot be reached.
+    Unreachable,
+}
+
+/// The tokens of one account: one at a time is asked for, and kept while it is good.
+#[derive(Debug)]
+pub(super) struct Tokens {
+    metadata: Client,
+    account: String,
+    latest: Mutex<Latest>,
+}
+
+#[derive(Debug, Default)]
+struct Latest {
+    token: Option<Token>,
+    failure: Option<(Instant, Lack)>,
+}
+
+impl Tokens {
+    pub(super) fn new(metadata: Client, account: String) -> Self {
+        Self { metadata, account, latest: Mutex::default() }
+    }
+
+    /// One that is good for some minutes at least, and how long.
+    pub(super) async fn get(&self) -> Result<(Secret, Duration), Lack> {
+        let mut latest = self.latest.lock().await;
+        if let Some(token) = &latest.token
+            && let Some(left) = token.left(SystemTime::now())
+        {
+            return Ok((token.value.clone(), left));
+        }
+        if let Some((at, lack)) = latest.failure
+            && at.elapsed() < FAILURE_INTERVAL
+        {
+            return Err(lack);
+        }
+        let (lack, why) = match make(&self.metadata, &self.account, FALLBACK_DEADLINE).await {
+            Ok(Ok(token)) => {
+                let value = token.value.clone();
+                *latest = Latest { token: Some(token), failure: None };
+                return Ok((value, LIFETIME));
+            }
+            Ok(Err(why)) => (Lack::Unreachable, why),
+            Err(refused) => (Lack::Denied, refused),
+        };
+        tracing::warn!("no token of {}: {}", self.account, one_line(&why));
+        latest.failure = Some((Instant::now(), lack));
+        Err(lack)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Generated {
+    access_token: Secret,
+}
+
+/// Asks for a token of `account`. [`Code::SecretDenied`] has the command that grants it; the inner error is a server
+/// that cannot be reached.
+pub(super) async fn make(metadata: &Client, account: &str, deadline: Duration) -> Result<Result<Token>> {
+    let own = match metadata.access_token().await {
+        Ok(Some(own)) => own,
+        Ok(None) => {
+            let remedy = secret_manager::vm(metadata).await.give_account();
+            return Err(anyhow!("this VM has no service account that could make tokens of {account}"))
+                .classify(Code::SecretDenied, sentence(&[remedy]));
+        }
+        Err(error) => return Ok(Err(error.context("asking for the VM's own token"))),
+    };
+    let body = format!("{{\"scope\":[\"{SCOPE}\"],\"lifetime\":\"{}s\"}}", LIFETIME.as_secs());
+    let url =
+        format!("https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/{account}:generateAccessToken");
+    let request = http::internet_client().await?.post(url).bearer_auth(own.expose());
+    let request = request.header("content-type", "application/json").body(body);
+    let end = SystemTime::now() + LIFETIME;
+    match secret_manager::ask(&request, read, deadline).await {
+        Outcome::Value(value) => Ok(Ok(Token { value, end })),
+        Outcome::Again(why) => Ok(Err(why)),
+        Outcome::Refused(refusal) => Err(denied(refusal, account, &secret_manager::vm(metadata).await)),
+    }
+}
+
+fn read(status: StatusCode, body: &[u8]) -> Outcome {
+    if status != StatusCode::OK {
+        return failure(status, body);
+    }
+    // An error of the parser could repeat a part of the token. What cannot stand in JSON as it is, is no token.
+    match serde_json::from_slice(body) {
+        Ok(Generated { access_token }) if is_token(access_token.expose()) => Outcome::Value(access_token),
+        _ => Outcome::Again(anyhow!("its answer is no token")),
+    }
+}
+
+fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\')
+}
+
+fn denied(Refusal { reason, words }: Refusal, account: &str, vm: &Vm) -> Error {
+    // Not every refusal says that it is about the scopes.
+    let reason = if reason == Reason::Permission && vm.lacks_scope { Reason::Scope } else { reason };
+    let remedy = match reason {
+        Reason::Permission => format!(
+            "Let the VM's account make tokens of it: `gcloud iam service-accounts add-iam-policy-binding {account} \
+             --member=serviceAccount:{} --role=roles/iam.serviceAccountTokenCreator`. That takes a minute or two to take \
+             effect.",
+            vm.account
+        ),
+        Reason::Scope => vm.give_scope(),
+        Reason::ApiDisabled(project) => enable_api("iamcredentials", project.as_ref(), vm),
+        _ => format!(
+            "Correct openclaw-metadata-account; `gcloud iam service-accounts describe {account}` says whether that \
+             account exists and is enabled."
+        ),
+    };
+    anyhow!("making a token of {account}: {words}")
+        .context(Diagnosis { code: Code::SecretDenied, remedy: sentence(&[remedy]) })
+}

@@ -37,7 +37,7 @@ pub(super) struct Token {
 
 impl Token {
     /// How long it is good; `None` when that is too short, or the clock was set.
-    pub(super) fn left(&self, now: SystemTime) -> Option<Duration> {
+    fn left(&self, now: SystemTime) -> Option<Duration> {
         self.end.duration_since(now).ok().filter(|left| (SPARE..=LIFETIME).contains(left))
     }
 }
@@ -85,9 +85,9 @@ impl Tokens {
         }
         let (lack, why) = match make(&self.metadata, &self.account, FALLBACK_DEADLINE).await {
             Ok(Ok(token)) => {
-                let value = token.value.clone();
+                let made = (token.value.clone(), token.end.duration_since(SystemTime::now()).unwrap_or_default());
                 *latest = Latest { token: Some(token), failure: None };
-                return Ok((value, LIFETIME));
+                return Ok(made);
             }
             Ok(Err(why)) => (Lack::Unreachable, why),
             Err(refused) => (Lack::Denied, refused),
@@ -163,4 +163,54 @@ fn denied(Refusal { reason, words }: Refusal, account: &str, vm: &Vm) -> Error {
     };
     anyhow!("making a token of {account}: {words}")
         .context(Diagnosis { code: Code::SecretDenied, remedy: sentence(&[remedy]) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{code_of, one_line};
+
+    #[test]
+    fn a_token_is_handed_out_while_minutes_are_left() {
+        let now = SystemTime::now();
+        for (left, expected) in [(3600, true), (300, true), (299, false), (0, false), (3601, false)] {
+            let token = Token { value: Secret::new("t"), end: now + Duration::from_secs(left) };
+            assert_eq!(token.left(now), expected.then(|| Duration::from_secs(left)), "{left}");
+        }
+        let past = Token { value: Secret::new("t"), end: now - Duration::from_secs(1) };
+        assert_eq!(past.left(now), None);
+    }
+
+    #[test]
+    fn only_a_token_is_one() {
+        let good = r#"{"accessToken":"ya29.c_A-b","expireTime":"2026-11-27T20:00:00Z"}"#;
+        assert!(
+            matches!(read(StatusCode::OK, good.as_bytes()), Outcome::Value(value) if value.expose() == "ya29.c_A-b")
+        );
+        for bad in ["", "{}", r#"{"accessToken":""}"#, r#"{"accessToken":"a b"}"#, r#"{"accessToken":"a\nb"}"#] {
+            let Outcome::Again(why) = read(StatusCode::OK, bad.as_bytes()) else { panic!("{bad}") };
+            assert_eq!(why.to_string(), "its answer is no token", "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_refusal_has_the_command_that_mends_it() {
+        let vm = Vm::new("vm@p.iam.gserviceaccount.com", false);
+        let grant = "`gcloud iam service-accounts add-iam-policy-binding a@p.iam.gserviceaccount.com \
+                     --member=serviceAccount:vm@p.iam.gserviceaccount.com --role=roles/iam.serviceAccountTokenCreator`";
+        for (reason, vm, command) in [
+            (Reason::Permission, &vm, grant),
+            (Reason::Permission, &Vm::new("vm@p.iam.gserviceaccount.com", true), "--scopes=cloud-platform"),
+            (Reason::Scope, &vm, "--scopes=cloud-platform"),
+            (Reason::ApiDisabled(Some("7".to_owned())), &vm, "enable iamcredentials.googleapis.com --project=7`"),
+            (Reason::NoSecret, &vm, "`gcloud iam service-accounts describe a@p.iam.gserviceaccount.com`"),
+            (Reason::Other, &vm, "`gcloud iam service-accounts describe a@p.iam.gserviceaccount.com`"),
+        ] {
+            let refusal = Refusal { reason, words: "no".to_owned() };
+            let error = denied(refusal, "a@p.iam.gserviceaccount.com", vm);
+            let text = one_line(&error);
+            assert!(code_of(&error) == Code::SecretDenied && text.contains(command), "{text}");
+            assert!(text.contains("making a token of a@p.iam.gserviceaccount.com: no"), "{text}");
+        }
+    }
 }

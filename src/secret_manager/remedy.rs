@@ -21,6 +21,12 @@ impl Vm {
         format!("Stop the VM, give it an account and the scope, and start it: {}.", self.set_account())
     }
 
+    #[cfg(test)]
+    pub(crate) fn new(account: &str, lacks_scope: bool) -> Self {
+        let [name, zone, project] = ["claw-1", "europe-west1-b", "vms"].map(str::to_owned);
+        Self { name, zone, project, account: account.to_owned(), lacks_scope }
+    }
+
     /// One without the scope gets it.
     pub(crate) fn give_scope(&self) -> String {
         format!("The VM lacks the scope cloud-platform: {}.", self.set_account())
@@ -101,13 +107,7 @@ mod tests {
 
     #[test]
     fn every_refusal_has_the_command_that_mends_it() {
-        let vm = Vm {
-            name: "claw-1".to_owned(),
-            zone: "europe-west1-b".to_owned(),
-            project: "vms".to_owned(),
-            account: "claw@vms.iam.gserviceaccount.com".to_owned(),
-            lacks_scope: false,
-        };
+        let vm = Vm::new("claw@vms.iam.gserviceaccount.com", false);
         let grant = "`gcloud secrets add-iam-policy-binding s --project=p --location=l \
                      --member=serviceAccount:claw@vms.iam.gserviceaccount.com --role=roles/secretmanager.secretAccessor`";
         let scopes = "gcloud compute instances set-service-account claw-1 --zone=europe-west1-b --project=vms \

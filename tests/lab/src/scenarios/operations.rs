@@ -96,11 +96,12 @@ mod tests {
 
     /// No scenario types these, and why.
     #[rustfmt::skip]
-    const NOT_RUN: [(&str, &str); 7] = [
+    const NOT_RUN: [(&str, &str); 8] = [
         ("openclaw-init restore FILE", "`backup-restore` does it, with every kind of file"),
         ("--device-name=openclaw-data\ngcloud compute ssh", "`moving-in` does it with the lab's own commands"),
         ("gog auth add", "it needs an account at Google"),
         ("sudo openclaw configure", "it asks; `gateway_cli` runs others in every way"),
+        ("openclaw-metadata-account=", "`debian-13` does it with the lab's own commands"),
         ("docker save", "`private-registry` does it with another image"),
         ("google_secret_manager_secret", "Terraform is not here"),
         ("HTTP_PROXY=", "it is a file, not commands"),

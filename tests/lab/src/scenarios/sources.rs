@@ -21,9 +21,10 @@ pub(super) fn debian_13(rig: &Rig) -> Result<()> {
     rig.boot(0)?.has(&["changes=0"])?;
     resolves_names_by_itself(rig)?;
     idle_run_costs_next_to_nothing(rig).context("a run without anything to do")?;
+    let identity = identity::give(rig).context("a weaker account for containers")?;
     rig.lab_ends(0, "reboot", &["--hard"])?;
     is_ready(rig)?;
-    identity::of_a_weaker_account(rig).context("a weaker account for containers")?;
+    identity.is_kept_and_taken_back(rig).context("a weaker account for containers")?;
     secrets::of_secret_manager(rig).context("secrets from Secret Manager")
 }
 

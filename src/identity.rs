@@ -12,7 +12,6 @@ mod token;
 use std::net::{IpAddr, SocketAddrV4};
 
 use anyhow::{Context, Result, anyhow};
-use serde::{Deserialize, Serialize};
 
 use crate::config::{IDENTITY_PORT, MetadataAccess};
 use crate::docker::{self, Engine};
@@ -25,11 +24,8 @@ use crate::systemd;
 
 const UNIT: &str = include_str!("identity/openclaw-identity.service");
 
-/// How many of its last messages an error quotes.
-const QUOTED_LINES: u8 = 3;
-
 /// What the server tells, and where.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The address of the account whose tokens it has.
     account: String,
@@ -44,7 +40,26 @@ impl Identity {
     /// The one that the latest run left, if containers shall have one.
     async fn read(host: &Host) -> Result<Option<Self>> {
         let Some(bytes) = host.read(IDENTITY).await? else { return Ok(None) };
-        serde_json::from_slice(&bytes).map(Some).with_context(|| format!("reading {IDENTITY}"))
+        let text = String::from_utf8_lossy(&bytes);
+        Self::parse(&text).map(Some).with_context(|| format!("{IDENTITY} is not as it was written"))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.lines();
+        let mut next = || lines.next().map(str::to_owned);
+        Some(Self {
+            account: next()?,
+            project_id: next()?,
+            project_number: next()?.parse().ok()?,
+            zone: next()?,
+            listen: next()?.parse().ok()?,
+        })
+    }
+
+    /// What [`Identity::parse`] reads: one value a line.
+    fn text(&self) -> String {
+        let Self { account, project_id, project_number, zone, listen } = self;
+        format!("{account}\n{project_id}\n{project_number}\n{zone}\n{listen}\n")
     }
 }
 
@@ -86,7 +101,7 @@ pub async fn ensure(
         zone: instance.zone.clone(),
         listen: SocketAddrV4::new(bridge, IDENTITY_PORT),
     };
-    let text = serde_json::to_string(&identity).context("writing the identity as JSON")?;
+    let text = identity.text();
     let is_new = host.read(IDENTITY).await?.as_deref() != Some(text.as_bytes());
     if is_new {
         // A run that is cut after this leaves none that goes on with what it had: the next one starts it.
@@ -112,9 +127,7 @@ async fn refuse_own(metadata: &Client, account: &str) -> Result<()> {
 }
 
 async fn start(host: &Host) -> Result<()> {
-    let Err(error) = systemd::restart(host, IDENTITY_UNIT).await else { return Ok(()) };
-    let reason = systemd::last_messages(host, IDENTITY_UNIT, QUOTED_LINES).await;
-    Err(error.context(format!("starting the server of openclaw-metadata-access=identity ({reason})"))).classify(
+    systemd::restart_quoting(host, IDENTITY_UNIT, "standing in for the metadata server").await.classify(
         Code::PortTaken,
         format!("If another program has port {IDENTITY_PORT} (`sudo ss -ltnp`), stop it, then run `{RUN_AGAIN}`."),
     )
@@ -149,6 +162,14 @@ pub async fn run(host: &Host, metadata: Client) -> Result<()> {
 mod tests {
     use super::*;
     use crate::paths::PROGRAM;
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let text = "agent@p.iam.gserviceaccount.com\np\n123\neurope-west1-b\n172.17.0.1:18780\n";
+        let identity = Identity::parse(text);
+        assert_eq!(identity.as_ref().map(Identity::text).as_deref(), Some(text));
+        assert_eq!(Identity::parse("agent@p.iam.gserviceaccount.com\np\n"), None);
+    }
 
     #[test]
     fn the_unit_agrees_with_this_program() {

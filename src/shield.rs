@@ -29,9 +29,6 @@ use table::Table;
 /// The unit of [`guard()`]. `nftables.service` flushes every table when it starts, so this one starts again with it.
 const UNIT: &str = include_str!("shield/openclaw-shield.service");
 
-/// How many of its last messages an error quotes.
-const QUOTED_LINES: u8 = 3;
-
 /// Makes the shield be in force, or be gone ([`MetadataAccess::Allow`]). The server at `stand_in`, if there is one,
 /// gets what containers ask of the metadata server by HTTP.
 pub async fn ensure(host: &Host, access: &MetadataAccess, stand_in: Option<SocketAddrV4>) -> Result<()> {
@@ -85,9 +82,7 @@ async fn is_loaded(host: &Host, table: &Table) -> Result<bool> {
 
 /// Has the unit load and verify the table.
 async fn start(host: &Host) -> Result<()> {
-    let Err(error) = systemd::restart(host, SHIELD_UNIT).await else { return Ok(()) };
-    let reason = systemd::last_messages(host, SHIELD_UNIT, QUOTED_LINES).await;
-    Err(error.context(format!("shielding the metadata server from containers ({reason})"))).classify(
+    systemd::restart_quoting(host, SHIELD_UNIT, "shielding the metadata server from containers").await.classify(
         Code::UnsupportedSystem,
         format!(
             "The gateway stays down: its agent could take the VM's service account. If nft is damaged, \

@@ -3,11 +3,9 @@
 //! Paths and forms are the metadata server's (cloud.google.com/compute/docs/metadata/predefined-metadata-keys), as far
 //! as Google's own clients ask for them to find their project and a token.
 
-use reqwest::StatusCode;
-use serde_json::json;
-
 use super::Identity;
 use super::token::SCOPE;
+use reqwest::StatusCode;
 
 const TEXT: &str = "application/text";
 const JSON: &str = "application/json";
@@ -78,7 +76,7 @@ fn find(identity: &Identity, path: &str, is_recursive: bool) -> Option<Answer> {
 fn accounts(Identity { account, .. }: &Identity, is_recursive: bool) -> Answer {
     if is_recursive {
         let details = details(account);
-        return Answer::Content(JSON, json!({ "default": details, account: details }).to_string());
+        return Answer::Content(JSON, format!("{{\"default\":{details},\"{account}\":{details}}}"));
     }
     Answer::Content(TEXT, format!("default/\n{account}/\n"))
 }
@@ -91,7 +89,7 @@ fn account(Identity { account, .. }: &Identity, path: &str, is_recursive: bool) 
     }
     let text = |text: String| Some(Answer::Content(TEXT, text));
     match key {
-        "" if is_recursive => Some(Answer::Content(JSON, details(account).to_string())),
+        "" if is_recursive => Some(Answer::Content(JSON, details(account))),
         "" => text("aliases\nemail\nscopes\ntoken\n".to_owned()),
         "aliases" => text("default\n".to_owned()),
         "email" => text(account.clone()),
@@ -101,8 +99,9 @@ fn account(Identity { account, .. }: &Identity, path: &str, is_recursive: bool) 
     }
 }
 
-fn details(account: &str) -> serde_json::Value {
-    json!({ "aliases": ["default"], "email": account, "scopes": [SCOPE] })
+/// As JSON, in which nothing in an account's address has a meaning.
+fn details(account: &str) -> String {
+    format!("{{\"aliases\":[\"default\"],\"email\":\"{account}\",\"scopes\":[\"{SCOPE}\"]}}")
 }
 
 #[cfg(test)]
@@ -133,7 +132,7 @@ mod tests {
     #[test]
     fn what_google_s_clients_ask_for_is_answered() {
         let details = format!(r#"{{"aliases":["default"],"email":"{ACCOUNT}","scopes":["{SCOPE}"]}}"#);
-        let accounts = format!(r#"{{"{ACCOUNT}":{details},"default":{details}}}"#);
+        let accounts = format!(r#"{{"default":{details},"{ACCOUNT}":{details}}}"#);
         let (email, scopes, names) = (ACCOUNT, format!("{SCOPE}\n"), format!("default/\n{ACCOUNT}/\n"));
         #[rustfmt::skip]
         let cases: [(&str, &str, &str); 20] = [

@@ -1,15 +1,15 @@
 //! Tokens of the named account, made by Google's IAM for the VM's own
 //! (cloud.google.com/iam/docs/reference/credentials/rest/v1/projects.serviceAccounts/generateAccessToken).
 
-use std::time::{Duration, SystemTime};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Error, Result, anyhow};
 use reqwest::StatusCode;
-use serde::Deserialize;
-use tokio::sync::Mutex;
-use tokio::time::Instant;
+use serde_json::Value;
+use tokio::runtime::Handle;
 
-use crate::error::{Classify as _, Code, Diagnosis, one_line};
+use crate::error::{Code, Diagnosis, one_line};
 use crate::http;
 use crate::metadata::Client;
 use crate::secret::Secret;
@@ -57,6 +57,7 @@ pub(super) struct Tokens {
     metadata: Client,
     account: String,
     latest: Mutex<Latest>,
+    runtime: Handle,
 }
 
 #[derive(Debug, Default)]
@@ -66,13 +67,14 @@ struct Latest {
 }
 
 impl Tokens {
+    /// On the current runtime, whose threads are not those that ask.
     pub(super) fn new(metadata: Client, account: String) -> Self {
-        Self { metadata, account, latest: Mutex::default() }
+        Self { metadata, account, latest: Mutex::default(), runtime: Handle::current() }
     }
 
     /// One that is good for some minutes at least, and how long.
-    pub(super) async fn get(&self) -> Result<(Secret, Duration), Lack> {
-        let mut latest = self.latest.lock().await;
+    pub(super) fn get(&self) -> Result<(Secret, Duration), Lack> {
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(token) = &latest.token
             && let Some(left) = token.left(SystemTime::now())
         {
@@ -83,7 +85,7 @@ impl Tokens {
         {
             return Err(lack);
         }
-        let (lack, why) = match make(&self.metadata, &self.account, FALLBACK_DEADLINE).await {
+        let (lack, why) = match self.runtime.block_on(make(&self.metadata, &self.account, FALLBACK_DEADLINE)) {
             Ok(Ok(token)) => {
                 let made = (token.value.clone(), token.end.duration_since(SystemTime::now()).unwrap_or_default());
                 *latest = Latest { token: Some(token), failure: None };
@@ -98,35 +100,33 @@ impl Tokens {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Generated {
-    access_token: Secret,
-}
-
 /// Asks for a token of `account`. [`Code::SecretDenied`] has the command that grants it; the inner error is a server
 /// that cannot be reached.
 pub(super) async fn make(metadata: &Client, account: &str, deadline: Duration) -> Result<Result<Token>> {
-    let own = match metadata.access_token().await {
-        Ok(Some(own)) => own,
+    let end = SystemTime::now() + LIFETIME;
+    let outcome = match metadata.access_token().await {
+        Ok(Some(own)) => ask(&own, account, deadline).await?,
         Ok(None) => {
-            let remedy = secret_manager::vm(metadata).await.give_account();
-            return Err(anyhow!("this VM has no service account that could make tokens of {account}"))
-                .classify(Code::SecretDenied, sentence(&[remedy]));
+            let words = "this VM has no service account that could".to_owned();
+            Outcome::Refused(Refusal { reason: Reason::NoAccount, words })
         }
-        Err(error) => return Ok(Err(error.context("asking for the VM's own token"))),
+        Err(error) => Outcome::Again(error.context("asking for the VM's own token")),
     };
+    match outcome {
+        Outcome::Value(value) => Ok(Ok(Token { value, end })),
+        Outcome::Again(why) => Ok(Err(why)),
+        Outcome::Refused(refusal) => Err(denied(refusal, account, &secret_manager::vm(metadata).await)),
+    }
+}
+
+/// With the VM's own token.
+async fn ask(own: &Secret, account: &str, deadline: Duration) -> Result<Outcome> {
     let body = format!("{{\"scope\":[\"{SCOPE}\"],\"lifetime\":\"{}s\"}}", LIFETIME.as_secs());
     let url =
         format!("https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/{account}:generateAccessToken");
     let request = http::internet_client().await?.post(url).bearer_auth(own.expose());
     let request = request.header("content-type", "application/json").body(body);
-    let end = SystemTime::now() + LIFETIME;
-    match secret_manager::ask(&request, read, deadline).await {
-        Outcome::Value(value) => Ok(Ok(Token { value, end })),
-        Outcome::Again(why) => Ok(Err(why)),
-        Outcome::Refused(refusal) => Err(denied(refusal, account, &secret_manager::vm(metadata).await)),
-    }
+    Ok(secret_manager::ask(&request, read, deadline).await)
 }
 
 fn read(status: StatusCode, body: &[u8]) -> Outcome {
@@ -134,8 +134,9 @@ fn read(status: StatusCode, body: &[u8]) -> Outcome {
         return failure(status, body);
     }
     // An error of the parser could repeat a part of the token. What cannot stand in JSON as it is, is no token.
-    match serde_json::from_slice(body) {
-        Ok(Generated { access_token }) if is_token(access_token.expose()) => Outcome::Value(access_token),
+    let answer: Value = serde_json::from_slice(body).unwrap_or_default();
+    match answer["accessToken"].as_str() {
+        Some(token) if is_token(token) => Outcome::Value(Secret::new(token)),
         _ => Outcome::Again(anyhow!("its answer is no token")),
     }
 }
@@ -155,6 +156,7 @@ fn denied(Refusal { reason, words }: Refusal, account: &str, vm: &Vm) -> Error {
             vm.account
         ),
         Reason::Scope => vm.give_scope(),
+        Reason::NoAccount => vm.give_account(),
         Reason::ApiDisabled(project) => enable_api("iamcredentials", project.as_ref(), vm),
         _ => format!(
             "Correct openclaw-metadata-account; `gcloud iam service-accounts describe {account}` says whether that \
@@ -201,6 +203,7 @@ mod tests {
         for (reason, vm, command) in [
             (Reason::Permission, &vm, grant),
             (Reason::Permission, &Vm::new("vm@p.iam.gserviceaccount.com", true), "--scopes=cloud-platform"),
+            (Reason::NoAccount, &vm, "give it an account"),
             (Reason::Scope, &vm, "--scopes=cloud-platform"),
             (Reason::ApiDisabled(Some("7".to_owned())), &vm, "enable iamcredentials.googleapis.com --project=7`"),
             (Reason::NoSecret, &vm, "`gcloud iam service-accounts describe a@p.iam.gserviceaccount.com`"),

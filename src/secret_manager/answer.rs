@@ -41,6 +41,8 @@ impl Refusal {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Reason {
+    /// The VM has no account that could ask.
+    NoAccount,
     /// The account may not read it, or it does not exist: who may not read is not told which.
     Permission,
     /// The VM's scopes do not cover it, whatever the account may do.

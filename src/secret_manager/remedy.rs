@@ -52,6 +52,7 @@ pub(super) fn remedy(reason: &Reason, secret: &SecretVersion, vm: &Vm) -> String
              --member=serviceAccount:{} --role=roles/secretmanager.secretAccessor`. That takes a minute or two to take effect.",
             vm.account
         ),
+        Reason::NoAccount => vm.give_account(),
         Reason::Scope => vm.give_scope(),
         Reason::ApiDisabled(project) => enable_api("secretmanager", project.as_ref(), vm),
         Reason::NoSecret => {

@@ -222,7 +222,7 @@ fn switched_off(rig: &Rig) -> Result<()> {
     rig.attribute("openclaw-metadata-account")?;
     rig.boot(0)?.has(&["result=ready"])?;
     shield::is_closed_to_builds_too(rig, "switched off")?;
-    rig.shell("! systemctl cat openclaw-identity.service && ! test -e /etc/openclaw-init/identity.json")?;
+    rig.shell("! systemctl cat openclaw-identity.service && ! test -e /etc/openclaw-init/identity")?;
     rig.shell("! nft list ruleset | grep 18780")?;
     rig.boot(0)?.has(&["changes=0", "result=ready"])?;
     ensure!(

@@ -103,7 +103,7 @@ pub async fn run(host: &Host, metadata: &Client, options: &Options) -> Result<St
     install::install(host).await?;
     let engine = within(Stage::Docker, docker::ensure(host, &config.docker)).await?;
     within(Stage::Swap, swap::ensure(host, config.swap)).await?;
-    within(Stage::Shield, shield::ensure(host, MetadataAccess::Block)).await?;
+    within(Stage::Shield, shield::ensure(host, &MetadataAccess::Block, None)).await?;
     let image = within(Stage::Image, image::ensure(host, &engine, metadata, &config.image, &Record::default())).await?;
 
     let mut attributes = options.attributes();

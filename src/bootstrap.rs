@@ -22,6 +22,7 @@ use crate::docker::{self, Engine};
 use crate::error::{Code, RUN_AGAIN, StageError, one_line};
 use crate::gateway::{self, Gateway, Ownership, RunState, secrets};
 use crate::host::Host;
+use crate::identity::Ensured;
 use crate::image::Image;
 use crate::lock::RunLock;
 use crate::memory::swap;
@@ -33,7 +34,7 @@ use crate::stage::{Stage, within};
 use crate::state::{DataDir, Record};
 use crate::update::{self, Request, Updater};
 use crate::watch::Orders;
-use crate::{disk, image, pair, shield, state, systemd, trust};
+use crate::{disk, identity, image, pair, shield, state, systemd, trust};
 
 /// How long the metadata server may keep us waiting.
 const METADATA_DEADLINE: Duration = Duration::from_secs(120);
@@ -124,7 +125,7 @@ async fn stages(
     let (swap, volume, engine) = tokio::join!(
         report.stage(Stage::Swap, swap::ensure(host, config.swap)),
         report.stage(Stage::Disk, disk::ensure(host, &config.disk, &instance, blank)),
-        engine(host, metadata, report, &config, is_blank),
+        engine(host, metadata, report, &config, &instance, is_blank),
     );
     let ((), volume, (engine, fetched)) = (swap?, volume?, engine?);
     let stop = async || gateway::remove(host, &engine).await;
@@ -195,10 +196,20 @@ async fn engine(
     metadata: &Client,
     report: &Report,
     config: &Config,
+    instance: &Instance,
     is_blank: oneshot::Receiver<()>,
 ) -> Result<(Engine, Option<Image>), StageError> {
     let engine = report.stage(Stage::Docker, trusting_engine(host, config)).await?;
-    report.stage(Stage::Shield, shield::ensure(host, config.gateway.metadata_access)).await?;
+    let shield = async {
+        let access = &config.gateway.metadata_access;
+        let identity = identity::ensure(host, metadata, instance, &engine, access).await?;
+        shield::ensure(host, access, identity.as_ref().map(Ensured::listen)).await?;
+        match identity {
+            Some(identity) => identity::check(host, metadata, &identity).await,
+            None => Ok(()),
+        }
+    };
+    report.stage(Stage::Shield, shield).await?;
     let mut fetched = None;
     if is_blank.await.is_ok()
         && let Ok(record) = Record::read(host, &DataDir::boot_disk()).await

@@ -128,6 +128,9 @@ pub(crate) enum Command {
     /// Keeps containers away from the metadata server: what openclaw-shield.service runs.
     #[command(hide = true)]
     Shield,
+    /// Stands in for the metadata server where containers ask it: what openclaw-identity.service runs.
+    #[command(hide = true)]
+    Identity,
     /// Watches the gateway between the runs: what openclaw-watch.service runs.
     #[command(hide = true)]
     Watch,

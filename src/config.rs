@@ -47,6 +47,9 @@ pub const DEFAULT_VERSION: &str = match option_env!("OPENCLAW_INIT_DEFAULT_VERSI
 /// The published port on the VM, the gateway's own default.
 pub const DEFAULT_PORT: u16 = 18789;
 
+/// The port of the bridge's address at which our server stands in for the metadata server.
+pub const IDENTITY_PORT: u16 = 18780;
+
 /// How long a start of the gateway may take: upstream's own budget. A check of the databases on a cold disk alone took
 /// 45 s (openclaw issue 150762).
 pub const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(300);
@@ -308,12 +311,21 @@ pub enum SwapChoice {
 }
 
 /// `openclaw-metadata-access`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MetadataAccess {
     /// Containers cannot reach the metadata server, except its DNS.
     Block,
+    /// In its place they reach a server of ours, which has tokens of this account (`openclaw-metadata-account`).
+    Identity(String),
     /// They can.
     Allow,
+}
+
+impl MetadataAccess {
+    /// Whether the metadata server itself is closed to containers.
+    pub fn is_shielded(&self) -> bool {
+        *self != Self::Allow
+    }
 }
 
 /// `openclaw-apply`: when changed attributes are applied.
@@ -511,7 +523,7 @@ fn gateway(
         env: variables(attributes),
         ca_certificates: default.ca_certificates,
         ready_timeout: attributes.get(keys::READY_TIMEOUT, check::ready_timeout).unwrap_or(default.ready_timeout),
-        metadata_access: attributes.get(keys::METADATA_ACCESS, metadata_access).unwrap_or(default.metadata_access),
+        metadata_access: metadata_access(attributes, port),
         root: attributes.get(keys::CONTAINER_ROOT, container_root).unwrap_or(default.root),
     }
 }
@@ -559,8 +571,34 @@ fn proof_choice(value: &str) -> Checked<ProofChoice> {
     check::one_of(value, &[("auto", ProofChoice::Auto), ("sampled", ProofChoice::Sampled), ("full", ProofChoice::Full)])
 }
 
-fn metadata_access(value: &str) -> Checked<MetadataAccess> {
-    check::one_of(value, &[("block", MetadataAccess::Block), ("allow", MetadataAccess::Allow)])
+/// `openclaw-metadata-access` with the account that belongs to it.
+fn metadata_access(attributes: &mut Attributes<'_>, port: u16) -> MetadataAccess {
+    let words = ["block", "identity", "allow"].map(|word| (word, word));
+    let access = attributes.get(keys::METADATA_ACCESS, |value| check::one_of(value, &words));
+    let account = attributes.get(keys::METADATA_ACCOUNT, check::service_account);
+    if access == Some("identity") {
+        if !attributes.has(keys::METADATA_ACCOUNT) {
+            attributes.reject(
+                keys::METADATA_ACCESS,
+                "openclaw-metadata-access=identity needs openclaw-metadata-account, the address of the service account \
+                 whose tokens containers get",
+            );
+        }
+        if port == IDENTITY_PORT {
+            attributes
+                .reject(keys::PORT, format!("openclaw-port={port} is the port of openclaw-metadata-access=identity"));
+        }
+    } else if attributes.has(keys::METADATA_ACCOUNT) {
+        attributes.reject(
+            keys::METADATA_ACCOUNT,
+            "openclaw-metadata-account is of use only beside openclaw-metadata-access=identity: set that, or remove it",
+        );
+    }
+    match (access, account) {
+        (Some("allow"), _) => MetadataAccess::Allow,
+        (Some("identity"), Some(account)) => MetadataAccess::Identity(account),
+        _ => MetadataAccess::Block,
+    }
 }
 
 fn docker_source(value: &str) -> Checked<DockerSource> {
@@ -733,7 +771,7 @@ mod tests {
             ("openclaw-timezone", "Madrid time", &["openclaw-timezone=\"Madrid time\"", "Europe/Madrid"]),
             ("openclaw-env-HOME", "/x", &["sets HOME itself"]),
             ("openclaw-env-A-B", "x", &["openclaw-env-A-B", "environment variable"]),
-            ("openclaw-metadata-access", "yes", &["block, allow", "--keys=openclaw-metadata-access"]),
+            ("openclaw-metadata-access", "yes", &["block, identity, allow", "--keys=openclaw-metadata-access"]),
         ];
         for (key, value, words) in table {
             let Err((code, sentence)) = read(&[(key, value)]) else { panic!("{key}={value} was accepted") };
@@ -830,6 +868,26 @@ mod tests {
                 "openclaw-domain knows none",
             ),
             (&[name, from, ("openclaw-acme-directory", "http://ca.example.com")], "https:// URL"),
+        ] {
+            let Err((code, sentence)) = read(pairs) else { panic!("{pairs:?} was accepted") };
+            assert!(code == Code::ConfigInvalid && sentence.contains(words), "{sentence}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn an_identity_is_whole_or_an_error() -> Result<(), (Code, String)> {
+        let identity = ("openclaw-metadata-access", "identity");
+        let account = ("openclaw-metadata-account", "agent@p.iam.gserviceaccount.com");
+        let (config, _) = read(&[identity, account])?;
+        assert_eq!(config.gateway.metadata_access, MetadataAccess::Identity(account.1.to_owned()));
+        for (pairs, words) in [
+            (&[identity][..], "needs openclaw-metadata-account"),
+            (&[account], "of use only beside openclaw-metadata-access=identity"),
+            (&[("openclaw-metadata-access", "block"), account], "of use only beside"),
+            (&[("openclaw-metadata-access", "allow"), account], "of use only beside"),
+            (&[identity, ("openclaw-metadata-account", "me@example.com")], "address of a service account"),
+            (&[identity, account, ("openclaw-port", "18780")], "openclaw-port=18780"),
         ] {
             let Err((code, sentence)) = read(pairs) else { panic!("{pairs:?} was accepted") };
             assert!(code == Code::ConfigInvalid && sentence.contains(words), "{sentence}");

@@ -128,14 +128,16 @@ codes! {
     ///
     /// Remove `gateway.auth.token` from `openclaw.json`, or set the attribute to the same value.
     TokenConflict = 25, "token-conflict", permanent;
-    /// A secret that an attribute names cannot be read from Secret Manager, or is no value for a variable.
+    /// A secret that an attribute names cannot be read from Secret Manager, or is no value for a variable; or no token
+    /// can be made of the account that `openclaw-metadata-account` names.
     ///
-    /// The VM's account may not read it, the VM lacks the scope `cloud-platform`, the API is not enabled, or there is
-    /// no such version. The message has Google's words and the command that mends it.
+    /// The VM's account may not do it, the VM lacks the scope `cloud-platform`, the API is not enabled, or there is
+    /// no such version or account. The message has Google's words and the command that mends it.
     SecretDenied = 26, "secret-denied", permanent;
     /// Another program listens on the published port.
     ///
-    /// `sudo ss -ltnp` shows which. Stop it, or name another port in `openclaw-port` or `openclaw-publish`.
+    /// `sudo ss -ltnp` shows which. Stop it, or name another port in `openclaw-port` or `openclaw-publish`. With
+    /// `openclaw-metadata-access=identity` it may be port 18780, which cannot be changed.
     PortTaken = 27, "port-taken", permanent;
     /// The gateway does not start with its settings or its state; the message names the cause where its log does.
     ///

@@ -20,7 +20,7 @@ use openclaw_init::metadata::Client;
 use openclaw_init::report::follow::{self, RunOutcome};
 use openclaw_init::report::{report_failure, stopped};
 use openclaw_init::update::Request;
-use openclaw_init::{backup, bake, failpoint, gateway, link, log, pair, shield, status, watch};
+use openclaw_init::{backup, bake, failpoint, gateway, identity, link, log, pair, shield, status, watch};
 
 fn main() -> ExitCode {
     // Modes are those that the code names, whoever starts the program.
@@ -41,8 +41,10 @@ fn main() -> ExitCode {
 async fn run(command: Option<Command>) -> ExitCode {
     let host = Host::new("/").with_proxy(proxy());
     // Everything else would end in the middle, with a file that may not be read.
-    let is_for_everybody =
-        matches!(command, Some(Command::Status { .. } | Command::Settings | Command::Generate { .. }));
+    let is_for_everybody = matches!(
+        command,
+        Some(Command::Status { .. } | Command::Settings | Command::Generate { .. } | Command::Identity)
+    );
     if !is_for_everybody && let Err(error) = require_root() {
         return failed(&error);
     }
@@ -72,6 +74,7 @@ async fn run(command: Option<Command>) -> ExitCode {
         }
         Some(Command::Stop) => stop(&host).await,
         Some(Command::Shield) => shield(&host).await,
+        Some(Command::Identity) => identity(&host).await,
         Some(Command::Watch) => watch(&host).await,
         Some(Command::Generate { directory }) => help::generate(Cli::command(), &directory).map(|()| ExitCode::SUCCESS),
     };
@@ -171,7 +174,15 @@ async fn watch(host: &Host) -> anyhow::Result<ExitCode> {
 }
 
 async fn shield(host: &Host) -> anyhow::Result<ExitCode> {
-    shield::guard(host, async || bootstrap::stop(host, &metadata()?, StopCause::Shield).await).await?;
+    shield::guard(host, identity::stand_in(host).await?, async || {
+        bootstrap::stop(host, &metadata()?, StopCause::Shield).await
+    })
+    .await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn identity(host: &Host) -> anyhow::Result<ExitCode> {
+    identity::run(host, metadata()?).await?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -70,6 +70,8 @@ pub struct Instance {
     pub zone: String,
     /// Project id.
     pub project_id: String,
+    /// The project's number.
+    pub project_number: u64,
     /// Instance and project attributes, merged per key; the instance wins.
     pub attributes: BTreeMap<String, String>,
     /// Attached disks.

@@ -94,6 +94,10 @@ pub const SHIELD_RULESET: &str = "/etc/openclaw-init/shield.nft";
 pub const SHIELD_UNIT: &str = "openclaw-shield.service";
 /// Exists while the ruleset is in force; every container of the gateway mounts it.
 pub const SHIELD_IN_FORCE: &str = "/run/openclaw-shield/in-force";
+/// What the server tells that stands in for the metadata server, and its unit.
+pub const IDENTITY: &str = "/etc/openclaw-init/identity";
+/// See [`IDENTITY`].
+pub const IDENTITY_UNIT: &str = "openclaw-identity.service";
 /// The fingerprint of Docker's key where root expects another one.
 pub const DOCKER_KEY_FINGERPRINT: &str = "/etc/openclaw-init/docker-key.fingerprint";
 

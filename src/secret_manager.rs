@@ -1,4 +1,5 @@
-//! Google's Secret Manager, read with the VM's own service account.
+//! Google's Secret Manager, read with the VM's own service account. Another API of Google's is asked in the same way
+//! ([`ask`]), and refuses in the same words.
 
 mod answer;
 mod remedy;
@@ -6,9 +7,9 @@ mod remedy;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Context as _, Error, Result, anyhow};
 use futures_util::future::join_all;
-use reqwest::Client;
+use reqwest::{RequestBuilder, StatusCode};
 use tokio::time::Instant;
 
 use crate::config::SecretVersion;
@@ -16,10 +17,10 @@ use crate::error::{Classify as _, Code, Diagnosis, RUN_AGAIN, one_line};
 use crate::http::{self, Limit};
 use crate::metadata::{self, ServiceAccount};
 use crate::secret::Secret;
-use answer::{Outcome, Reason, Refusal};
-use remedy::{Vm, remedy};
+use remedy::remedy;
 
-pub(crate) use remedy::add_version;
+pub(crate) use answer::{Outcome, Reason, Refusal, failure};
+pub(crate) use remedy::{Vm, add_version, enable_api};
 
 /// One request. A secret has at most 64 KiB, a third more in base64.
 const LIMIT: Limit = Limit { time: Duration::from_secs(10), bytes: 128 << 10 };
@@ -28,14 +29,14 @@ const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(8);
 
 /// How long a secret is asked for.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long one is asked for that may not be read: a new permission is known everywhere after a minute or two, and a VM
 /// is often made in the same breath.
 const GRANT_DEADLINE: Duration = Duration::from_secs(150);
 
 /// The same where there is a value to go on with: a boot without network shall not be a slow one.
-const FALLBACK_DEADLINE: Duration = Duration::from_secs(15);
+pub(crate) const FALLBACK_DEADLINE: Duration = Duration::from_secs(15);
 
 /// How long the metadata server has to tell whom a remedy is about.
 const VM_DEADLINE: Duration = Duration::from_secs(5);
@@ -68,7 +69,8 @@ pub(crate) async fn read<'a>(metadata: &metadata::Client, wanted: &[Wanted<'a>])
     let client = http::internet_client().await?;
     let reads = wanted.iter().map(async |Wanted { secret, has_fallback }| {
         let deadline = if *has_fallback { FALLBACK_DEADLINE } else { DEADLINE };
-        (*secret, access(&client, &url(secret), &token, deadline).await)
+        let request = client.get(url(secret)).bearer_auth(token.expose());
+        (*secret, ask(&request, answer::read, deadline).await)
     });
     let (mut read, mut refused) = (Read::new(), Vec::new());
     for (secret, outcome) in join_all(reads).await {
@@ -89,13 +91,18 @@ fn url(secret: &SecretVersion) -> String {
     }
 }
 
-/// Asks until there is an answer that another request would not change, or the deadline is there.
-async fn access(client: &Client, url: &str, token: &Secret, deadline: Duration) -> Outcome {
+/// Asks until there is an answer that another request would not change, or the deadline is there. A refusal that may
+/// pass is waited for when the deadline is longer than [`FALLBACK_DEADLINE`].
+pub(crate) async fn ask(
+    request: &RequestBuilder,
+    read: fn(StatusCode, &[u8]) -> Outcome,
+    deadline: Duration,
+) -> Outcome {
     let (started, mut failures) = (Instant::now(), 0);
     loop {
         let left = deadline.saturating_sub(started.elapsed()).max(FIRST_BACKOFF);
         let limit = Limit { time: LIMIT.time.min(left), ..LIMIT };
-        let outcome = attempt(client, url, token, limit).await.unwrap_or_else(Outcome::Again);
+        let outcome = attempt(request, read, limit).await.unwrap_or_else(Outcome::Again);
         let until = match &outcome {
             Outcome::Again(_) => deadline,
             Outcome::Refused(refusal) if refusal.may_pass() && deadline > FALLBACK_DEADLINE => GRANT_DEADLINE,
@@ -110,15 +117,16 @@ async fn access(client: &Client, url: &str, token: &Secret, deadline: Duration) 
                 refused => refused,
             };
         }
-        tracing::debug!("{url}: {outcome:?}; next in {pause:?}");
+        tracing::debug!("{outcome:?}; next in {pause:?}");
         tokio::time::sleep(pause).await;
     }
 }
 
-async fn attempt(client: &Client, url: &str, token: &Secret, limit: Limit) -> Result<Outcome> {
-    let answer = http::send(client.get(url).bearer_auth(token.expose()), limit).await?;
+async fn attempt(request: &RequestBuilder, read: fn(StatusCode, &[u8]) -> Outcome, limit: Limit) -> Result<Outcome> {
+    let request = request.try_clone().context("a request that cannot be sent twice")?;
+    let answer = http::send(request, limit).await?;
     let status = answer.status();
-    Ok(answer::read(status, &answer.body().await?))
+    Ok(read(status, &answer.body().await?))
 }
 
 async fn denied(metadata: &metadata::Client, refused: Vec<(&SecretVersion, Refusal)>) -> Error {
@@ -136,12 +144,12 @@ async fn denied(metadata: &metadata::Client, refused: Vec<(&SecretVersion, Refus
     anyhow!(what.join("; ")).context(Diagnosis { code: Code::SecretDenied, remedy: sentence(&remedies) })
 }
 
-fn sentence(remedies: &[String]) -> String {
+pub(crate) fn sentence(remedies: &[String]) -> String {
     format!("{} Then run `{RUN_AGAIN}`.", remedies.join(" "))
 }
 
 /// Whom a remedy is about; what cannot be told has its name in capitals.
-async fn vm(metadata: &metadata::Client) -> Vm {
+pub(crate) async fn vm(metadata: &metadata::Client) -> Vm {
     let instance = metadata.instance(VM_DEADLINE).await.ok();
     let account = metadata.service_account().await.ok().flatten();
     let lacks_scope = account.as_ref().is_some_and(ServiceAccount::lacks_cloud_platform);
@@ -185,17 +193,17 @@ mod tests {
         Ok(url)
     }
 
-    fn answer(status: &str, body: &str) -> String {
+    fn reply(status: &str, body: &str) -> String {
         format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
     }
 
     #[tokio::test]
     async fn what_passes_is_asked_again_and_what_stays_is_not() -> Result<()> {
-        let good = answer("200 OK", r#"{"payload":{"data":"aHVudGVyMg==","dataCrc32c":"1736498283"}}"#);
-        let busy = || answer("503 Service Unavailable", "busy");
-        let gone = || answer("404 Not Found", r#"{"error":{"message":"Secret [s] not found."}}"#);
-        let wrong = answer("200 OK", r#"{"payload":{"data":"aHVudGVyMg==","dataCrc32c":"1"}}"#);
-        let large = answer("200 OK", &"x".repeat(200 << 10));
+        let good = reply("200 OK", r#"{"payload":{"data":"aHVudGVyMg==","dataCrc32c":"1736498283"}}"#);
+        let busy = || reply("503 Service Unavailable", "busy");
+        let gone = || reply("404 Not Found", r#"{"error":{"message":"Secret [s] not found."}}"#);
+        let wrong = reply("200 OK", r#"{"payload":{"data":"aHVudGVyMg==","dataCrc32c":"1"}}"#);
+        let large = reply("200 OK", &"x".repeat(200 << 10));
         let cases: [(Vec<String>, &str); 6] = [
             (vec![good.clone()], "Value"),
             (vec![busy(), good.clone()], "Value"),
@@ -207,7 +215,8 @@ mod tests {
         let (client, token) = (http::internet_client().await?, Secret::new("token"));
         for (answers, expected) in cases {
             let url = serve(answers)?;
-            let outcome = format!("{:?}", access(&client, &url, &token, Duration::from_secs(2)).await);
+            let request = client.get(url).bearer_auth(token.expose());
+            let outcome = format!("{:?}", ask(&request, answer::read, Duration::from_secs(2)).await);
             assert!(outcome.contains(expected) && !outcome.contains("hunter2"), "{expected}: {outcome}");
         }
         Ok(())
@@ -215,8 +224,8 @@ mod tests {
 
     #[tokio::test]
     async fn silence_costs_no_more_than_the_deadline() -> Result<()> {
-        let (client, url, started) = (http::internet_client().await?, serve(Vec::new())?, Instant::now());
-        let outcome = access(&client, &url, &Secret::new("token"), Duration::from_secs(2)).await;
+        let (request, started) = (http::internet_client().await?.get(serve(Vec::new())?), Instant::now());
+        let outcome = ask(&request, answer::read, Duration::from_secs(2)).await;
         assert!(matches!(outcome, Outcome::Again(_)), "{outcome:?}");
         assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
         Ok(())

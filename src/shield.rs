@@ -5,12 +5,17 @@
 //! 169.254.169.254 is the VM's resolver as well. Programs of the VM, and containers in the host's network, do not pass
 //! the forward hook and are not affected.
 //!
+//! With `openclaw-metadata-access=identity` their HTTP goes to a server of ours, before it is forwarded. Nobody else
+//! reaches that server: it takes what was sent there by this table, and no other connections.
+//!
 //! It fails closed. A unit loads and verifies the table before Docker starts, which after a power cut may start
 //! containers before our own boot, and loads it again when somebody flushes it. Only while it can is the gateway's
 //! container able to start.
 
 mod guard;
 mod table;
+
+use std::net::SocketAddrV4;
 
 use anyhow::Result;
 
@@ -19,38 +24,39 @@ use crate::error::{Classify, Code, RUN_AGAIN};
 use crate::host::{Access, Host};
 use crate::paths::{ETC_DIR, SHIELD_RULESET, SHIELD_UNIT};
 use crate::{apt, systemd};
-pub use guard::run as guard;
+use table::Table;
 
 /// The unit of [`guard()`]. `nftables.service` flushes every table when it starts, so this one starts again with it.
 const UNIT: &str = include_str!("shield/openclaw-shield.service");
 
-/// How many of its last messages an error quotes.
-const QUOTED_LINES: u8 = 3;
-
-/// Makes the shield be in force, or be gone ([`MetadataAccess::Allow`]).
-pub async fn ensure(host: &Host, access: MetadataAccess) -> Result<()> {
-    match access {
-        MetadataAccess::Block => block(host).await,
-        MetadataAccess::Allow => {
-            host.warn(
-                "containers can reach the metadata server, and with it the VM's service account and all \
-                 attributes (openclaw-metadata-access=allow)",
-            );
-            remove(host).await
-        }
+/// Makes the shield be in force, or be gone ([`MetadataAccess::Allow`]). The server at `stand_in`, if there is one,
+/// gets what containers ask of the metadata server by HTTP.
+pub async fn ensure(host: &Host, access: &MetadataAccess, stand_in: Option<SocketAddrV4>) -> Result<()> {
+    if access.is_shielded() {
+        return block(host, &Table::new(stand_in)).await;
     }
+    host.warn(
+        "containers can reach the metadata server, and with it the VM's service account and all \
+         attributes (openclaw-metadata-access=allow)",
+    );
+    remove(host).await
 }
 
-async fn block(host: &Host) -> Result<()> {
+/// Keeps the table in force until it cannot be: see [`guard`].
+pub async fn guard(host: &Host, stand_in: Option<SocketAddrV4>, stop: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+    guard::run(host, &Table::new(stand_in), stop).await
+}
+
+async fn block(host: &Host, table: &Table) -> Result<()> {
     // While the table is in force, nft was there to load it.
-    let is_in_force = guard::is_in_force(host).await?;
+    let is_in_force = guard::is_in_force(host, table).await?;
     if !is_in_force {
         ensure_nft(host).await?;
     }
     host.ensure_dir(ETC_DIR, Access::root(0o755)).await?;
-    host.ensure_file(SHIELD_RULESET, table::ruleset(), Access::root(0o644)).await?;
+    host.ensure_file(SHIELD_RULESET, table.ruleset(), Access::root(0o644)).await?;
     let is_new = systemd::ensure_enabled_unit(host, SHIELD_UNIT, UNIT).await?;
-    if is_new || !is_in_force || !is_loaded(host).await? {
+    if is_new || !is_in_force || !is_loaded(host, table).await? {
         start(host).await?;
     }
     Ok(())
@@ -61,11 +67,11 @@ async fn ensure_nft(host: &Host) -> Result<bool> {
 }
 
 /// Whether the kernel has the table. Somebody may have removed what reads it.
-async fn is_loaded(host: &Host) -> Result<bool> {
-    match table::is_loaded(host).await {
+async fn is_loaded(host: &Host, table: &Table) -> Result<bool> {
+    match table.is_loaded(host).await {
         Err(error) => {
             if ensure_nft(host).await? {
-                table::is_loaded(host).await
+                table.is_loaded(host).await
             } else {
                 Err(error)
             }
@@ -76,9 +82,7 @@ async fn is_loaded(host: &Host) -> Result<bool> {
 
 /// Has the unit load and verify the table.
 async fn start(host: &Host) -> Result<()> {
-    let Err(error) = systemd::restart(host, SHIELD_UNIT).await else { return Ok(()) };
-    let reason = systemd::last_messages(host, SHIELD_UNIT, QUOTED_LINES).await;
-    Err(error.context(format!("shielding the metadata server from containers ({reason})"))).classify(
+    systemd::restart_quoting(host, SHIELD_UNIT, "shielding the metadata server from containers").await.classify(
         Code::UnsupportedSystem,
         format!(
             "The gateway stays down: its agent could take the VM's service account. If nft is damaged, \

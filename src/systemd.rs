@@ -10,6 +10,9 @@ use crate::host::{Access, Command, Host};
 /// How long systemd may take to start or stop a unit: above the limits of the engine and of systemd (90 s).
 const UNIT_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How many of a unit's last messages an error quotes.
+const QUOTED_LINES: u8 = 3;
+
 /// Where an administrator's units live.
 pub const UNIT_DIR: &str = "/etc/systemd/system";
 
@@ -120,6 +123,13 @@ pub async fn restart(host: &Host, name: &str) -> Result<()> {
     run(host, &format!("restarting {name}"), &["restart", name]).await?;
     host.changed(format!("restarted {name}"));
     Ok(())
+}
+
+/// The same; an error begins with what was being `done`, and quotes the unit's last messages.
+pub async fn restart_quoting(host: &Host, name: &str, done: &str) -> Result<()> {
+    let Err(error) = restart(host, name).await else { return Ok(()) };
+    let reason = last_messages(host, name, QUOTED_LINES).await;
+    Err(error.context(format!("{done} ({reason})")))
 }
 
 /// Stops the unit; fine when it does not run, or does not exist.

@@ -16,7 +16,7 @@ const FLOORS: &[&[&str]] = &[
     &["http", "config", "systemd"],
     &["metadata", "apt", "memory"],
     &["account", "disk", "docker", "secret_manager", "shield", "report", "trust"],
-    &["state"],
+    &["identity", "state"],
     &["image", "proxy"],
     &["gateway"],
     &["update"],

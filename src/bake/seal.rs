@@ -13,7 +13,7 @@ use crate::host::{Host, blocking};
 use crate::lock::RunLock;
 use crate::memory::swap;
 use crate::paths::{BOOT_DISK_DATA, FORMER_STATES, LOCK, MACHINE_RECORDS, RUN_DIR_CONTENT};
-use crate::{docker, gateway, proxy, state, trust};
+use crate::{docker, gateway, identity, proxy, state, trust};
 
 /// What goes, and where it is. A pattern with `**` stands for files only: packages want their directories back.
 /// systemd's part is its own list for images (its documentation, `BUILDING_IMAGES`).
@@ -76,6 +76,7 @@ pub async fn run(host: &Host, force: bool) -> Result<String> {
     }
     proxy::remove(host).await?;
     trust::remove(host).await?;
+    identity::remove(host).await?;
     if force {
         state::unmount(host).await?;
         for state in STATES {

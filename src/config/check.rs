@@ -196,6 +196,22 @@ pub(super) fn domain(value: &str) -> Checked<String> {
     }
 }
 
+/// The address of a service account, as Google makes them (cloud.google.com/iam/docs/service-account-types).
+pub(super) fn service_account(value: &str) -> Checked<String> {
+    let is_name = |name: &str| {
+        let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-".contains(&byte);
+        (1..=64).contains(&name.len()) && name.bytes().all(is_plain) && !name.starts_with(['.', '-'])
+    };
+    let is_account = value.split_once('@').is_some_and(|(name, host)| {
+        is_name(name) && host.ends_with(".gserviceaccount.com") && domain(host).is_ok_and(|domain| domain == host)
+    });
+    if is_account {
+        Ok(value.to_owned())
+    } else {
+        Err("must be the address of a service account, such as agent@PROJECT.iam.gserviceaccount.com".to_owned())
+    }
+}
+
 /// A time zone's name, as far as its form tells.
 pub(super) fn timezone(value: &str) -> Checked<String> {
     let is_part = |part: &str| {
@@ -454,6 +470,39 @@ mod tests {
             ],
         );
         assert_eq!(domain("Claw.Example.COM").as_deref(), Ok("claw.example.com"));
+    }
+
+    #[test]
+    fn service_accounts() {
+        accepts(
+            service_account,
+            &[
+                "agent@my-project.iam.gserviceaccount.com",
+                "a-1@p.example.com.iam.gserviceaccount.com",
+                "708288290784-compute@developer.gserviceaccount.com",
+                "p.example.com@appspot.gserviceaccount.com",
+            ],
+            &[
+                "",
+                "agent",
+                "default",
+                "me@example.com",
+                "@p.iam.gserviceaccount.com",
+                "a@gserviceaccount.com",
+                "a@.gserviceaccount.com",
+                "Agent@p.iam.gserviceaccount.com",
+                "a@P.iam.gserviceaccount.com",
+                "a@b@p.iam.gserviceaccount.com",
+                "a/b@p.iam.gserviceaccount.com",
+                "a?@p.iam.gserviceaccount.com",
+                "a@p.iam.gserviceaccount.com.",
+                "a@p.iam.gserviceaccount.com:x",
+                "a@p.iam.gserviceaccount.com/token",
+                "a@p\n.iam.gserviceaccount.com",
+                "serviceAccount:a@p.iam.gserviceaccount.com",
+                "a@p.iam.gserviceaccount.com.evil.example",
+            ],
+        );
     }
 
     #[test]

@@ -118,8 +118,11 @@ keys! {
     /// swap file on the boot disk: `auto` (up to 2 GiB where memory is below 4 GiB and there is no swap), `off`, or a
     /// size such as `2G`
     SWAP = "openclaw-swap", boot, "auto|off|SIZE", "`auto`", "2G";
-    /// `allow` lets containers reach the metadata server
-    METADATA_ACCESS = "openclaw-metadata-access", run, "block|allow", "`block`", "allow";
+    /// what containers get of the metadata server: `block` nothing, `identity` the project, the zone and tokens of
+    /// [one weaker account](security.md#an-account-for-the-agent), `allow` everything
+    METADATA_ACCESS = "openclaw-metadata-access", run, "block|identity|allow", "`block`", "identity";
+    /// beside `identity`: the address of that service account
+    METADATA_ACCOUNT = "openclaw-metadata-account", run, "TEXT", "", "agent@PROJECT.iam.gserviceaccount.com";
     /// `writable` lets programs change the container's own files, for images that need it: the container is then made
     /// anew at every boot
     CONTAINER_ROOT = "openclaw-container-root", run, "read-only|writable", "`read-only`", "writable";
@@ -231,6 +234,8 @@ mod tests {
                 DOMAIN => &[(ALLOW_FROM, of(ALLOW_FROM))],
                 ALLOW_FROM => &[(DOMAIN, of(DOMAIN))],
                 ACME_DIRECTORY => &[(DOMAIN, of(DOMAIN)), (ALLOW_FROM, of(ALLOW_FROM))],
+                METADATA_ACCESS => &[(METADATA_ACCOUNT, "agent@project.iam.gserviceaccount.com")],
+                METADATA_ACCOUNT => &[(METADATA_ACCESS, "identity")],
                 SOURCE_URL => &[(SOURCE_REF, of(SOURCE_REF)), (IMAGE_SOURCE, "source")],
                 _ => &[],
             };

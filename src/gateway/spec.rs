@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::openclaw_json::INNER_PORT;
 use super::{Gateway, NAME, PROGRAM, SPEC_LABEL, env};
-use crate::config::{ContainerRoot, GatewayConfig, MetadataAccess};
+use crate::config::{ContainerRoot, GatewayConfig};
 use crate::docker::Engine;
 use crate::host::Host;
 use crate::image::Image;
@@ -212,10 +212,8 @@ impl<'a> Inputs<'a> {
     fn body(&self, command: &[&str], adapt: impl FnOnce(&mut HostConfig)) -> ContainerCreateBody {
         let Self { image, data, config, ref capabilities, .. } = *self;
         let mut mounts = vec![bind(&data.state, STATE_ALIAS), bind(&data.config, CONFIG)];
-        let files = [
-            (config.metadata_access == MetadataAccess::Block, SHIELD_IN_FORCE),
-            (!config.ca_certificates.is_empty(), CA_BUNDLE),
-        ];
+        let files =
+            [(config.metadata_access.is_shielded(), SHIELD_IN_FORCE), (!config.ca_certificates.is_empty(), CA_BUNDLE)];
         mounts.extend(files.into_iter().filter(|(is_there, _)| *is_there).map(|(_, file)| read_only(file)));
         let limits = [("max-size", "10m"), ("max-file", "3")];
         let mut host = HostConfig {
@@ -289,6 +287,7 @@ mod tests {
     use expect_test::expect_file;
 
     use super::*;
+    use crate::config::MetadataAccess;
     use crate::reference::{ImageReference, PinnedImage};
 
     fn allowed() -> Capabilities {

@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::install;
 use crate::host::{Host, blocking, remove_if_exists};
 use crate::metadata::Client;
-use crate::paths::{BOOT_UNIT, SHIELD_UNIT, TRIES, WATCH_UNIT};
+use crate::paths::{BOOT_UNIT, IDENTITY_UNIT, SHIELD_UNIT, TRIES, WATCH_UNIT};
 use crate::report::follow::{self, RunOutcome, UnitState};
 use crate::report::report_failure;
 use crate::systemd;
@@ -33,7 +33,7 @@ pub async fn run(host: &Host, metadata: &Client) -> Result<RunOutcome> {
     }
     if installed {
         // The parts that are resident run with this program, too. Where the shield cannot, the run says so.
-        for unit in [SHIELD_UNIT, WATCH_UNIT] {
+        for unit in [SHIELD_UNIT, IDENTITY_UNIT, WATCH_UNIT] {
             if let Err(error) = systemd::restart_if_active(host, unit).await {
                 tracing::debug!("{error:#}");
             }

@@ -9,7 +9,7 @@ use crate::host::{Host, blocking, remove_tree_if_exists};
 use crate::lock::RunLock;
 use crate::memory::swap;
 use crate::paths::{BAKED, ETC_DIR, LOADER_DIR, LOCK, PER_BOOT_SCRIPT, SYSCTL};
-use crate::{account, docker, gateway, proxy, shield, state, trust};
+use crate::{account, docker, gateway, identity, proxy, shield, state, trust};
 
 /// Removes the container (stopped with its full grace), the metadata shield, the units and the program, and
 /// unmounts the data disk, so that it can be detached. Keeps every byte of data, Docker and its images.
@@ -26,6 +26,7 @@ pub async fn run(host: &Host) -> Result<String> {
     }
     state::unmount(host).await?;
     account::remove(host).await?;
+    identity::remove(host).await?;
     shield::remove(host).await?;
     swap::remove(host).await?;
     trust::remove(host).await?;

@@ -38,6 +38,7 @@ pub(super) struct Instance {
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Project {
     project_id: String,
+    numeric_project_id: u64,
     attributes: BTreeMap<String, String>,
 }
 
@@ -74,6 +75,7 @@ pub(super) fn merge(instance: Instance, project: Project) -> super::Instance {
         name: instance.name,
         zone: last_part(&instance.zone),
         project_id: project.project_id,
+        project_number: project.numeric_project_id,
         attributes,
         disks: instance.disks.into_iter().map(Disk::from).collect(),
         spot: scheduling.preemptible.eq_ignore_ascii_case("true")
@@ -125,6 +127,7 @@ mod tests {
         let machine = merge(serde_json::from_str(INSTANCE)?, serde_json::from_str(project)?);
         assert_eq!((machine.id, machine.name.as_str()), (u64::MAX, "claw-1"));
         assert_eq!((machine.zone.as_str(), machine.project_id.as_str()), ("europe-west1-b", "p"));
+        assert_eq!(machine.project_number, 123);
         assert!(machine.spot);
         let attributes: Vec<_> = machine.attributes.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         assert_eq!(attributes, [("openclaw-port", "1"), ("ssh-keys", ""), ("startup-script", "x")]);

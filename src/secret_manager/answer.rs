@@ -17,7 +17,7 @@ const VALUE_BYTES: usize = 64 << 10;
 const WORDS_BYTES: usize = 300;
 
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     Value(Secret),
     /// Another request may do better.
     Again(Error),
@@ -26,10 +26,10 @@ pub(super) enum Outcome {
 
 /// What no other request will change.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) reason: Reason,
+pub(crate) struct Refusal {
+    pub(crate) reason: Reason,
     /// Google's own.
-    pub(super) words: String,
+    pub(crate) words: String,
 }
 
 impl Refusal {
@@ -40,7 +40,9 @@ impl Refusal {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Reason {
+pub(crate) enum Reason {
+    /// The VM has no account that could ask.
+    NoAccount,
     /// The account may not read it, or it does not exist: who may not read is not told which.
     Permission,
     /// The VM's scopes do not cover it, whatever the account may do.
@@ -108,6 +110,11 @@ pub(super) fn read(status: StatusCode, body: &[u8]) -> Outcome {
             Err(why) => Outcome::Again(why),
         };
     }
+    failure(status, body)
+}
+
+/// What an answer means that is no value.
+pub(crate) fn failure(status: StatusCode, body: &[u8]) -> Outcome {
     if Retry::of_status(status) == Retry::Yes {
         return Outcome::Again(anyhow!("it answered {status}"));
     }

@@ -5,20 +5,31 @@ use crate::config::SecretVersion;
 
 /// Who asks.
 #[derive(Debug)]
-pub(super) struct Vm {
+pub(crate) struct Vm {
     pub(super) name: String,
     pub(super) zone: String,
     pub(super) project: String,
     /// The address of its service account.
-    pub(super) account: String,
-    /// Its tokens cannot be used for Secret Manager.
-    pub(super) lacks_scope: bool,
+    pub(crate) account: String,
+    /// Its tokens cannot be used for most of Google's APIs.
+    pub(crate) lacks_scope: bool,
 }
 
 impl Vm {
     /// A VM without any account gets one.
-    pub(super) fn give_account(&self) -> String {
+    pub(crate) fn give_account(&self) -> String {
         format!("Stop the VM, give it an account and the scope, and start it: {}.", self.set_account())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn new(account: &str, lacks_scope: bool) -> Self {
+        let [name, zone, project] = ["claw-1", "europe-west1-b", "vms"].map(str::to_owned);
+        Self { name, zone, project, account: account.to_owned(), lacks_scope }
+    }
+
+    /// One without the scope gets it.
+    pub(crate) fn give_scope(&self) -> String {
+        format!("The VM lacks the scope cloud-platform: {}.", self.set_account())
     }
 
     /// Both can be changed only while it does not run.
@@ -41,12 +52,9 @@ pub(super) fn remedy(reason: &Reason, secret: &SecretVersion, vm: &Vm) -> String
              --member=serviceAccount:{} --role=roles/secretmanager.secretAccessor`. That takes a minute or two to take effect.",
             vm.account
         ),
-        Reason::Scope => format!("The VM lacks the scope cloud-platform: {}.", vm.set_account()),
-        Reason::ApiDisabled(project) => format!(
-            "Enable the API: `gcloud services enable secretmanager.googleapis.com --project={}`. That takes a minute or \
-             two to take effect.",
-            project.as_ref().unwrap_or(&vm.project)
-        ),
+        Reason::NoAccount => vm.give_account(),
+        Reason::Scope => vm.give_scope(),
+        Reason::ApiDisabled(project) => enable_api("secretmanager", project.as_ref(), vm),
         Reason::NoSecret => {
             let replication = if secret.location.is_some() { "" } else { " --replication-policy=automatic" };
             format!(
@@ -75,6 +83,15 @@ pub(super) fn remedy(reason: &Reason, secret: &SecretVersion, vm: &Vm) -> String
     }
 }
 
+/// What to do about an API that is not enabled in the project, the VM's own if none is said.
+pub(crate) fn enable_api(api: &str, project: Option<&String>, vm: &Vm) -> String {
+    format!(
+        "Enable the API: `gcloud services enable {api}.googleapis.com --project={}`. That takes a minute or two to take \
+         effect.",
+        project.unwrap_or(&vm.project)
+    )
+}
+
 /// The command that gives the secret another value.
 pub(crate) fn add_version(secret: &SecretVersion) -> String {
     format!("`gcloud secrets versions add {} {} --data-file=FILE`", secret.secret, place(secret))
@@ -91,13 +108,7 @@ mod tests {
 
     #[test]
     fn every_refusal_has_the_command_that_mends_it() {
-        let vm = Vm {
-            name: "claw-1".to_owned(),
-            zone: "europe-west1-b".to_owned(),
-            project: "vms".to_owned(),
-            account: "claw@vms.iam.gserviceaccount.com".to_owned(),
-            lacks_scope: false,
-        };
+        let vm = Vm::new("claw@vms.iam.gserviceaccount.com", false);
         let grant = "`gcloud secrets add-iam-policy-binding s --project=p --location=l \
                      --member=serviceAccount:claw@vms.iam.gserviceaccount.com --role=roles/secretmanager.secretAccessor`";
         let scopes = "gcloud compute instances set-service-account claw-1 --zone=europe-west1-b --project=vms \

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 use sd_notify::NotifyState;
 
-use super::table;
+use super::table::Table;
 use crate::error::one_line;
 use crate::host::{Host, blocking};
 use crate::paths::SHIELD_IN_FORCE;
@@ -26,9 +26,9 @@ const CHANGES_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Keeps the table in force until it cannot be: then no container of the gateway can start any more, `stop` ends the
 /// one that runs, and the error says why.
-pub async fn run(host: &Host, stop: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+pub(super) async fn run(host: &Host, table: &Table, stop: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
     let changes = Changes::subscribe()?;
-    let kept = keep(host, &changes).await;
+    let kept = keep(host, table, &changes).await;
     host.remove_file(SHIELD_IN_FORCE).await?;
     if let Err(error) = stop().await {
         tracing::error!("stopping the gateway: {}", one_line(&error));
@@ -36,27 +36,27 @@ pub async fn run(host: &Host, stop: impl AsyncFnOnce() -> Result<()>) -> Result<
     kept
 }
 
-async fn keep(host: &Host, changes: &Changes) -> Result<()> {
-    table::ensure(host).await?;
-    tokio::fs::write(host.path(SHIELD_IN_FORCE), identity().await?).await.context("saying that it is in force")?;
+async fn keep(host: &Host, table: &Table, changes: &Changes) -> Result<()> {
+    table.ensure(host).await?;
+    tokio::fs::write(host.path(SHIELD_IN_FORCE), holder(table).await?).await.context("saying that it is in force")?;
     sd_notify::notify(&[NotifyState::Ready]).context("telling systemd")?;
     loop {
         changes.next().await?;
-        if table::ensure(host).await? {
+        if table.ensure(host).await? {
             tracing::warn!("the table that shields the metadata server was gone: loaded it again");
         }
     }
 }
 
-/// Whether the table is in force, as verified by a unit that runs the caller's own program file.
-pub(super) async fn is_in_force(host: &Host) -> Result<bool> {
-    Ok(host.read(SHIELD_IN_FORCE).await? == Some(identity().await?))
+/// Whether the table is in force, as verified by a unit that runs the caller's own program file and wants the same.
+pub(super) async fn is_in_force(host: &Host, table: &Table) -> Result<bool> {
+    Ok(host.read(SHIELD_IN_FORCE).await? == Some(holder(table).await?))
 }
 
-/// Which file this program is: after an update, the unit must start anew.
-async fn identity() -> Result<Vec<u8>> {
+/// Who keeps which table: after an update of the program or another setting, the unit must start anew.
+async fn holder(table: &Table) -> Result<Vec<u8>> {
     let program = tokio::fs::metadata("/proc/self/exe").await.context("looking at the running program's file")?;
-    Ok(format!("{}:{}\n", program.dev(), program.ino()).into_bytes())
+    Ok(format!("{}:{} {}\n", program.dev(), program.ino(), table.mark()).into_bytes())
 }
 
 /// The kernel's notices that somebody changed a table.

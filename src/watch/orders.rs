@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::config::{Config, GatewayConfig, MetadataAccess, keys};
+use crate::config::{Config, GatewayConfig, keys};
 use crate::host::Host;
 use crate::paths::WATCH_ORDERS;
 use crate::state::DataDir;
@@ -81,7 +81,7 @@ impl Orders {
             orders.published = Some((config.gateway.bind, config.gateway.port));
             orders.domain = config.domain.as_ref().map(|domain| domain.name.clone());
             orders.origin = config.gateway.ingress.as_ref().map(|ingress| ingress.origin.clone());
-            orders.is_shielded = config.gateway.metadata_access == MetadataAccess::Block;
+            orders.is_shielded = config.gateway.metadata_access.is_shielded();
         })
         .await
     }

@@ -80,6 +80,7 @@ impl Fixture {
             name: "vm".into(),
             zone: "us-central1-a".into(),
             project_id: "p".into(),
+            project_number: 0,
             attributes: BTreeMap::new(),
             disks: vec![disk("boot", 0)],
             spot: false,

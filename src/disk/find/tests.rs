@@ -16,6 +16,7 @@ fn instance(disks: Vec<Disk>) -> Instance {
         attributes: std::collections::BTreeMap::new(),
         disks,
         spot: false,
+        project_number: 0,
     }
 }
 

@@ -39,7 +39,7 @@ use crate::state::Lab;
 use ca::Ca;
 use content::Content;
 use docker_apt::DockerRepository;
-use metadata_server::{Metadata, SECRET_MANAGER_NAMES, Server, control};
+use metadata_server::{IAM_CREDENTIALS_NAME, Metadata, SECRET_MANAGER_NAMES, Server, control};
 use network::{CERTIFICATES, FORGE, MACHINE, METADATA, MODEL_PROVIDER, STORAGE, UPSTREAM_NAMES};
 use tls::{HTTPS, TlsListener};
 
@@ -159,9 +159,12 @@ async fn internet(
 ) -> Result<impl Future<Output = Result<()>> + use<>> {
     let content = Content::prepare(&Cache::from_env()?)?;
     let files = axum::serve(listen(STORAGE).await?, server.files_router(lab.files()));
-    let certificate = content.ca().server_certificate(&[&[STORAGE_NAME], &SECRET_MANAGER_NAMES[..]].concat())?;
+    let certificate = content
+        .ca()
+        .server_certificate(&[&[STORAGE_NAME, IAM_CREDENTIALS_NAME], &SECRET_MANAGER_NAMES[..]].concat())?;
     let google = TlsListener::bind((STORAGE, HTTPS).into(), &certificate).await?;
     let apis = server.storage_router(lab.files()).merge(server.secrets_router(lab.secrets()));
+    let apis = apis.merge(server.accounts_router(lab.secrets()));
     let google = axum::serve(google, apis);
     let certificate = content.ca().server_certificate(&[FORGE_NAME])?;
     let forge = TlsListener::bind((FORGE, HTTPS).into(), &certificate).await?;

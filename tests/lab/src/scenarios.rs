@@ -20,6 +20,7 @@ mod failures;
 mod first_boot;
 mod gateway_cli;
 mod growth;
+mod identity;
 mod lab_itself;
 mod loader;
 mod moving;

@@ -9,6 +9,7 @@ pub mod control;
 mod fault;
 mod files;
 mod guest;
+mod iam_credentials;
 mod instance;
 mod log;
 mod secret_manager;
@@ -26,6 +27,7 @@ use tokio::net::TcpListener;
 pub use answer::{ACCESS_TOKEN, MAX_BODY};
 pub use fault::{Effect, Fault, FaultChange, Limit, Rate};
 pub use guest::{GuestAttribute, MAX_KEY, MAX_VALUE};
+pub use iam_credentials::{IAM_CREDENTIALS_NAME, TOKEN_PREFIX};
 pub use instance::{
     AccessConfig, Disk, Instance, Level, Metadata, NetworkInterface, OsLogin, PROJECT, Project, Scheduling,
     ServiceAccount, Universe, VirtualClock, check_attribute,
@@ -72,5 +74,11 @@ impl Server {
     /// faults are the metadata server's.
     pub fn secrets_router(&self, dir: impl Into<PathBuf>) -> Router {
         secret_manager::router(self.clone(), dir.into())
+    }
+
+    /// IAM Service Account Credentials with the accounts below `dir`. Requests are in the same log with
+    /// `iam-credentials` as their host, faults are the metadata server's.
+    pub fn accounts_router(&self, dir: impl Into<PathBuf>) -> Router {
+        iam_credentials::router(self.clone(), dir.into())
     }
 }

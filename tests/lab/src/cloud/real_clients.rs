@@ -38,6 +38,27 @@ const SECRET_MANAGER_CLIENT: &str = include_str!("../../scripts/clients/secret_m
 /// Prints what gcp-metadata makes of the server, as one line of JSON.
 const NODE_CLIENT: &str = include_str!("../../scripts/clients/gcp_metadata.js");
 
+/// The clients that [`pack`] packs, in a container: name, program, and what that prints of the account it finds.
+pub(crate) const IDENTITY_CLIENTS: [(&str, &str, &str); 2] = [
+    ("google-auth", "python3", include_str!("../../scripts/clients/identity.py")),
+    ("gcp-metadata", "node", include_str!("../../scripts/clients/identity.js")),
+];
+
+/// Packs google-auth as `site-packages` and gcp-metadata as `node_modules` for the gateway's image, which has the same
+/// Python as Debian 12.
+pub(crate) fn pack(cache: &Cache, file: &Path) -> Result<()> {
+    let python = cache.entry("google-auth", &PYTHON_PACKAGES, |dir| install_python(dir, &PYTHON_PACKAGES))?;
+    let node = cache.entry("gcp-metadata", &NODE_PACKAGES, install_node)?;
+    let mut tar = Command::new("tar");
+    tar.arg("--create")
+        .arg("--file")
+        .arg(file)
+        .arg("--directory")
+        .arg(python.join("lib/python3.11"))
+        .arg("site-packages");
+    run(tar.arg("--directory").arg(node).arg("node_modules"))
+}
+
 /// Runs all clients against a server on loopback and compares what they understood with what the server tells:
 /// the full 64-bit id, the default universe for a 404, disks, token; twice 503 before an answer is survived.
 ///

@@ -207,9 +207,10 @@ mod tests {
 
     /// What nobody types, and why.
     #[rustfmt::skip]
-    const NOT_TYPED: [(&str, &str); 5] = [
+    const NOT_TYPED: [(&str, &str); 6] = [
         ("ground ← host", "it is the rule of imports, which a test of the house reads"),
         ("gog auth add", "it needs an account at Google, and a terminal"),
+        ("openclaw-metadata-account=", "`debian-13` does it with the lab's own commands"),
         ("google_secret_manager_secret", "Terraform is not here"),
         ("jsonencode", "Terraform is not here; `configured` sets the same"),
         ("HTTP_PROXY=", "it is a file, not commands"),

@@ -23,6 +23,10 @@ const MACHINE_6: &str = "fd20:ab::2";
 const NETWORK_6: &str = "fd00:77::/64";
 const NETWORKS_4: &str = "172.16.0.0/12";
 
+/// The ways that are asked, and those of them that stay open.
+const ALL: [&str; 4] = ["tcp/80", "udp/80", "tcp/53", "udp/53"];
+const DNS: &[&str] = &["tcp/53", "udp/53"];
+
 /// Prints the ways that answer.
 const ASK: &str = include_str!("../../scripts/shield/ask.sh");
 
@@ -44,7 +48,7 @@ const EVENTS: [(&str, &str, bool); 5] = [
 ];
 
 /// Our table is back within a second of the kernel's notice; the containers, when the engine or a run has started them.
-const SETTLE: &str = "for i in $(seq 10); do nft list table inet openclaw_init > /dev/null 2>&1 && break; sleep 0.1; done; \
+pub(super) const SETTLE: &str = "for i in $(seq 10); do nft list table inet openclaw_init > /dev/null 2>&1 && break; sleep 0.1; done; \
      for i in $(seq 150); do docker exec openclaw-gateway true && docker exec ask-bridge true && docker exec ask-six true \
      && break; sleep 1; done 2> /dev/null";
 
@@ -88,7 +92,7 @@ impl Drop for Cloud {
 }
 
 /// Gives the cable IPv6, as on a VM that has it.
-fn connect(rig: &Rig) -> Result<()> {
+pub(super) fn connect(rig: &Rig) -> Result<()> {
     let lab = rig.machine()?;
     let (cloud, machine) = (lab.cloud(), lab.machine());
     let ip = |namespace: &str, line: String| {
@@ -147,7 +151,12 @@ fn greet(listener: &TcpListener, ends: &AtomicBool) {
 
 /// From every container, nothing but DNS.
 fn is_closed(rig: &Rig, when: &str) -> Result<()> {
-    are_open(rig, when, &["tcp/53", "udp/53"])
+    are_open(rig, when, DNS, DNS)
+}
+
+/// From every container, HTTP besides, and over IPv4 alone.
+pub(super) fn gives_identity(rig: &Rig, when: &str) -> Result<()> {
+    are_open(rig, when, &["tcp/80", "tcp/53", "udp/53"], DNS)
 }
 
 /// The same, and from a step of a build.
@@ -163,16 +172,16 @@ pub(super) fn is_closed_to_builds_too(rig: &Rig, when: &str) -> Result<()> {
 /// cannot run then.
 pub(super) fn is_open_after_a_power_cut(rig: &Rig) -> Result<()> {
     connect(rig)?;
-    are_open(rig, "without the shield", &["tcp/80", "udp/80", "tcp/53", "udp/53"])
+    are_open(rig, "without the shield", &ALL, &ALL)
 }
 
-fn are_open(rig: &Rig, when: &str, ways: &[&str]) -> Result<()> {
+fn are_open(rig: &Rig, when: &str, four: &[&str], six: &[&str]) -> Result<()> {
     for (container, has_six) in CONTAINERS {
-        if ways.len() > 2 && container == "openclaw-gateway" {
+        if four.len() == ALL.len() && container == "openclaw-gateway" {
             continue;
         }
-        let four = ways.iter().map(|way| format!("{METADATA} {way}"));
-        let six = ways.iter().filter(|_| has_six).map(|way| format!("{METADATA_6} {way}"));
+        let four = four.iter().map(|way| format!("{METADATA} {way}"));
+        let six = six.iter().filter(|_| has_six).map(|way| format!("{METADATA_6} {way}"));
         let expected: Vec<_> = four.chain(six).collect();
         let found = rig.shell(&format!("docker exec -i {container} bash -s < /root/ask/ask.sh"))?;
         ensure!(found.lines().eq(&expected), "{when}, {container} reaches {found:?} instead of {expected:?}");

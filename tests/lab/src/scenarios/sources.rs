@@ -6,7 +6,7 @@ use super::binary::resolves_names_by_itself;
 use super::budget::idle_run_costs_next_to_nothing;
 use super::checks::{is_ready, units_are_valid};
 use super::rig::Rig;
-use super::secrets;
+use super::{identity, secrets};
 use crate::cache::Cache;
 use crate::cloud::images::GATEWAY_VERSION;
 use crate::cloud::real_clients;
@@ -21,8 +21,10 @@ pub(super) fn debian_13(rig: &Rig) -> Result<()> {
     rig.boot(0)?.has(&["changes=0"])?;
     resolves_names_by_itself(rig)?;
     idle_run_costs_next_to_nothing(rig).context("a run without anything to do")?;
+    let identity = identity::give(rig).context("a weaker account for containers")?;
     rig.lab_ends(0, "reboot", &["--hard"])?;
     is_ready(rig)?;
+    identity.is_kept_and_taken_back(rig).context("a weaker account for containers")?;
     secrets::of_secret_manager(rig).context("secrets from Secret Manager")
 }
 

@@ -12,7 +12,7 @@ use axum::Json;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use base64::Engine as _;
@@ -27,7 +27,7 @@ use super::server::Server;
 pub const SECRET_MANAGER_NAMES: [&str; 2] =
     ["secretmanager.googleapis.com", "secretmanager.europe-west1.rep.googleapis.com"];
 
-const CLOUD_PLATFORM: &str = "https://www.googleapis.com/auth/cloud-platform";
+pub(super) const CLOUD_PLATFORM: &str = "https://www.googleapis.com/auth/cloud-platform";
 
 pub(super) fn router(server: Server, dir: PathBuf) -> Router {
     Router::new().route("/v1/{*name}", get(handle)).with_state((server, dir))
@@ -57,7 +57,7 @@ async fn handle(State((server, dir)): State<(Server, PathBuf)>, request: Request
 }
 
 /// An error as Google's APIs word it.
-struct Refusal {
+pub(super) struct Refusal {
     status: u16,
     name: &'static str,
     message: String,
@@ -66,11 +66,11 @@ struct Refusal {
 }
 
 impl Refusal {
-    fn new(status: u16, name: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn new(status: u16, name: &'static str, message: impl Into<String>) -> Self {
         Self { status, name, message: message.into(), info: None }
     }
 
-    fn denied(message: impl Into<String>, reason: &'static str, metadata: Value) -> Self {
+    pub(super) fn denied(message: impl Into<String>, reason: &'static str, metadata: Value) -> Self {
         Self { info: Some((reason, metadata)), ..Self::new(403, "PERMISSION_DENIED", message) }
     }
 }
@@ -123,11 +123,12 @@ impl<'a> Name<'a> {
     }
 }
 
-fn access(server: &Server, dir: &Path, parts: &Parts) -> Result<Value, Refusal> {
-    let header = |name| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+/// Whether the request comes from the VM with the scope that all of Google's APIs are content with. Returns the
+/// project's number.
+pub(super) fn authorize(server: &Server, parts: &Parts) -> Result<String, Refusal> {
     let metadata = server.metadata();
     let number = metadata.project.numeric_project_id.to_string();
-    if header(header::AUTHORIZATION).strip_prefix("Bearer ") != Some(ACCESS_TOKEN) {
+    if header(parts, header::AUTHORIZATION).strip_prefix("Bearer ") != Some(ACCESS_TOKEN) {
         return Err(Refusal::new(401, "UNAUTHENTICATED", "Request had invalid authentication credentials."));
     }
     let mut accounts = metadata.instance.service_accounts.values();
@@ -135,7 +136,16 @@ fn access(server: &Server, dir: &Path, parts: &Parts) -> Result<Value, Refusal> 
         let message = "Request had insufficient authentication scopes.";
         return Err(Refusal::denied(message, "ACCESS_TOKEN_SCOPE_INSUFFICIENT", json!({})));
     }
-    let name = Name::of(parts.uri.path()).filter(|name| name.is_at(header(header::HOST)));
+    Ok(number)
+}
+
+fn header(parts: &Parts, name: HeaderName) -> &str {
+    parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+fn access(server: &Server, dir: &Path, parts: &Parts) -> Result<Value, Refusal> {
+    let number = authorize(server, parts)?;
+    let name = Name::of(parts.uri.path()).filter(|name| name.is_at(header(parts, header::HOST)));
     let name =
         name.ok_or_else(|| Refusal::new(400, "INVALID_ARGUMENT", "Invalid resource field value in the request."))?;
     if dir.join("projects").join(name.project).join("api-disabled").exists() {

@@ -37,7 +37,7 @@ post "$session/url" "$(jq --null-input --arg url "$5" '{url: $url}')" > /tmp/sta
 # The field that is seen: menus have hidden ones.
 seen() { # SELECTOR
   look "return [...document.querySelectorAll('$1')].find(it => it.offsetParent)" |
-    jq --raw-output '.value | to_entries[0].value'
+    jq --raw-output '.value // {} | to_entries[0].value // empty'
 }
 if [ -n "$4" ]; then
   for _ in $(seq 60); do

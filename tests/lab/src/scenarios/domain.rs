@@ -40,6 +40,9 @@ const STARTED: &str = "docker inspect -f '{{.State.StartedAt}}' openclaw-gateway
 /// Says what it is asked for, and by whom.
 const CHANNEL: &str = "require(\"http\").createServer((request, answer) => \
     answer.end(request.url + \" \" + request.headers[\"x-forwarded-for\"])).listen(3334)";
+/// Approves the next one who asks.
+const APPROVE: &str = "while :; do id=$(openclaw-init pair --wait 5m --json | grep -m 1 -oE [0-9a-f-]{36}); \
+    [ -z \"$id\" ] || openclaw-init pair $id && exit; done";
 const CERTIFICATE: &str = "sha256sum /mnt/disks/openclaw-data/certificates-openclaw/caddy/certificates/*/*/*.crt";
 
 /// On a VM that was made by plain commands.
@@ -121,6 +124,8 @@ fn writes(rig: &Rig, browser: &Browser, password: &str, message: &str, count: us
         &[model_provider::MARK, message].concat(),
         &model_provider::answer(count, message),
     );
+    // A browser that comes from beyond the VM asks to be approved once.
+    rig.shell(&format!("systemd-run --quiet --collect --unit=approve-{count} sh -c '{APPROVE}'"))?;
     let [program, arguments @ ..] = &command[..] else { unreachable!("a command has a program") };
     let output = rig.watch().output(Command::new(program).args(arguments).arg(link))?;
     let picture = browser.keep_picture(&format!("openclaw-lab-own-address-{count}.png"));

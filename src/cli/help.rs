@@ -3,11 +3,13 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap_complete::Shell;
 
-/// Writes completions for bash, fish and zsh and one manual page for each command into a directory.
+/// Writes completions for bash, fish and zsh and one manual page for each command into a directory. Who makes a package
+/// has the sources: no VM carries the generators.
 pub(crate) fn generate(command: clap::Command, directory: &Path) -> Result<()> {
+    ensure!(cfg!(debug_assertions), "only a development build writes them: `cargo run -- generate DIRECTORY`");
     let mut command = command.disable_help_subcommand(true);
     let name = command.get_name().to_owned();
     for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {

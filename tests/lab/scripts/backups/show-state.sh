@@ -3,7 +3,7 @@
 data=/mnt/disks/openclaw-data
 cd /home/node/.openclaw || exit
 for file in .env workspace/note.md credentials/whatsapp/creds.json agents/main/sessions/old.jsonl \
-  npm/node_modules/plugin/index.js; do
+  npm/node_modules/plugin/index.js extensions/echo-plugin/index.js; do
   echo "$file $(stat -c '%a %u:%g' "$file") $(sha256sum < "$file")"
 done
 ls workspace

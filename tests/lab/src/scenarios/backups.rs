@@ -116,6 +116,8 @@ fn on_a_new_machine(rig: &Rig, backup: &str, before: &str) -> Result<()> {
     fs::write(successor.machine()?.files().join("backup"), fetch(rig, backup)?).context("handing the file over")?;
     successor.shell("curl -fsS -o /root/backup http://198.18.0.4/backup")?;
     restore(&successor, "/root/backup")?;
+    let plugins = successor.shell("openclaw plugins list --json < /dev/null")?;
+    ensure!(plugins.contains("\"echo-plugin\""), "the plugin that was installed is not known any more");
     is_as(&successor, before)
 }
 

@@ -85,6 +85,12 @@ impl Plan {
         let leaves = patch.leaves();
         let has_include = leaves.iter().any(|leaf| openclaw_json::has_include(&base, &leaf.path))
             || owned.iter().any(|owned| openclaw_json::has_include(&base, &owned.path));
+        if has_include && patch.is_empty() {
+            gateway.host.warn(
+                "openclaw.json takes parts of itself from other files ($include), and cannot be merged: what attributes that \
+                 are gone now had set in it stays",
+            );
+        }
         let refusal = settings.filter(|_| !patch.is_empty()).and_then(|settings| {
             if has_include {
                 return Some(refused(

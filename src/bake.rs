@@ -21,7 +21,7 @@ use crate::metadata::Client;
 use crate::paths::LOCK;
 use crate::stage::{Stage, within};
 use crate::state::Record;
-use crate::{docker, image, install, shield};
+use crate::{docker, identity, image, install, shield};
 
 /// What is baked; each option means what the instance attribute `openclaw-<option>` means.
 #[derive(Debug, Clone, Default, Args)]
@@ -103,6 +103,7 @@ pub async fn run(host: &Host, metadata: &Client, options: &Options) -> Result<St
     install::install(host).await?;
     let engine = within(Stage::Docker, docker::ensure(host, &config.docker)).await?;
     within(Stage::Swap, swap::ensure(host, config.swap)).await?;
+    within(Stage::Shield, identity::remove(host)).await?;
     within(Stage::Shield, shield::ensure(host, &MetadataAccess::Block, None)).await?;
     let image = within(Stage::Image, image::ensure(host, &engine, metadata, &config.image, &Record::default())).await?;
 

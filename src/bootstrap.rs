@@ -22,7 +22,6 @@ use crate::docker::{self, Engine};
 use crate::error::{Code, RUN_AGAIN, StageError, one_line};
 use crate::gateway::{self, Gateway, Ownership, RunState, secrets};
 use crate::host::Host;
-use crate::identity::Ensured;
 use crate::image::Image;
 use crate::lock::RunLock;
 use crate::memory::swap;
@@ -202,10 +201,14 @@ async fn engine(
     let engine = report.stage(Stage::Docker, trusting_engine(host, config)).await?;
     let shield = async {
         let access = &config.gateway.metadata_access;
-        let identity = identity::ensure(host, metadata, instance, &engine, access).await?;
-        shield::ensure(host, access, identity.as_ref().map(Ensured::listen)).await?;
-        match identity {
-            Some(identity) => identity::check(host, metadata, &identity).await,
+        let prepared = identity::prepare(host, metadata, instance, &engine, access).await;
+        // What is wrong with an identity opens nothing.
+        shield::ensure(host, access, identity::stand_in(host).await?).await?;
+        match prepared? {
+            Some(identity) => {
+                identity::serve(host).await?;
+                identity::check(host, metadata, &identity).await
+            }
             None => Ok(()),
         }
     };

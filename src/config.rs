@@ -148,8 +148,6 @@ pub struct ImageConfig {
     pub mirror: Option<String>,
     /// `openclaw-npm-registry`.
     pub npm_registry: Option<String>,
-    /// `openclaw-ca-certificates`, for npm.
-    pub ca_certificates: Vec<String>,
     /// What the image gets beside the gateway.
     pub extras: Extras,
     /// The version for an empty state when the operator chose none.
@@ -356,7 +354,7 @@ impl Config {
         let (open_paths, channel_ports) = publish::read(&mut attributes, port);
         let domain = ingress::domain(&mut attributes, open_paths);
         let ca_certificates = attributes.get_secret(keys::CA_CERTIFICATES, ca::certificates).unwrap_or_default();
-        let image = image(&mut attributes, &ca_certificates);
+        let image = image(&mut attributes);
         let gateway = GatewayConfig {
             ca_certificates,
             ..gateway(&mut attributes, domain.as_ref(), port, channel_ports, image.variant)
@@ -426,7 +424,7 @@ fn docker(attributes: &mut Attributes<'_>) -> DockerConfig {
     }
 }
 
-fn image(attributes: &mut Attributes<'_>, ca_certificates: &[String]) -> ImageConfig {
+fn image(attributes: &mut Attributes<'_>) -> ImageConfig {
     let version = attributes.get(keys::VERSION, check::version);
     let variant = attributes.get(keys::IMAGE_VARIANT, image_variant);
     let default_version = GatewayVersion::from(DEFAULT_VERSION);
@@ -444,7 +442,6 @@ fn image(attributes: &mut Attributes<'_>, ca_certificates: &[String]) -> ImageCo
         source: image_source(attributes),
         mirror: attributes.get(keys::REGISTRY_MIRROR, check::registry_path),
         npm_registry: attributes.get(keys::NPM_REGISTRY, check::base_url),
-        ca_certificates: ca_certificates.to_vec(),
         extras: Extras {
             binaries: attributes.get(keys::BINARIES, |value| extras::binaries(value, Arch::OURS)).unwrap_or_default(),
             packages: attributes.get(keys::APT_PACKAGES, extras::packages).unwrap_or_default(),
@@ -512,6 +509,7 @@ fn gateway(
     if let Some(domain) = domain {
         ingress::check_domain(attributes, domain, &settings, bind, port);
     }
+    let metadata_access = metadata_access(attributes, port, &channel_ports);
     GatewayConfig {
         port,
         bind,
@@ -523,7 +521,7 @@ fn gateway(
         env: variables(attributes),
         ca_certificates: default.ca_certificates,
         ready_timeout: attributes.get(keys::READY_TIMEOUT, check::ready_timeout).unwrap_or(default.ready_timeout),
-        metadata_access: metadata_access(attributes, port),
+        metadata_access,
         root: attributes.get(keys::CONTAINER_ROOT, container_root).unwrap_or(default.root),
     }
 }
@@ -572,7 +570,7 @@ fn proof_choice(value: &str) -> Checked<ProofChoice> {
 }
 
 /// `openclaw-metadata-access` with the account that belongs to it.
-fn metadata_access(attributes: &mut Attributes<'_>, port: u16) -> MetadataAccess {
+fn metadata_access(attributes: &mut Attributes<'_>, port: u16, channel_ports: &[u16]) -> MetadataAccess {
     let words = ["block", "identity", "allow"].map(|word| (word, word));
     let access = attributes.get(keys::METADATA_ACCESS, |value| check::one_of(value, &words));
     let account = attributes.get(keys::METADATA_ACCOUNT, check::service_account);
@@ -584,9 +582,13 @@ fn metadata_access(attributes: &mut Attributes<'_>, port: u16) -> MetadataAccess
                  whose tokens containers get",
             );
         }
-        if port == IDENTITY_PORT {
-            attributes
-                .reject(keys::PORT, format!("openclaw-port={port} is the port of openclaw-metadata-access=identity"));
+        for (key, is_taken) in
+            [(keys::PORT, port == IDENTITY_PORT), (keys::PUBLISH, channel_ports.contains(&IDENTITY_PORT))]
+        {
+            if is_taken {
+                attributes
+                    .reject(key, format!("{key}: {IDENTITY_PORT} is the port of openclaw-metadata-access=identity"));
+            }
         }
     } else if attributes.has(keys::METADATA_ACCOUNT) {
         attributes.reject(
@@ -641,7 +643,6 @@ mod tests {
                 source: ImageSource::Release,
                 mirror: None,
                 npm_registry: None,
-                ca_certificates: Vec::new(),
                 extras: Extras::default(),
                 default_version: DEFAULT_VERSION.into(),
                 default_reference: None,
@@ -887,7 +888,8 @@ mod tests {
             (&[("openclaw-metadata-access", "block"), account], "of use only beside"),
             (&[("openclaw-metadata-access", "allow"), account], "of use only beside"),
             (&[identity, ("openclaw-metadata-account", "me@example.com")], "address of a service account"),
-            (&[identity, account, ("openclaw-port", "18780")], "openclaw-port=18780"),
+            (&[identity, account, ("openclaw-port", "18780")], "openclaw-port: 18780 is"),
+            (&[identity, account, ("openclaw-publish", "18780")], "openclaw-publish: 18780 is"),
         ] {
             let Err((code, sentence)) = read(pairs) else { panic!("{pairs:?} was accepted") };
             assert!(code == Code::ConfigInvalid && sentence.contains(words), "{sentence}");

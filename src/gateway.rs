@@ -142,7 +142,8 @@ impl Gateway<'_> {
         };
         let mut edited = self.or_bring_back(action, edited.await).await?;
         let is_changed = ownership.is_some() && plan.is_changed();
-        if plan.is_new() || is_changed && secrets::fit(host, data, self.config, plan.document()).await? {
+        let is_refitted = is_changed && secrets::fit(host, data, self.config, plan.document()).await?;
+        if plan.is_new() || is_refitted {
             edited = Edited::ForNextStart;
         }
         if plan.has_tls() == has_tls {

@@ -71,20 +71,14 @@ pub struct Ensured {
     is_new: bool,
 }
 
-impl Ensured {
-    /// Where the shield shall send what containers ask.
-    pub fn listen(&self) -> SocketAddrV4 {
-        self.identity.listen
-    }
-}
-
 /// Where the shield shall send what containers ask of the metadata server, as the latest run decided.
 pub async fn stand_in(host: &Host) -> Result<Option<SocketAddrV4>> {
     Ok(Identity::read(host).await?.map(|identity| identity.listen))
 }
 
-/// Makes the server run if `access` wants it, else be gone.
-pub async fn ensure(
+/// Writes down what the server tells if `access` wants one, and stops one that tells something else; else it is gone.
+/// The shield comes next, then [`serve`]: what containers ask is closed before it is answered.
+pub async fn prepare(
     host: &Host,
     metadata: &Client,
     instance: &Instance,
@@ -92,7 +86,10 @@ pub async fn ensure(
     access: &MetadataAccess,
 ) -> Result<Option<Ensured>> {
     let MetadataAccess::Identity(account) = access else { return remove(host).await.map(|()| None) };
-    refuse_own(metadata, account).await?;
+    if let Err(own) = refuse_own(metadata, account).await {
+        remove(host).await?;
+        return Err(own);
+    }
     let IpAddr::V4(bridge) = docker::host_address(engine).await? else { return Ok(None) };
     let identity = Identity {
         account: account.clone(),
@@ -109,16 +106,21 @@ pub async fn ensure(
     }
     host.ensure_dir(ETC_DIR, Access::root(0o755)).await?;
     host.ensure_file(IDENTITY, text, Access::root(0o644)).await?;
+    Ok(Some(Ensured { identity, is_new }))
+}
+
+/// Makes the server run.
+pub async fn serve(host: &Host) -> Result<()> {
     let is_changed = systemd::ensure_enabled_unit(host, IDENTITY_UNIT, UNIT).await?;
     if is_changed || !systemd::is_active(host, IDENTITY_UNIT).await? {
         start(host).await?;
     }
-    Ok(Some(Ensured { identity, is_new }))
+    Ok(())
 }
 
 /// The VM's own account is what containers shall not have.
 async fn refuse_own(metadata: &Client, account: &str) -> Result<()> {
-    let own = metadata.service_account().await.ok().flatten();
+    let own = metadata.service_account().await.context("asking for the VM's own account")?;
     if own.is_none_or(|own| own.email != account) {
         return Ok(());
     }

@@ -6,8 +6,8 @@
 //! A module imports only from the left; `tests/house.rs` keeps it so:
 //!
 //! ground <- host <- {http, metadata, config, systemd, apt, memory}
-//! <- {account, disk, docker, `secret_manager`, shield, report, trust} <- {identity, state} <- {image, proxy} <- gateway
-//! <- update <- {backup, install, link, pair, watch} <- {bake, status} <- bootstrap <- main
+//! <- {account, disk, docker, `secret_manager`, shield, report, trust} <- {identity, state} <- {image, proxy}
+//! <- gateway <- update <- {backup, install, link, pair, watch} <- {bake, status} <- bootstrap <- main
 //!
 //! Ground is error, stage, secret, version, reference, paths, document, failpoint, lock and text. Inside a folder:
 //! facade, siblings, leaves. The one ambient thing is the task-local [`stage`] to which changes and progress belong.

@@ -124,6 +124,9 @@ pub async fn run(
 const LIST: &str = "See who asks with `sudo openclaw-init pair`. The gateway forgets a device's request after five \
                     minutes: its next try has another id.";
 
+/// After so long no other approval is begun: a run has more to do.
+const APPROVALS_LIMIT: Duration = Duration::from_secs(120);
+
 /// Approves the requests that an attribute names, once each. What cannot be approved is a warning.
 pub async fn approve_named(gateway: Gateway<'_>, ids: &[String], lock: &RunLock) -> Result<()> {
     let Gateway { host, engine, data, .. } = gateway;
@@ -131,7 +134,12 @@ pub async fn approve_named(gateway: Gateway<'_>, ids: &[String], lock: &RunLock)
     let (mut done, new): (Vec<_>, Vec<_>) = ids.iter().cloned().partition(|id| record.approved.contains(id));
     let pending = if new.is_empty() { Vec::new() } else { pairing::pending(host, engine, data).await? };
     let (named, unknown) = named(&new, &pending);
+    let begun = Instant::now();
     for request in named {
+        if begun.elapsed() > APPROVALS_LIMIT {
+            host.warn("openclaw-approve: the gateway is slow to answer, the next run goes on".to_owned());
+            break;
+        }
         match pairing::approve(host, engine, data, request).await {
             Ok(()) => {
                 host.changed(approved(request));

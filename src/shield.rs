@@ -42,7 +42,7 @@ pub async fn ensure(host: &Host, access: &MetadataAccess, stand_in: Option<Socke
     remove(host).await
 }
 
-/// Keeps the table in force until it cannot be: see [`guard`].
+/// Keeps the table in force until it cannot be: see [`mod@guard`].
 pub async fn guard(host: &Host, stand_in: Option<SocketAddrV4>, stop: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
     guard::run(host, &Table::new(stand_in), stop).await
 }

@@ -29,13 +29,10 @@ pub(crate) async fn ensure(host: &Host, certificates: &[String]) -> Result<bool>
         update.context("making the machine's store of trusted CAs anew")?;
         host.changed("changed the CAs that this machine trusts");
     }
-    // The last: while it differs, a run that was cut is gone on with.
-    if bundle.is_empty() {
-        host.remove_file(CA_BUNDLE).await?;
-    } else {
-        host.ensure_dir(ETC_DIR, Access::root(0o755)).await?;
-        host.ensure_file(CA_BUNDLE, bundle, Access::root(0o644)).await?;
-    }
+    // The last: while it differs, a run that was cut is gone on with. An empty one stays: a container that mounts it
+    // could not start again without it.
+    host.ensure_dir(ETC_DIR, Access::root(0o755)).await?;
+    host.ensure_file(CA_BUNDLE, bundle, Access::root(0o644)).await?;
     Ok(changed)
 }
 
@@ -55,7 +52,8 @@ async fn place(host: &Host, certificates: &[String]) -> Result<bool> {
 
 /// Takes that trust away.
 pub(crate) async fn remove(host: &Host) -> Result<()> {
-    ensure(host, &[]).await.map(drop)
+    ensure(host, &[]).await?;
+    host.remove_file(CA_BUNDLE).await.map(drop)
 }
 
 #[cfg(test)]

@@ -34,9 +34,17 @@ impl Baked {
     /// The machine's configuration: the operator's attributes, and below them what was baked.
     fn configure(self, given: &BTreeMap<String, String>) -> Result<(Config, Vec<String>)> {
         let mut attributes = given.clone();
+        let names_variant =
+            given.get(VERSION).is_some_and(|version| GatewayVersion::from(version.trim()).variant().is_some());
         for (key, value) in self.attributes {
-            // An explicit image is a choice of its own, beside which no other source may stand.
-            if key != IMAGE_SOURCE || !given.contains_key(IMAGE) {
+            // An explicit image is a choice of its own, beside which no other may stand; and so on.
+            let others: &[&str] = match key.as_str() {
+                IMAGE_SOURCE => &[IMAGE],
+                IMAGE_VARIANT if names_variant => &[VERSION],
+                IMAGE_VARIANT => &[IMAGE, IMAGE_SOURCE],
+                _ => &[],
+            };
+            if !others.iter().any(|other| given.contains_key(*other)) {
                 attributes.entry(key).or_insert(value);
             }
         }

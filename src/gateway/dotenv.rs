@@ -111,7 +111,7 @@ impl EnvFile {
     }
 
     /// Leaves no line that sets `key`.
-    fn remove(&mut self, key: &str) {
+    pub(super) fn remove(&mut self, key: &str) {
         self.lines.retain(|line| value_of(line, key).is_none());
     }
 

@@ -144,12 +144,19 @@ fn hints_in(log: &str) -> Vec<String> {
     // Each with the device that asks, or what a node's second request is called.
     let mut hints: Vec<(&str, String)> = Vec::new();
     for line in log.lines() {
-        let (device, hint) = if let Some((_, rest)) = line.split_once("[gateway] device pairing approved device=") {
+        // What the gateway says of itself comes first; a client's words stand behind it.
+        let line = line.find('[').map_or(line, |at| &line[at..]);
+        let (device, hint) = if let Some(rest) = line.strip_prefix("[gateway] device pairing approved device=") {
             (first_word(rest), None)
-        } else if let Some((_, rest)) = line.split_once("awaiting operator approval; run `openclaw nodes approve ") {
+        } else if line.starts_with("[ws] ⇄ res ")
+            && let Some((_, rest)) = line.split_once("awaiting operator approval; run `openclaw nodes approve ")
+        {
             let id = rest.split_once('`').map_or("", |(id, _)| id);
             (id, hint(id, None))
-        } else if let Some((before, after)) = line.rsplit_once(" cause=pairing-required ") {
+        } else if line.starts_with("[ws] closed before connect ")
+            && let Some((before, after)) = line.rsplit_once(" cause=pairing-required ")
+            && !after.contains(" cause=")
+        {
             // What a client says of itself stands between the gateway's own words.
             let address = before.split_once(" remote=").and_then(|(_, rest)| first_word(rest).parse().ok());
             let last = |key| after.rsplit_once(key).map_or("", |(_, rest)| first_word(rest));

@@ -85,7 +85,10 @@ fn ports(config: &GatewayConfig) -> impl Iterator<Item = u16> {
 
 /// Which of them the engine's words are about: `Bind for 127.0.0.1:3978 failed`.
 fn named_port(words: &str, config: &GatewayConfig) -> u16 {
-    let is_named = |port: &u16| words.split(|byte: char| !byte.is_ascii_digit()).any(|word| word == port.to_string());
+    let is_named = |port: &u16| {
+        let port = port.to_string();
+        words.split(':').skip(1).any(|rest| rest.split(|byte: char| !byte.is_ascii_digit()).next() == Some(&*port))
+    };
     config.channel_ports.iter().copied().find(is_named).unwrap_or(config.port)
 }
 

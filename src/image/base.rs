@@ -27,9 +27,7 @@ impl<'a> Base<'a> {
         match source {
             Source::Reference(reference) => pulled(vec![reference.clone()]),
             Source::Standard(ImageSource::Release) => pulled(official(version).to_vec()),
-            Source::Standard(ImageSource::Npm) => {
-                Self::Npm(npm::recipe(version, config.npm_registry.as_deref(), &config.ca_certificates))
-            }
+            Source::Standard(ImageSource::Npm) => Self::Npm(npm::recipe(version, config.npm_registry.as_deref())),
             Source::Standard(ImageSource::Source(commit)) => Self::Commit(source::recipe(version, commit), commit),
         }
     }

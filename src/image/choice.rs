@@ -103,7 +103,6 @@ mod tests {
             source,
             mirror: None,
             npm_registry: None,
-            ca_certificates: Vec::new(),
             extras: Extras::default(),
             default_version: BAKED.into(),
             default_reference: None,

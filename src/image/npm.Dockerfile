@@ -10,14 +10,12 @@ RUN apt-get update \
 
 ARG OPENCLAW_VERSION
 ARG NPM_REGISTRY
-ARG CA_CERTIFICATES
-RUN printf %s "$CA_CERTIFICATES" > /tmp/ca.pem \
- && ${CA_CERTIFICATES:+env NODE_EXTRA_CA_CERTS=/tmp/ca.pem} npm install --global --prefix /opt/openclaw --cache /tmp/npm --no-audit --no-fund \
+RUN npm install --global --prefix /opt/openclaw --cache /tmp/npm --no-audit --no-fund \
       --allow-scripts=openclaw,koffi,protobufjs,@google/genai \
       ${NPM_REGISTRY:+--registry="$NPM_REGISTRY"} "openclaw@$OPENCLAW_VERSION" \
  && mv /opt/openclaw/lib/node_modules/openclaw /app \
  && ln -s /app/openclaw.mjs /usr/local/bin/openclaw \
- && rm -rf /opt/openclaw /tmp/npm /tmp/ca.pem /root/.npm \
+ && rm -rf /opt/openclaw /tmp/npm /root/.npm \
  && install -d -o node -g node -m 0755 /home/node/.config \
  && install -d -o node -g node -m 0700 \
       /home/node/.openclaw /home/node/.openclaw/workspace /home/node/.config/openclaw

@@ -13,13 +13,9 @@ const DOCKERFILE: &str = include_str!("npm.Dockerfile");
 
 const BASES: &[(&str, &str)] = &[("NODE_IMAGE", "node:24-bookworm-slim")];
 
-/// The CAs decide whether npm reaches its registry, not what it gets there: they do not determine the image.
-pub(super) fn recipe(version: &GatewayVersion, registry: Option<&str>, ca_certificates: &[String]) -> Recipe {
+pub(super) fn recipe(version: &GatewayVersion, registry: Option<&str>) -> Recipe {
     let mut args = vec![("OPENCLAW_VERSION", version.to_string())];
     args.extend(registry.map(|registry| ("NPM_REGISTRY", registry.to_owned())));
-    if !ca_certificates.is_empty() {
-        args.push(("CA_CERTIFICATES", ca_certificates.concat()));
-    }
     let parts = [DOCKERFILE, version.as_str(), registry.unwrap_or_default()];
     let remedy = format!(
         "Check that containers can reach the package registries, then run `{RUN_AGAIN}`; or unset openclaw-image-source \
@@ -39,12 +35,9 @@ mod tests {
 
     #[test]
     fn the_registry_is_part_of_the_recipe() {
-        let of = |version: &str, registry| recipe(&version.into(), registry, &[]).fingerprint;
+        let of = |version: &str, registry| recipe(&version.into(), registry).fingerprint;
         assert_eq!(of("1", None), of("1", None));
         assert_ne!(of("1", None), of("2", None));
         assert_ne!(of("1", None), of("1", Some("https://npm.example")));
-        let trusting = recipe(&"1".into(), None, &["a".to_owned(), "b".to_owned()]);
-        assert!(trusting.args.contains(&("CA_CERTIFICATES", "ab".to_owned())));
-        assert_eq!(trusting.fingerprint, of("1", None));
     }
 }

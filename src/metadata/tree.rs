@@ -35,10 +35,12 @@ pub(super) struct Instance {
 
 /// `project/`.
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(default)]
 pub(super) struct Project {
-    project_id: String,
-    numeric_project_id: u64,
+    #[serde(rename = "projectId")]
+    id: String,
+    #[serde(rename = "numericProjectId")]
+    number: u64,
     attributes: BTreeMap<String, String>,
 }
 
@@ -74,8 +76,8 @@ pub(super) fn merge(instance: Instance, project: Project) -> super::Instance {
         id: instance.id,
         name: instance.name,
         zone: last_part(&instance.zone),
-        project_id: project.project_id,
-        project_number: project.numeric_project_id,
+        project_id: project.id,
+        project_number: project.number,
         attributes,
         disks: instance.disks.into_iter().map(Disk::from).collect(),
         spot: scheduling.preemptible.eq_ignore_ascii_case("true")

@@ -7,7 +7,6 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::host::Host;
-use crate::paths::SHIELD_RULESET;
 use crate::text::hex;
 
 /// The metadata server's addresses, with the words that match them.
@@ -62,14 +61,14 @@ impl Table {
         Self { chains }
     }
 
-    /// Loads the table of [`SHIELD_RULESET`] unless the kernel has it; true when it did not.
+    /// Loads the table unless the kernel has it; true when it did not.
     ///
     /// It is loaded in one transaction, so that there is no moment without it, and verified by reading it back.
     pub(super) async fn ensure(&self, host: &Host) -> Result<bool> {
         if self.is_loaded(host).await? {
             return Ok(false);
         }
-        let load = host.command("nft").args(["-f", SHIELD_RULESET]).run().await;
+        let load = host.command("nft").args(["-f", "-"]).stdin(self.ruleset()).run().await;
         load.context("loading the table that shields the metadata server")?;
         let found = observe(host).await?;
         if !self.is_as_found(&found) {
@@ -86,13 +85,11 @@ impl Table {
     /// What `nft -f` loads: the table, in place of an older one, in one transaction.
     pub(super) fn ruleset(&self) -> String {
         let mark = self.mark();
-        let mut chains = String::new();
-        for Chain { name, kind, hook, priority: (priority, _), rules } in &self.chains {
+        let chain = |Chain { name, kind, hook, priority: (priority, _), rules }: &Chain| {
             let rules: String = rules.iter().map(|rule| format!("\t\t{rule} comment \"{mark}\"\n")).collect();
-            chains += &format!(
-                "\tchain {name} {{\n\t\ttype {kind} hook {hook} priority {priority}; policy accept;\n{rules}\t}}\n"
-            );
-        }
+            format!("\tchain {name} {{\n\t\ttype {kind} hook {hook} priority {priority}; policy accept;\n{rules}\t}}\n")
+        };
+        let chains: String = self.chains.iter().map(chain).collect();
         format!(
             "# Written by openclaw-init at every boot: containers cannot reach the metadata server, except its DNS.\n\
              add table inet openclaw_init\n\

@@ -164,7 +164,7 @@ async fn internet(
         .server_certificate(&[&[STORAGE_NAME, IAM_CREDENTIALS_NAME], &SECRET_MANAGER_NAMES[..]].concat())?;
     let google = TlsListener::bind((STORAGE, HTTPS).into(), &certificate).await?;
     let apis = server.storage_router(lab.files()).merge(server.secrets_router(lab.secrets()));
-    let apis = apis.merge(server.accounts_router(lab.secrets()));
+    let apis = apis.merge(server.accounts_router(&lab.secrets()));
     let google = axum::serve(google, apis);
     let certificate = content.ca().server_certificate(&[FORGE_NAME])?;
     let forge = TlsListener::bind((FORGE, HTTPS).into(), &certificate).await?;

@@ -18,7 +18,7 @@ mod storage;
 mod tree;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use axum::Router;
@@ -78,7 +78,7 @@ impl Server {
 
     /// IAM Service Account Credentials with the accounts below `dir`. Requests are in the same log with
     /// `iam-credentials` as their host, faults are the metadata server's.
-    pub fn accounts_router(&self, dir: impl Into<PathBuf>) -> Router {
-        iam_credentials::router(self.clone(), dir.into())
+    pub fn accounts_router(&self, dir: &Path) -> Router {
+        iam_credentials::router(self.clone(), dir)
     }
 }

@@ -24,7 +24,7 @@ pub(super) fn debian_13(rig: &Rig) -> Result<()> {
     let identity = identity::give(rig).context("a weaker account for containers")?;
     rig.lab_ends(0, "reboot", &["--hard"])?;
     is_ready(rig)?;
-    identity.is_kept_and_taken_back(rig).context("a weaker account for containers")?;
+    identity.outlives_and_goes(rig).context("a weaker account for containers")?;
     secrets::of_secret_manager(rig).context("secrets from Secret Manager")
 }
 

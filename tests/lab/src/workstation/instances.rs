@@ -182,7 +182,10 @@ pub(super) fn dictionary(text: &str) -> Result<Dictionary> {
         let (key, value) = pair.split_once('=').with_context(|| format!("{pair:?} is not KEY=VALUE"))?;
         anyhow::Ok((key.to_owned(), value.to_owned()))
     };
-    text.split(',').map(pair).collect()
+    // `^;^KEY=VALUE;...` names another separator (gcloud topic escaping).
+    let named = text.strip_prefix('^').and_then(|rest| rest.split_once('^'));
+    let (separator, text) = named.unwrap_or((",", text));
+    text.split(separator).map(pair).collect()
 }
 
 /// The attributes of `--metadata` and those whose values are in files.

@@ -1,4 +1,5 @@
-//! IAM Service Account Credentials as far as tokens go: `POST /v1/projects/-/serviceAccounts/EMAIL:generateAccessToken`.
+//! IAM Service Account Credentials as far as tokens go:
+//! `POST /v1/projects/-/serviceAccounts/EMAIL:generateAccessToken`.
 //!
 //! An account is a directory `accounts/EMAIL`. A file `denied` in it refuses to impersonate it, and one `api-disabled`
 //! in `accounts` refuses everything. Faults are those of the metadata server, by path. The VM's scopes count.
@@ -29,7 +30,7 @@ pub const TOKEN_PREFIX: &str = "openclaw-lab-token-of-";
 const PATH: &str = "/v1/projects/-/serviceAccounts/";
 const METHOD: &str = ":generateAccessToken";
 
-pub(super) fn router(server: Server, dir: PathBuf) -> Router {
+pub(super) fn router(server: Server, dir: &Path) -> Router {
     Router::new().route(&format!("{PATH}{{name}}"), post(handle)).with_state((server, dir.join("accounts")))
 }
 

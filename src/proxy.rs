@@ -207,9 +207,9 @@ fn caddyfile(domain: &Domain, upstream: Upstream) -> String {
         .replace("@TRANSPORT@", transport)
 }
 
-/// A path for everybody. Caddy takes a path apart before it compares it, and passes it on as it came: what another program
-/// may read as another path (`//a`, `%2f`) is not open. Of the gateway's own port only plain requests are passed on: with a WebSocket a stranger would
-/// speak to the gateway itself.
+/// A path for everybody. Caddy takes a path apart before it compares it, and passes it on as it came: what another
+/// program may read as another path (`//a`, `%2f`) is not open. Of the gateway's own port only plain requests are
+/// passed on: with a WebSocket a stranger would speak to the gateway itself.
 fn open_path(number: usize, OpenPath { path, port }: &OpenPath, gateway: Upstream) -> String {
     let template = if port.is_some() { CHANNEL_TEMPLATE } else { WEBHOOK_TEMPLATE };
     let channel = port.map(|port| SocketAddr::new(gateway.address.ip(), port).to_string());

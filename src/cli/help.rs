@@ -77,7 +77,7 @@ pub(crate) const PAIR: &str = "\
 Examples:
   sudo openclaw-init pair              who asks: id, role, name, address, age
   sudo openclaw-init pair a50129ea-d1b5-402d-97fc-ee0a17cdb4ed
-  sudo openclaw-init pair --wait 5m    the next one who asks, and whether to let that one in
+  sudo openclaw-init pair --wait 5m    who asks, if need be in five minutes, and whether to let that one in
 
 A device's request ends after five minutes. A node that gave up is started again after it was approved, connects, and
 asks once more: for the commands that it may be given. Names are the clients' own words, the device id is of their key.

@@ -158,7 +158,9 @@ fn hints_in(log: &str) -> Vec<String> {
             && !after.contains(" cause=")
         {
             // What a client says of itself stands between the gateway's own words.
-            let address = before.split_once(" remote=").and_then(|(_, rest)| first_word(rest).parse().ok());
+            // Behind a proxy that is the proxy's.
+            let own = |key| before.split_once(key).map_or("", |(_, rest)| first_word(rest));
+            let address = own(" remote=").parse().ok().filter(|_| own(" fwd=") == "n/a");
             let last = |key| after.rsplit_once(key).map_or("", |(_, rest)| first_word(rest));
             (last(" deviceId="), hint(last(" requestId="), address))
         } else {
@@ -254,6 +256,9 @@ mod tests {
             (line("::1", "n/a", "d", "a") + &line("::1", "n/a", "d", "b"), vec!["b from ::1"]),
             (["a", "b", "c", "d"].map(|id| line("::1", "n/a", id, id)).concat(), vec!["b", "c", "d"]),
             ("[gateway] ready\n\n cause=pairing-required \n".to_owned(), vec![]),
+            (line("::1", "n/a", "d", "a").replace("fwd=n/a", "fwd=203.0.113.9"), vec!["a"]),
+            (line("::1", "x", "d", "a").replace("[ws] closed", "[ws] connected; closed"), vec![]),
+            (line("::1", "n/a", "d", "a").replace("handshake=", "ua= cause=unauthorized handshake="), vec![]),
         ] {
             let found = hints_in(&log);
             let is_as_expected = |(found, expected): (&String, &&str)| found.starts_with(*expected);

@@ -7,7 +7,7 @@ answers=$(mktemp)
 ask() {
   printf '%s ' "$1"
   shift
-  curl -s -m 20 --path-as-is --noproxy '*' -w '%{stderr}%{http_code}\n' -i "$@" 2>&1 >> "$answers"
+  { curl -s -m 20 --path-as-is --noproxy '*' -w '%{stderr}%{http_code}\n' -i "$@" >> "$answers"; } 2>&1
 }
 while read -r path; do ask "$path" -H 'Metadata-Flavor: Google' "$server$path"; done
 ask no-flavor $token

@@ -41,7 +41,9 @@ seen() { # SELECTOR
 }
 if [ -n "$4" ]; then
   for _ in $(seq 60); do
-    field=$(seen 'input[type=password]') && [ -n "$field" ] && break || sleep 1
+    field=$(seen 'input[type=password]')
+    [ -z "$field" ] || break
+    sleep 1
   done
   post "$session/element/$field/value" "$(jq --null-input --arg text "$4" '{text: ($text + "\ue007")}')" > /tmp/status
 fi

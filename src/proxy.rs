@@ -165,23 +165,16 @@ async fn last_error(host: &Host) -> String {
     told(&systemd::last_messages(host, PROXY_UNIT, SEARCHED_LINES).await)
 }
 
-/// What `log`, lines of JSON with slashes between them, says last of an error: what the CA found wrong, if it says so,
-/// which Caddy's own last words hide. What Caddy cannot begin with is plain.
+/// What `log`, lines of JSON with slashes between them, says last of an error. What Caddy cannot begin with is plain.
 fn told(log: &str) -> String {
-    let mut last = None;
-    let found = log.rsplit(" / ").find_map(|line| {
+    let error = log.rsplit(" / ").find_map(|line| {
         let Ok(entry) = serde_json::from_str::<serde_json::Value>(line) else {
-            return line.strip_prefix("Error: ").filter(|_| last.is_none()).map(str::to_owned);
+            return line.strip_prefix("Error: ").map(str::to_owned);
         };
-        let field = |path: &str| entry.pointer(path).and_then(serde_json::Value::as_str);
-        let words = |paths: [&str; 2]| paths.into_iter().filter_map(field).collect::<Vec<_>>().join(": ");
-        if field("/level") != Some("error") {
-            return None;
-        }
-        last.get_or_insert_with(|| words(["/msg", "/error"]));
-        field("/problem/detail").map(|_| words(["/msg", "/problem/detail"]))
+        let field = |name: &str| entry.get(name).and_then(serde_json::Value::as_str);
+        let words = || [field("msg"), field("error")].into_iter().flatten().collect::<Vec<_>>().join(": ");
+        (field("level") == Some("error")).then(words)
     });
-    let error = found.or(last);
     error.map(|error| format!(" ({})", printable(&error, TOLD_BYTES))).unwrap_or_default()
 }
 
@@ -269,12 +262,9 @@ mod tests {
     fn of_caddys_log_the_last_error_is_told() {
         let info = r#"{"level":"info","msg":"serving initial configuration"}"#;
         let refused = r#"{"level":"error","logger":"tls.obtain","msg":"could not get certificate from issuer","error":"HTTP 400: no A record"}"#;
-        let challenge =
-            r#"{"level":"error","msg":"challenge failed","problem":{"type":"urn:x","detail":"404 at 192.0.2.1"}}"#;
         for (log, expected) in [
             (String::new(), ""),
             (info.to_owned(), ""),
-            (format!("{challenge} / {refused} / {info}"), " (challenge failed: 404 at 192.0.2.1)"),
             (
                 format!("Error: an older one / {refused} / {info}"),
                 " (could not get certificate from issuer: HTTP 400: no A record)",

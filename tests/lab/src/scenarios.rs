@@ -95,6 +95,7 @@ pub(crate) const LIGHT: &[Scenario] = &[
 /// What takes too long for every day: `--long`.
 pub(crate) const LONG: &[Scenario] = &[
     ("browser", readme::conversation_outlives_its_vm),
+    ("plain-commands", domain::plain_commands),
     ("own-address", domain::conversation_at_the_gateways_own_address),
     ("watch-hung", watch::a_gateway_that_hangs_is_restarted),
     ("evil", evil::plays_for_ten_minutes),

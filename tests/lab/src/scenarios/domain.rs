@@ -69,8 +69,14 @@ pub(super) fn https_at_a_name(rig: &Rig) -> Result<()> {
     webhooks_of_channels(rig).context("openclaw-publish")?;
     taken_port(rig).context("a port that is taken")?;
     reboots(rig).context("a reboot")?;
-    is_gone(rig, &before).context("without the attribute")?;
-    updated_and_deleted(rig, &reader).context("the page with plain commands")
+    is_gone(rig, &before).context("without the attribute")
+}
+
+/// From the top of its page to the bottom.
+pub(super) fn plain_commands(rig: &Rig) -> Result<()> {
+    let reader = Reader::of(rig)?;
+    reader.pastes(&[Block::PlainRelease, Block::PlainCreate, Block::Wait])?.has(&["ready"])?;
+    updated_and_deleted(rig, &reader)
 }
 
 fn updated_and_deleted(rig: &Rig, reader: &Reader) -> Result<()> {
@@ -250,8 +256,8 @@ fn webhooks_of_channels(rig: &Rig) -> Result<()> {
 }
 
 fn taken_port(rig: &Rig) -> Result<()> {
-    rig.shell("systemctl stop openclaw-proxy && systemd-run --unit taken caddy respond --listen :80")?;
-    listens(rig, 80)?;
+    rig.shell("systemctl stop openclaw-proxy && systemd-run --unit taken caddy respond --listen :443")?;
+    listens(rig, 443)?;
     is_degraded(rig, "address already in use")?;
     rig.shell("systemctl stop taken")?;
     rig.boot(0)?.has(&["result=ready"])?;

@@ -96,7 +96,8 @@ fn browser_without_the_ca(rig: &Rig) -> Result<()> {
     let settings = rig.shell("grep -A2 '\"browser\": {' /home/node/.openclaw/openclaw.json")?;
     ensure!(settings.contains("\"noSandbox\": true"), "the settings are {settings}");
     let left = rig.shell(
-        "ls /etc/openclaw-init /usr/local/share/ca-certificates /etc/ssl/certs | grep -e openclaw-init- -e ^ca-cert.*pem
+        "ls /usr/local/share/ca-certificates /etc/ssl/certs | grep -e openclaw-init-
+        find /etc/openclaw-init -name ca-certificates.pem -size +0
         docker inspect openclaw-gateway | grep NODE_EXTRA_CA_CERTS=/etc/openclaw; true",
     )?;
     ensure!(left.is_empty(), "this is left of the CA: {left}");

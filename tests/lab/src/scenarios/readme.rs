@@ -218,8 +218,9 @@ pub(super) fn open(reader: &Reader, command: &str, visitor: &[String]) -> Result
 
 /// Where a proxy serves the gateway the script's command ends, with the proxy's link.
 pub(super) fn opens_without_a_tunnel(reader: &Reader) -> Result<CommandOutput> {
-    let script = ["curl -fsSLO \"$RELEASE/openclaw-gcp\"", &Block::Open.text()?].join("\n");
-    let script = ["ip link set lo up", &Block::QuickStart.variables()?, &script].join("\n");
+    let known = Block::QuickStart.variables()?;
+    reader.does(&[&*known, "curl -fsSLO \"$RELEASE/openclaw-gcp\""].join("\n"))?;
+    let script = ["ip link set lo up", &known, &Block::Open.text()?].join("\n");
     in_a_network_of_its_own(reader, &script, &[])
 }
 

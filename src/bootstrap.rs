@@ -17,7 +17,7 @@ use anyhow::{Context, Result, anyhow};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::config::{self, Config, Domain};
+use crate::config::{self, Config, Domain, MetadataAccess};
 use crate::docker::{self, Engine};
 use crate::error::{Code, RUN_AGAIN, StageError, one_line};
 use crate::gateway::{self, Gateway, Ownership, RunState, secrets};
@@ -199,19 +199,7 @@ async fn engine(
     is_blank: oneshot::Receiver<()>,
 ) -> Result<(Engine, Option<Image>), StageError> {
     let engine = report.stage(Stage::Docker, trusting_engine(host, config)).await?;
-    let shield = async {
-        let access = &config.gateway.metadata_access;
-        let prepared = identity::prepare(host, metadata, instance, &engine, access).await;
-        // What is wrong with an identity opens nothing.
-        shield::ensure(host, access, identity::stand_in(host).await?).await?;
-        match prepared? {
-            Some(identity) => {
-                identity::serve(host).await?;
-                identity::check(host, metadata, &identity).await
-            }
-            None => Ok(()),
-        }
-    };
+    let shield = shield_with_identity(host, metadata, instance, &engine, &config.gateway.metadata_access);
     report.stage(Stage::Shield, shield).await?;
     let mut fetched = None;
     if is_blank.await.is_ok()
@@ -221,6 +209,21 @@ async fn engine(
         fetched = report.stage(Stage::Image, fetch).await.ok();
     }
     Ok((engine, fetched))
+}
+
+/// The shield, and then what stands in for the metadata server behind it. What is wrong with that opens nothing.
+async fn shield_with_identity(
+    host: &Host,
+    metadata: &Client,
+    instance: &Instance,
+    engine: &Engine,
+    access: &MetadataAccess,
+) -> Result<()> {
+    let prepared = identity::prepare(host, metadata, instance, engine, access).await;
+    shield::ensure(host, access, identity::stand_in(host).await?).await?;
+    let Some(identity) = prepared? else { return Ok(()) };
+    identity::serve(host).await?;
+    identity::check(host, metadata, &identity).await
 }
 
 /// The engine of a machine that trusts its operator's CAs. An engine reads the machine's store when it starts.

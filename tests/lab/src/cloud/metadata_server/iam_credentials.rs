@@ -6,19 +6,18 @@
 
 use std::path::{Path, PathBuf};
 
+use axum::Router;
 use axum::body::to_bytes;
 use axum::extract::{Request, State};
 use axum::http::header;
 use axum::http::request::Parts;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::post;
-use axum::{Json, Router};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::answer::MAX_BODY;
-use super::fault::{Effect, Fault};
-use super::secret_manager::{CLOUD_PLATFORM, Refusal, authorize};
+use super::secret_manager::{CLOUD_PLATFORM, Refusal, authorize, respond};
 use super::server::Server;
 
 /// The name under which it is reached.
@@ -36,26 +35,8 @@ pub(super) fn router(server: Server, dir: &Path) -> Router {
 
 async fn handle(State((server, dir)): State<(Server, PathBuf)>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let entry = server.shared.log.begin("iam-credentials", &parts);
     let body = to_bytes(body, MAX_BODY).await.unwrap_or_default();
-    let fault = server.faults().meet(parts.method.as_str(), parts.uri.path());
-    entry.note(|request| request.fault.clone_from(&fault));
-    let (delay, effect) = fault.map_or((None, None), |Fault { delay, effect, .. }| (delay, effect));
-    if let Some(delay) = delay {
-        tokio::time::sleep(delay).await;
-    }
-    let response = match effect {
-        Some(Effect::BlackHole) => std::future::pending().await,
-        Some(Effect::Status(status)) => {
-            Refusal::new(status, "UNAVAILABLE", "The service is currently unavailable.").into_response()
-        }
-        _ => match generate(&server, &dir, &parts, &body) {
-            Ok(answer) => Json(answer).into_response(),
-            Err(refusal) => refusal.into_response(),
-        },
-    };
-    entry.note(|request| request.status = Some(response.status().as_u16()));
-    response
+    respond(&server, "iam-credentials", &parts, || generate(&server, &dir, &parts, &body)).await
 }
 
 fn generate(server: &Server, dir: &Path, parts: &Parts, body: &[u8]) -> Result<Value, Refusal> {

@@ -35,7 +35,17 @@ pub(super) fn router(server: Server, dir: PathBuf) -> Router {
 
 async fn handle(State((server, dir)): State<(Server, PathBuf)>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
-    let entry = server.shared.log.begin("secret-manager", &parts);
+    respond(&server, "secret-manager", &parts, || access(&server, &dir, &parts)).await
+}
+
+/// An `answer` of one of Google's APIs, with the faults that it meets; the request is in the log with `host`.
+pub(super) async fn respond(
+    server: &Server,
+    host: &str,
+    parts: &Parts,
+    answer: impl FnOnce() -> Result<Value, Refusal>,
+) -> Response {
+    let entry = server.shared.log.begin(host, parts);
     let fault = server.faults().meet(parts.method.as_str(), parts.uri.path());
     entry.note(|request| request.fault.clone_from(&fault));
     let (delay, effect) = fault.map_or((None, None), |Fault { delay, effect, .. }| (delay, effect));
@@ -47,7 +57,7 @@ async fn handle(State((server, dir)): State<(Server, PathBuf)>, request: Request
         Some(Effect::Status(status)) => {
             Refusal::new(status, "UNAVAILABLE", "The service is currently unavailable.").into_response()
         }
-        _ => match access(&server, &dir, &parts) {
+        _ => match answer() {
             Ok(answer) => Json(answer).into_response(),
             Err(refusal) => refusal.into_response(),
         },

@@ -32,8 +32,8 @@ pub(super) fn state_moves_to_a_data_disk(rig: &Rig) -> Result<()> {
 
     rig.lab_ends(0, "disk", &["attach", "openclaw-data", "2G"])?;
     too_small(rig).context("a disk that is too small")?;
-    // A run has mounted it before it saw how small it is.
-    rig.shell("umount /mnt/disks/openclaw-data || true")?;
+    // A run has made a file system on it before it saw how small it is: what `disk-foreign` says is typed.
+    rig.shell("umount /mnt/disks/openclaw-data && rm /var/lib/openclaw-init/data-disk.json")?;
     rig.lab_ends(0, "disk", &["detach", "openclaw-data"])?;
     let (reader, move_in) = (Reader::of(rig)?, Block::MoveIn.text()?);
     let (attach, _) = move_in.split_once("gcloud compute ssh").context("the block does not end with a run")?;

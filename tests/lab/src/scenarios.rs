@@ -97,6 +97,7 @@ pub(crate) const LONG: &[Scenario] = &[
     ("browser", readme::conversation_outlives_its_vm),
     ("plain-commands", domain::plain_commands),
     ("own-address", domain::conversation_at_the_gateways_own_address),
+    ("modes-in-browser", domain::every_mode_in_a_browser),
     ("watch-hung", watch::a_gateway_that_hangs_is_restarted),
     ("evil", evil::plays_for_ten_minutes),
     ("shield-13", shield::on_debian_13),

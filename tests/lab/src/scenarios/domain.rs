@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 use super::checks::is_ready;
 use super::pages::Block;
@@ -18,6 +19,8 @@ use crate::cloud::{acme, model_provider};
 use crate::workstation::Browser;
 
 const CA: &str = include_str!("../../scripts/domain/ca.sh");
+/// Serves the gateway at its name, and says who comes.
+const KNOWS_ITS_USERS: &str = include_str!("../../scripts/domain/proxy-that-knows-its-users.sh");
 const NAME: &str = "openclaw-domain=claw.example.com";
 /// The machine's own address in the place of browsers': what comes from it is let in, what comes from 127.0.0.1 is not.
 const ALLOWED: [&str; 2] = ["203.0.113.0/24", "10.128.0.2"];
@@ -120,6 +123,44 @@ pub(super) fn conversation_at_the_gateways_own_address(rig: &Rig) -> Result<()> 
     is_whole(rig)
 }
 
+/// Each mode of authentication, and TLS of the gateway's own: a browser on the internet writes through the proxy that
+/// belongs to it. The one that knows its users is somebody's own, on the VM.
+pub(super) fn every_mode_in_a_browser(rig: &Rig) -> Result<()> {
+    let browser = Browser::prepare(&Cache::from_env()?)?;
+    let password = "a password of mine";
+    let settings = |gateway: Value| {
+        let mut settings = model_provider::settings(model_provider::KEY);
+        settings["gateway"] = gateway;
+        format!("openclaw-config={settings}")
+    };
+    let directory = format!("https://{}/dir", acme::NAME);
+    let attributes = [
+        NAME.to_owned(),
+        format!("openclaw-allow-from={GATEWAY}"),
+        format!("openclaw-acme-directory={directory}"),
+        settings(json!({"auth": {"mode": "password", "password": password}})),
+    ];
+    let attributes = attributes.iter().flat_map(|attribute| ["--attr", attribute]);
+    rig.up(&["--acme", "24h"].into_iter().chain(attributes).collect::<Vec<_>>())?;
+    writes(rig, &browser, password, "a password", 1).context("a password")?;
+
+    rig.attribute(&settings(json!({"tls": {"enabled": true}})))?;
+    rig.boot(0)?.has(&["result=ready"])?;
+    writes(rig, &browser, "", "TLS", 2).context("TLS")?;
+
+    for attribute in ["openclaw-domain", "openclaw-allow-from", "openclaw-acme-directory"] {
+        rig.attribute(attribute)?;
+    }
+    rig.attribute("openclaw-public-url=https://claw.example.com")?;
+    let known =
+        json!({"mode": "trusted-proxy", "trustedProxy": {"userHeader": "x-forwarded-user"}, "password": password});
+    rig.attribute(&settings(json!({"auth": known})))?;
+    rig.boot(0)?.has(&["result=ready"])?;
+    rig.script(KNOWS_ITS_USERS, &[&directory]).context("a proxy that knows its users")?;
+    writes(rig, &browser, "", "a person whom the proxy knows", 3).context("a trusted proxy")?;
+    is_whole(rig)
+}
+
 /// Writes the conversation's `count`th message at the link that the machine prints; the model's answer must be shown.
 fn writes(rig: &Rig, browser: &Browser, password: &str, message: &str, count: usize) -> Result<()> {
     let link = rig.shell("openclaw-init link")?;
@@ -134,10 +175,10 @@ fn writes(rig: &Rig, browser: &Browser, password: &str, message: &str, count: us
     rig.shell(&format!("systemd-run --quiet --collect --unit=approve-{count} sh -c '{APPROVE}'"))?;
     let [program, arguments @ ..] = &command[..] else { unreachable!("a command has a program") };
     let output = rig.watch().output(Command::new(program).args(arguments).arg(link))?;
-    let picture = browser.keep_picture(&format!("openclaw-lab-own-address-{count}.png"));
+    let picture = browser.keep_picture(&format!("openclaw-lab-{}-{count}.png", rig.machine()?.name()));
     let page = CommandOutput::of(&output);
     ensure!(page.code == 0, "the page shows {}", page.text);
-    println!("own-address: the page after message {count} is in {}", picture?.display());
+    println!("the page after message {count} is in {}", picture?.display());
     Ok(())
 }
 

@@ -150,6 +150,8 @@ pub struct ImageConfig {
     pub npm_registry: Option<String>,
     /// What the image gets beside the gateway.
     pub extras: Extras,
+    /// `openclaw-update-accept`: a version that does not load what the one before had is taken.
+    pub accepts_loss: bool,
     /// The version for an empty state when the operator chose none.
     pub default_version: GatewayVersion,
     /// The image for it, where it is not the official one: what the boot disk was baked with.
@@ -446,6 +448,7 @@ fn image(attributes: &mut Attributes<'_>) -> ImageConfig {
             binaries: attributes.get(keys::BINARIES, |value| extras::binaries(value, Arch::OURS)).unwrap_or_default(),
             packages: attributes.get(keys::APT_PACKAGES, extras::packages).unwrap_or_default(),
         },
+        accepts_loss: attributes.get(keys::UPDATE_ACCEPT, accepted).is_some(),
         default_version: variant.map_or_else(|| default_version.clone(), |variant| default_version.in_variant(variant)),
         default_reference: None,
     };
@@ -557,6 +560,11 @@ fn apply(value: &str) -> Checked<ApplyChoice> {
     check::one_of(value, &[("live", ApplyChoice::Live), ("boot", ApplyChoice::Boot)])
 }
 
+/// What an update may cost.
+fn accepted(value: &str) -> Checked<()> {
+    check::one_of(value, &[("loss", ())])
+}
+
 fn image_variant(value: &str) -> Checked<Variant> {
     check::one_of(value, &[Variant::Browser, Variant::Slim].map(|variant| (variant.name(), variant)))
 }
@@ -644,6 +652,7 @@ mod tests {
                 mirror: None,
                 npm_registry: None,
                 extras: Extras::default(),
+                accepts_loss: false,
                 default_version: DEFAULT_VERSION.into(),
                 default_reference: None,
             },

@@ -7,6 +7,7 @@ mod exec;
 mod failure;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod inventory;
 pub mod live;
 mod logs;
 mod merge;
@@ -42,6 +43,7 @@ use crate::host::Host;
 use crate::image::Image;
 use crate::secret::Secret;
 use crate::state::{DataDir, RefusedSettings};
+pub use inventory::{Inventory, NOT_LOADED, lacks_channel, lacks_plugin};
 pub use probe::Health;
 pub use secrets::Secrets;
 pub use settings::Ownership;

@@ -22,6 +22,8 @@ pub const WATCH_ORDERS: &str = "/run/openclaw-init/private/watch.json";
 pub const HUNG: &str = "/run/openclaw-init/private/gateway-hung";
 /// The gateway was stopped because the shield was not in force, not by an operator.
 pub const STOPPED_BY_SHIELD: &str = "/run/openclaw-init/private/stopped-by-shield";
+/// What the gateway said at its last start that it has loaded.
+pub const INVENTORY: &str = "/run/openclaw-init/private/inventory.json";
 /// The change of `openclaw.json` that is being made, also in the container that makes it.
 pub const SETTINGS_PATCH: &str = "/run/openclaw-init/private/settings-patch.json";
 /// How long the gateway may take to stop at shutdown, in seconds.

@@ -115,8 +115,9 @@ impl Updater<'_> {
     ) -> Result<(Ready, Record)> {
         let Gateway { host, engine, data, .. } = self.gateway;
         let ownership = Ownership { record: &mut record, lock: self.lock };
-        let (ready, undone) = self.gateway.settle(image, secrets, ownership).await?;
+        let (mut ready, undone) = self.gateway.settle(image, secrets, ownership).await?;
         let mut record = record.owned_by(image, self.image);
+        self.take_stock(&mut record, &mut ready).await?;
         if refusal.is_none() && undone.is_none() {
             record.refused_container = None;
         }
@@ -128,6 +129,17 @@ impl Updater<'_> {
             Some(refusal) => Err(refusal),
             None => Ok((ready, record)),
         }
+    }
+
+    /// Compares what the gateway has with what it had when it was last ready. What is gone is missed until it is back, or
+    /// until `openclaw.json` does not ask for it any more.
+    async fn take_stock(&self, record: &mut Record, ready: &mut Ready) -> Result<()> {
+        let Some(inventory) = self.gateway.inventory().await? else { return Ok(()) };
+        let lost = self.gateway.lost(&record.plugins).await?;
+        ready.degraded.extend(lost.iter().map(|plugin| gateway::lacks_plugin(plugin)));
+        ready.degraded.extend(inventory.channels_without.iter().map(|channel| gateway::lacks_channel(channel)));
+        record.plugins = inventory.plugins.into_iter().chain(lost).collect();
+        Ok(())
     }
 
     /// Returns how the other version is, and what to report. An error before the current gateway is stopped leaves

@@ -49,6 +49,9 @@ keys! {
     SOURCE_REF = "openclaw-source-ref", run, "COMMIT", "", "09e7fee7268709e7fee7268709e7fee726870000";
     /// for `source`: a tar.gz made by `git archive`; `{commit}` stands for the commit
     SOURCE_URL = "openclaw-source-url", run, "URL", "upstream's archive", "https://git.example.com/{commit}.tar.gz";
+    /// `loss`: an update is kept although the new version [does not load a plugin](updates.md#what-is-checked) that the
+    /// one before had loaded
+    UPDATE_ACCEPT = "openclaw-update-accept", run, "loss", "", "loss";
     /// programs for `/usr/local/bin` of the image: `gog@0.28.0 goplaces@0.4.11 wacli@0.18.1`, or
     /// [JSON](operations.md#programs-in-the-image)
     BINARIES = "openclaw-binaries", run, "LIST", "", "gog@0.28.0";

@@ -42,6 +42,21 @@ pub(super) async fn read(engine: &Engine, container: &str, since: Timestamp) -> 
     plain(&text)
 }
 
+/// Shows `see` every line of the log of `container` since a moment, without colours. What does not come in time is left
+/// out.
+pub(super) async fn each_line(engine: &Engine, container: &str, since: Timestamp, mut see: impl FnMut(&str)) {
+    let since = i32::try_from(since.as_second()).unwrap_or_default();
+    let options = LogsOptionsBuilder::default().stdout(true).stderr(true).since(since).build();
+    let mut output = engine.client.logs(container, Some(options));
+    // A part is a line, or 16 KiB of a longer one.
+    let reading = async {
+        while let Some(Ok(part)) = output.next().await {
+            plain(&String::from_utf8_lossy(part.as_ref())).lines().for_each(&mut see);
+        }
+    };
+    drop(tokio::time::timeout(LOG_TIMEOUT, reading).await);
+}
+
 /// Adds to a text of which only the end is kept. The word at the cut goes, too: it may be the rest of a secret.
 fn push_end(text: &mut String, part: &str) {
     text.push_str(part);

@@ -104,6 +104,7 @@ mod tests {
             mirror: None,
             npm_registry: None,
             extras: Extras::default(),
+            accepts_loss: false,
             default_version: BAKED.into(),
             default_reference: None,
         }

@@ -1,5 +1,6 @@
 //! Our own durable record on the data disk: which version owns the state, what the operator last chose.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -70,6 +71,9 @@ pub struct Record {
     /// What of `openclaw.json` is the operator's.
     #[serde(skip_serializing_if = "OwnedSettings::is_empty")]
     pub settings: OwnedSettings,
+    /// The plugins that the gateway had loaded when it was last ready, by their ids.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub plugins: BTreeSet<String>,
     /// The requests to be paired that were approved because an attribute names them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub approved: Vec<String>,

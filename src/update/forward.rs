@@ -1,5 +1,6 @@
 //! To another version: image and safety copy while the gateway runs, then the switch-over, then undone or accepted.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -37,13 +38,16 @@ impl Updater<'_> {
             return self.stay(record, &image, &secrets).await;
         }
         let former = image::ensure(host, engine, self.metadata, self.image, &record).await?;
+        let record = self.with_plugins_of_now(record).await?;
         let mut update = begin(data, &record, &image, choice)?;
         Operation::Update(update.clone()).write(host, data, self.lock).await?;
         sync(host, data, &update.copy).await?;
 
         let (stopped, of) = (StoppedAt(Instant::now()), Timestamp::now());
-        let ready = self.switch_over(&mut update, &image, &secrets).await.map_err(|error| error.context(stopped))?;
+        let switched = self.switch_over(&mut update, &record, &image, &secrets).await;
+        let (mut ready, lost) = switched.map_err(|error| error.context(stopped))?;
         let down = stopped.0.elapsed();
+        let without = if lost.is_empty() { String::new() } else { format!(" without {}", names(&lost)) };
         let from = record.owner.clone();
         let previous = Previous {
             record: Record { previous: None, refused: None, interrupted: None, ..record },
@@ -51,8 +55,8 @@ impl Updater<'_> {
             copy: update.copy.clone(),
             of,
         };
-        self.accept(&update, previous, &image, desired).await?;
-        let message = format!("updated OpenClaw {from} to {}", image.version);
+        self.accept(&update, previous, &image, desired, &mut ready).await?;
+        let message = format!("updated OpenClaw {from} to {}{without}", image.version);
         host.changed(&message);
         Ok((ready, report_of(&message, down)))
     }
@@ -80,18 +84,67 @@ impl Updater<'_> {
         Ok((ready, UpdateReport { message, code: None, downtime_ms: None }))
     }
 
-    /// Stops the gateway, makes the safety copy exact, and starts the new version on the state.
-    async fn switch_over(&self, update: &mut Update, image: &Image, secrets: &Secrets) -> Result<Ready> {
+    /// The record with what the present gateway has loaded, if it runs: it may have begun anew since it was ready.
+    async fn with_plugins_of_now(&self, record: Record) -> Result<Record> {
+        let inventory = self.gateway.take_inventory().await?;
+        let plugins = inventory.map_or(record.plugins, |inventory| inventory.plugins);
+        Ok(Record { plugins, ..record })
+    }
+
+    /// Stops the gateway, makes the safety copy exact, and starts the new version on the state. Returns also the plugins
+    /// without which it is taken.
+    async fn switch_over(
+        &self,
+        update: &mut Update,
+        record: &Record,
+        image: &Image,
+        secrets: &Secrets,
+    ) -> Result<(Ready, BTreeSet<String>)> {
         let Gateway { host, engine, data, .. } = self.gateway;
         gateway::remove(host, engine).await?;
         sync(host, data, &update.copy).await?;
         verify(host, data, &update.copy).await?;
         update.phase = Phase::Starting;
         Operation::Update(update.clone()).write(host, data, self.lock).await?;
-        self.start(image, secrets)
-            .await
+        let started = self.start(image, secrets).await;
+        let ready = started
             .map_err(|error| anyhow!("OpenClaw {} did not become ready: {}", image.version, what(&error)))
-            .classify(Code::UpdateFailed, "The version before runs again; choose another one.")
+            .classify(Code::UpdateFailed, "The version before runs again; choose another one.")?;
+        self.compare(ready, record, image, secrets).await
+    }
+
+    /// The new version must load what the one before had loaded and `openclaw.json` asks for, unless the operator takes
+    /// the loss. A second start tells a plugin that does not load from one that stumbled.
+    async fn compare(
+        &self,
+        ready: Ready,
+        record: &Record,
+        image: &Image,
+        secrets: &Secrets,
+    ) -> Result<(Ready, BTreeSet<String>)> {
+        let Gateway { host, engine, .. } = self.gateway;
+        let lost = self.gateway.lost(&record.plugins).await?;
+        if lost.is_empty() || self.image.accepts_loss {
+            return Ok((ready, lost));
+        }
+        tracing::info!("OpenClaw {} does not load {}: starting it again", image.version, names(&lost));
+        gateway::remove(host, engine).await?;
+        let ready = accept_ready(self.bring_up(image, secrets).await)?;
+        let lost = self.gateway.lost(&record.plugins).await?;
+        if lost.is_empty() {
+            return Ok((ready, lost));
+        }
+        let what = anyhow!(
+            "OpenClaw {} does not load {}, which OpenClaw {} had loaded and openclaw.json asks for",
+            image.version,
+            names(&lost),
+            record.owner
+        );
+        Err(what).classify(
+            Code::UpdateFailed,
+            "The version before runs again. To do without it, set openclaw-update-accept=loss, then run \
+             `sudo openclaw-init update`.",
+        )
     }
 
     /// Starts the new version. If it asks for its doctor, it gets it once.
@@ -109,17 +162,29 @@ impl Updater<'_> {
     }
 
     /// The new version owns the state; the safety copy of an earlier update goes.
-    async fn accept(&self, update: &Update, previous: Previous, image: &Image, desired: &ImageConfig) -> Result<()> {
+    async fn accept(
+        &self,
+        update: &Update,
+        previous: Previous,
+        image: &Image,
+        desired: &ImageConfig,
+        ready: &mut Ready,
+    ) -> Result<()> {
         let Gateway { host, engine, data, .. } = self.gateway;
         let Record { settings, approved, .. } = previous.record.clone();
         let record = Record { previous: Some(Box::new(previous)), settings, approved, ..Record::default() };
         let record = record.owned_by(image, desired);
-        let record = Record { choice: self.image.choice(), ..record };
+        let mut record = Record { choice: self.image.choice(), ..record };
+        self.take_stock(&mut record, ready).await?;
         record.write(host, data, self.lock).await?;
         state::accept(host, data, update, self.lock).await?;
         image::prune(host, engine, &record.images(image)).await;
         Ok(())
     }
+}
+
+fn names(plugins: &BTreeSet<String>) -> String {
+    plugins.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// Refuses a version that refuses an agent's database, which was fine before. A channel may be broken in any version.

@@ -99,8 +99,9 @@ pub(super) struct Sight {
     pub(super) low: Vec<PathBuf>,
     /// What the gateway lacks at its domain.
     pub(super) proxy: Option<String>,
-    /// The run could not take away a proxy that is not wanted any more: nothing shows here when that is mended.
-    pub(super) is_proxy_left: bool,
+    /// The run missed something of which nothing shows here when it is mended: a proxy that could not be taken away, a
+    /// plugin that is not loaded.
+    pub(super) is_more_missing: bool,
     /// Who has asked to be paired lately.
     pub(super) asking: Vec<String>,
     /// Keys that a run can apply.
@@ -322,7 +323,7 @@ impl Sight {
 
     /// The gateway was degraded at the end of the run, and is not any more.
     fn has_recovered(&self) -> bool {
-        let is_served = self.proxy.is_none() && !self.is_proxy_left;
+        let is_served = self.proxy.is_none() && !self.is_more_missing;
         self.run_state == State::Degraded
             && is_served
             && matches!(self.health, Some(Health::Ready { suppressed: None, .. }))
@@ -560,7 +561,7 @@ mod tests {
             (Sight { health: Some(failing()), ..well() }, 60, Some(State::Degraded), false, "telegram"),
             (Sight { run_state: State::Degraded, health: Some(failing()), ..well() }, 60, None, false, ""),
             (Sight { run_state: State::Degraded, ..well() }, 0, Some(State::Ready), false, "works again"),
-            (Sight { run_state: State::Degraded, is_proxy_left: true, ..well() }, 600, None, false, ""),
+            (Sight { run_state: State::Degraded, is_more_missing: true, ..well() }, 600, None, false, ""),
             (Sight { run_state: State::Degraded, ..gone() }, 10, Some(State::Failed), true, "gone"),
             (Sight { is_forwarding_off: true, ..well() }, 10, Some(State::Degraded), true, "ip_forward"),
             (Sight { is_unshielded: true, ..well() }, 10, Some(State::Degraded), true, "shield"),

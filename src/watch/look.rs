@@ -18,7 +18,7 @@ use crate::docker::{self, Engine};
 use crate::error::Code;
 use crate::gateway::live::{self, Container};
 use crate::gateway::silence::Silence;
-use crate::gateway::{self, Health, pairing};
+use crate::gateway::{self, Health, NOT_LOADED, pairing};
 use crate::host::Host;
 use crate::lock::RunLock;
 use crate::paths::{BOOT_UNIT, LOCK, SHIELD_IN_FORCE, STOPPED_BY_SHIELD};
@@ -139,7 +139,8 @@ impl<'a> Eyes<'a> {
             disk: disk(host, &orders).await?,
             low: low(host, &orders, self.patience).await?,
             proxy: proxy(host, &orders).await,
-            is_proxy_left: orders.domain.is_none() && says_of_proxy(status),
+            is_more_missing: says(status, NOT_LOADED)
+                || orders.domain.is_none() && says(status, Code::ProxyFailed.name()),
             asking: self.asking(health.as_ref()).await,
             engine,
             container,
@@ -279,10 +280,9 @@ async fn proxy(host: &Host, orders: &Orders) -> Option<String> {
     proxy::lack(host, orders.domain.as_deref()?).await
 }
 
-/// Whether the run named something of the proxy's as missing.
-fn says_of_proxy(status: &Status) -> bool {
-    let message = status.words_of_the_run().detail.message;
-    message.is_some_and(|message| message.contains(Code::ProxyFailed.name()))
+/// Whether the run said this.
+fn says(status: &Status, words: &str) -> bool {
+    status.words_of_the_run().detail.message.is_some_and(|message| message.contains(words))
 }
 
 /// The disks that are nearly full.

@@ -40,16 +40,26 @@ struct Release {
     wants_doctor: bool,
     /// How it ends twice, as if a database took too long to read from a cold disk.
     ends_cold: Option<u8>,
+    /// What it loads.
+    plugins: &'static [&'static str],
 }
 
-const GOOD: Release = Release { version: "0.1.1", schema: 1, starts: true, wants_doctor: false, ends_cold: None };
+const GOOD: Release = Release {
+    version: "0.1.1",
+    schema: 1,
+    starts: true,
+    wants_doctor: false,
+    ends_cold: None,
+    plugins: &["openai", "pigeon"],
+};
 
-const RELEASES: [Release; 6] = [
+const RELEASES: [Release; 7] = [
     GOOD,
     Release { version: "0.1.2", schema: 2, ..GOOD },
     Release { version: "0.1.3", schema: 2, wants_doctor: true, ..GOOD },
     Release { version: "0.1.4", schema: 2, ends_cold: Some(1), ..GOOD },
     Release { version: "0.1.5", schema: 2, ends_cold: Some(REFUSED), ..GOOD },
+    Release { version: "0.1.6", schema: 2, plugins: &["openai"], ..GOOD },
     Release { version: "0.1.66", schema: 2, starts: false, ..GOOD },
 ];
 
@@ -157,6 +167,8 @@ fn gateway(release: Release, options: &[&str]) -> Result<()> {
     }
     let port = option("--port").unwrap_or("18789").parse().context("reading --port")?;
     http::serve(lan, port, release, token)?;
+    let plugins = release.plugins;
+    println!("[gateway] http server listening ({} plugins: {}; 0.1s)", plugins.len(), plugins.join(", "));
     if release.starts {
         println!("[gateway] ready");
     }

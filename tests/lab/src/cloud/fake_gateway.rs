@@ -25,10 +25,12 @@ pub const SECOND: &str = "0.1.2";
 pub const WANTS_DOCTOR: &str = "0.1.3";
 /// Versions that end twice, with exit code 1 and 78, as if their databases were read from a cold disk, and then start.
 pub const COLD: [&str; 2] = ["0.1.4", "0.1.5"];
+/// A good version with schema 2 that does not load the plugin `pigeon`, as all others do.
+pub const WITHOUT_PLUGIN: &str = "0.1.6";
 /// A version that brings the state to schema 2 and then never becomes ready.
 pub const NEVER_READY: &str = "0.1.66";
 
-const VERSIONS: [&str; 6] = [FIRST, SECOND, WANTS_DOCTOR, COLD[0], COLD[1], NEVER_READY];
+const VERSIONS: [&str; 7] = [FIRST, SECOND, WANTS_DOCTOR, COLD[0], COLD[1], WITHOUT_PLUGIN, NEVER_READY];
 
 /// All that determines the program.
 const SOURCES: [&str; 5] = [

@@ -118,8 +118,49 @@ pub(super) fn broken_versions_are_undone(rig: &Rig) -> Result<()> {
         let restarts = rig.shell("docker inspect -f '{{.RestartCount}}' openclaw-gateway")?;
         ensure!(restarts == "2", "{version} was started again {restarts} times");
     }
+    loses_no_plugin(rig).context("a version without a plugin")?;
     gateway_cli::runs_whatever_the_gateway_does(rig).context("the gateway's own commands")?;
     evil::harms_nobody(rig).context("an evil gateway")
+}
+
+/// What a version does not load any more is named, and undoes the update unless the operator takes the loss; then the
+/// gateway is ready without it. Nobody misses a plugin that `openclaw.json` does not ask for.
+fn loses_no_plugin(rig: &Rig) -> Result<()> {
+    let (version, last) = (fake_gateway::WITHOUT_PLUGIN, fake_gateway::COLD[1]);
+    let entries = |entries: &str| {
+        rig.shell(&format!(
+            "openclaw config set --batch-json '[{{\"path\": \"plugins.entries\", \"value\": {entries}}}]'"
+        ))
+    };
+    entries(r#"{"pigeon": {"enabled": true}}"#)?;
+    let undone = init(rig, 33, &["update", "--to", version])?;
+    undone.has(&["does not load pigeon", "openclaw-update-accept=loss", "was undone"])?;
+    runs(rig, last)?;
+    ensure!(rig.status()?["state"] == "ready", "the status is {}", rig.status()?);
+
+    rig.attribute("openclaw-update-accept=loss")?;
+    rig.boot(0)?;
+    init(rig, 0, &["update", "--to", version])?
+        .has(&[&format!("updated OpenClaw {last} to {version} without pigeon")])?;
+    rig.boot(0)?.has(&["changes=0"])?;
+    ensure!(rig.status()?["state"] == "ready", "the status is {}", rig.status()?);
+    rig.attribute("openclaw-update-accept")?;
+    rig.boot(0)?;
+    is_missed_until_nobody_asks(rig, entries)
+}
+
+/// The record of a machine on which the plugin was loaded, as after a restore.
+fn is_missed_until_nobody_asks(rig: &Rig, entries: impl Fn(&str) -> Result<String>) -> Result<()> {
+    let record = "/mnt/disks/openclaw-data/openclaw-init/record.json";
+    rig.shell(&format!("sed -i 's/\"openai\"/\"openai\", \"pigeon\"/' {record}"))?;
+    for _ in 0..2 {
+        rig.boot(0)?.has(&["the plugin pigeon is not loaded", "openclaw plugins list"])?;
+        ensure!(rig.status()?["state"] == "degraded", "the status is {}", rig.status()?);
+    }
+    entries("{}")?;
+    rig.boot(0)?;
+    ensure!(rig.status()?["state"] == "ready", "the status is {}", rig.status()?);
+    rig.boot(0)?.has(&["changes=0"]).map(drop)
 }
 
 fn is_first_state(rig: &Rig, token: &str) -> Result<()> {

@@ -293,10 +293,14 @@ pub enum StopCause {
 
 /// Stops the gateway with the grace that this kind of machine allows; fine when nothing runs.
 pub async fn stop(host: &Host, metadata: &Client, cause: StopCause) -> Result<()> {
-    let is_by_hand = cause == StopCause::Asked && !systemd::is_ending(host).await;
     if cause == StopCause::Shield {
-        tokio::fs::write(host.path(STOPPED_BY_SHIELD), "").await.context("noting why the gateway stops")?;
+        // Every moment counts, and nothing of this keeps the gateway from being stopped.
+        let noted = tokio::fs::write(host.path(STOPPED_BY_SHIELD), "").await.context("noting why the gateway stops");
+        stop_gateway(host, cause).await?;
+        within_report_timeout(report::stopping(host, metadata)).await;
+        return noted;
     }
+    let is_by_hand = !systemd::is_ending(host).await;
     if !is_by_hand {
         within_report_timeout(report::stopping(host, metadata)).await;
     }
@@ -318,7 +322,6 @@ async fn within_report_timeout(report: impl Future<Output = Result<()>>) {
 }
 
 async fn stop_gateway(host: &Host, cause: StopCause) -> Result<()> {
-    let grace = host.read(STOP_GRACE).await?.and_then(|bytes| String::from_utf8(bytes).ok()?.trim().parse().ok());
     let engine = match Engine::connect(docker::SOCKET).await {
         Ok(engine) => engine,
         Err(error) => {
@@ -328,7 +331,15 @@ async fn stop_gateway(host: &Host, cause: StopCause) -> Result<()> {
     };
     // No container that has the network outlives a broken shield, whether or not the next one can be stopped.
     let ended = if cause == StopCause::Shield { gateway::end_one_off(&engine).await } else { Ok(()) };
-    if let Some(code) = gateway::stop_with_grace(&engine, grace.unwrap_or(SPOT_GRACE_SECONDS)).await? {
+    let grace = match cause {
+        // In a grace an agent would have the token of the VM's account.
+        StopCause::Shield => 0,
+        StopCause::Asked => {
+            let noted = host.read(STOP_GRACE).await?.and_then(|bytes| String::from_utf8(bytes).ok());
+            noted.and_then(|noted| noted.trim().parse().ok()).unwrap_or(SPOT_GRACE_SECONDS)
+        }
+    };
+    if let Some(code) = gateway::stop_with_grace(&engine, grace).await? {
         tracing::info!("stopped the gateway (exit code {code})");
     }
     ended

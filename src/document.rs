@@ -4,15 +4,17 @@
 use std::cell::Cell;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 use serde_json::{Map, Value};
 
 /// How many lists and objects may lie within each other, as in `serde_json`; the parser's stack grows with each.
 const DEPTH_LIMIT: u32 = 128;
 
-/// How many values there may be: each takes far more memory than its text.
+/// How many values there may be: each takes far more memory than its text, and an object (700 bytes with one key) as much
+/// as several.
 const VALUES_LIMIT: u32 = 100_000;
+const VALUES_OF_OBJECT: u32 = 10;
 
 /// Below it every whole number is exact, in the gateway, too.
 const LARGEST_WHOLE: f64 = 9_007_199_254_740_992.0;
@@ -38,6 +40,12 @@ struct Room<'a> {
 }
 
 impl Room<'_> {
+    fn take<E: de::Error>(self, values: u32) -> Result<(), E> {
+        let left = self.values.get().checked_sub(values);
+        self.values.set(left.ok_or_else(|| E::custom(format!("more than {VALUES_LIMIT} values")))?);
+        Ok(())
+    }
+
     fn inside<E: de::Error>(self) -> Result<Self, E> {
         let depth = self.depth.checked_sub(1);
         let depth = depth.ok_or_else(|| E::custom(format!("more than {DEPTH_LIMIT} levels within each other")))?;
@@ -49,9 +57,7 @@ impl<'de> DeserializeSeed<'de> for Room<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        let left = self.values.get().checked_sub(1);
-        let left = left.ok_or_else(|| D::Error::custom(format!("more than {VALUES_LIMIT} values")))?;
-        self.values.set(left);
+        self.take(1)?;
         deserializer.deserialize_any(self)
     }
 }
@@ -99,6 +105,7 @@ impl<'de> Visitor<'de> for Room<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Value, A::Error> {
+        self.take(VALUES_OF_OBJECT)?;
         let (inside, mut values) = (self.inside()?, Map::new());
         while let Some(key) = object.next_key::<String>()? {
             values.insert(key, object.next_value_seed(inside)?);
@@ -137,6 +144,7 @@ mod tests {
             ("//\r[".repeat(100_000), "128 levels"),
             (nested("[", "]", 129), "128 levels"),
             (format!("[{}]", "0,".repeat(200_000)), "100000 values"),
+            (format!("[{}]", "{a:0},".repeat(10_000)), "100000 values"),
         ];
         for (text, reason) in cases {
             let error = parse(&text).unwrap_err().to_string();

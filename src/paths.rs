@@ -22,6 +22,8 @@ pub const WATCH_ORDERS: &str = "/run/openclaw-init/private/watch.json";
 pub const HUNG: &str = "/run/openclaw-init/private/gateway-hung";
 /// The gateway was stopped because the shield was not in force, not by an operator.
 pub const STOPPED_BY_SHIELD: &str = "/run/openclaw-init/private/stopped-by-shield";
+/// Exists only in the boot whose run made it: a container that mounts it does not start by itself in another one.
+pub const THIS_BOOT: &str = "/run/openclaw-init/this-boot";
 /// What the gateway said at its last start that it has loaded.
 pub const INVENTORY: &str = "/run/openclaw-init/private/inventory.json";
 /// The change of `openclaw.json` that is being made, also in the container that makes it.

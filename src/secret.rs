@@ -72,9 +72,15 @@ impl Redaction {
         self.sorted()
     }
 
-    /// `text` with every occurrence of a secret replaced.
+    /// `text` with every occurrence of a secret replaced, also as a string of JSON has it.
     pub fn redact(&self, text: &str) -> String {
-        self.0.iter().fold(text.to_owned(), |text, secret| text.replace(&secret.0, "[redacted]"))
+        let replaced = |text: String, secret: &str| text.replace(secret, "[redacted]");
+        self.0.iter().fold(text.to_owned(), |text, Secret(secret)| {
+            let text = replaced(text, secret);
+            let escaped = serde_json::to_string(secret).unwrap_or_default();
+            let escaped = escaped.trim_start_matches('"').strip_suffix('"').unwrap_or_default();
+            if escaped.is_empty() || escaped == secret { text } else { replaced(text, escaped) }
+        })
     }
 }
 
@@ -105,5 +111,7 @@ mod tests {
         let more = [Secret::new("Europe/Berlin"), Secret::new("canary-1-longer b"), Secret::new("a=")];
         let expected = "a=[redacted]=[redacted] '[redacted]' [redacted] [redacted] 4096";
         assert_eq!(Redaction::of(variables).and(&more).redact(text), expected);
+        let odd = Redaction::default().and(&[Secret::new("can\"ary\\9"), Secret::new("\"\"\"\"\"\"\"\"")]);
+        assert_eq!(odd.redact(r#"can"ary\9 {"a":"can\"ary\\9"}"#), r#"[redacted] {"a":"[redacted]"}"#);
     }
 }

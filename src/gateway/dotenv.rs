@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Result, anyhow};
 
-use crate::error::{Classify as _, Code};
+use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::secret::{Secret, is_secret};
 
 /// The file's name.
@@ -28,9 +28,24 @@ const OURS: &str = " # openclaw-init";
 /// More secrets than anybody has: each costs a pass over every message.
 const SECRETS_LIMIT: usize = 1000;
 
+/// What a file may have: each line costs memory beside its text, and the watcher reads the file once a minute.
+pub(super) const BYTES_LIMIT: usize = 1 << 20;
+const LINES_LIMIT: usize = 10_000;
+
 /// The lines of a `.env` file, as the `dotenv` package of npm reads them.
 pub(super) struct EnvFile {
     lines: Vec<String>,
+}
+
+/// `text`, unless it has more than such a file may.
+pub(super) fn limited(text: String) -> Result<String> {
+    let lines = text.bytes().filter(|byte| matches!(byte, b'\n' | b'\r')).count();
+    if text.len() > BYTES_LIMIT || lines > LINES_LIMIT {
+        let limits = format!("{LINES_LIMIT} lines and {} bytes", BYTES_LIMIT);
+        return Err(anyhow!("{FILE} in the state directory has more than {limits}"))
+            .classify(Code::GatewayRefused, format!("Remove what does not belong there, then run `{RUN_AGAIN}`."));
+    }
+    Ok(text)
 }
 
 impl EnvFile {
@@ -189,6 +204,18 @@ mod tests {
 
     fn secret(text: &str) -> Secret {
         Secret::new(text)
+    }
+
+    #[test]
+    fn a_file_without_end_is_refused_before_its_lines_are_kept() {
+        for (text, is_taken) in [
+            ("A=1\n".repeat(LINES_LIMIT), true),
+            ("\n".repeat(LINES_LIMIT + 1), false),
+            ("\r".repeat(4 << 20), false),
+            ("x".repeat(BYTES_LIMIT + 1), false),
+        ] {
+            assert_eq!(limited(text.clone()).is_ok(), is_taken, "{} bytes", text.len());
+        }
     }
 
     #[test]

@@ -7,10 +7,10 @@ use bollard::container::LogOutput;
 use bollard::exec::StartExecResults;
 use bollard::models::ExecConfig;
 use futures_util::StreamExt as _;
-use serde_json::Value;
 
 use super::{NAME, PROGRAM, inspect, logs, secrets};
 use crate::docker::Engine;
+use crate::document;
 use crate::host::Host;
 use crate::secret::Redaction;
 use crate::state::DataDir;
@@ -44,7 +44,7 @@ impl Output {
 
     /// Its own message, else the end of what it printed.
     pub(super) fn reason(&self, secrets: &Redaction) -> String {
-        let message = serde_json::from_str::<Value>(&self.stdout).ok();
+        let message = document::parse(&self.stdout).ok();
         let message = message.and_then(|answer| answer["error"]["message"].as_str().map(str::to_owned));
         let text = message.unwrap_or_else(|| format!("{} {}", self.stdout, self.stderr));
         let text = secrets.redact(&logs::plain(&text));

@@ -6,13 +6,13 @@ use anyhow::Result;
 use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum as Status};
 use jiff::Timestamp;
 
-use super::dotenv::{EnvFile, FILE, TOKEN_VARIABLE};
+use super::dotenv::{EnvFile, TOKEN_VARIABLE};
 use super::probe::{Health, Probe};
 use super::silence::cpu_time;
-use super::{NAME, has_no_endpoint, inspect};
+use super::{NAME, has_no_endpoint, inspect, secrets};
 use crate::config::GatewayConfig;
 use crate::docker::Engine;
-use crate::host::{Host, untrusted};
+use crate::host::Host;
 use crate::secret::Secret;
 use crate::state::DataDir;
 
@@ -76,7 +76,7 @@ fn judge(found: &ContainerInspectResponse) -> Container {
 
 /// What the gateway answers, with the token that is in its state.
 pub async fn health(host: &Host, data: &DataDir, config: &GatewayConfig) -> Result<Health> {
-    let text = untrusted::read(host, &data.state, FILE).await.ok().flatten().unwrap_or_default();
+    let text = secrets::text(host, data).await.unwrap_or_default();
     let token = EnvFile::parse(&text).get(TOKEN_VARIABLE).unwrap_or_else(|| Secret::new(""));
     Ok(Probe::new(config, &token)?.ask().await)
 }

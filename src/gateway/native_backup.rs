@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use serde_json::Value;
 
 use super::exec::{exec, redaction};
 use super::spec::CONFIG;
 use crate::docker::Engine;
+use crate::document;
 use crate::host::Host;
 use crate::state::DataDir;
 
@@ -29,7 +29,7 @@ pub async fn native_backup(host: &Host, engine: &Engine, data: &DataDir) -> Resu
     let file = format!("{CONFIG}/{FILE}");
     let command = ["backup", "create", "--output", &file, "--verify", "--json"];
     let (code, output) = exec(engine, &command, TIMEOUT).await?;
-    let verified = serde_json::from_str::<Value>(&output.stdout).is_ok_and(|result| result["verified"] == true);
+    let verified = document::parse(&output.stdout).is_ok_and(|result| result["verified"] == true);
     if code != 0 || !verified {
         bail!("`backup create --verify` ended with exit code {code}: {}", output.reason(&secrets));
     }

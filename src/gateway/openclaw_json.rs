@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt as _;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::dotenv::TOKEN_VARIABLE;
@@ -57,9 +57,8 @@ pub(super) async fn ensure_access(host: &Host, data: &DataDir) -> Result<bool> {
     let name = directory.join(FILE).display().to_string();
     let changed = blocking(move || {
         let Some(file) = untrusted::open(&directory, FILE)? else { return Ok(false) };
-        // Another name of it may lie where the gateway's user has no business.
-        ensure!(file.metadata()?.nlink() == 1, "the file has several names");
-        set_access(&file, ACCESS)
+        // Another name of it may lie where the gateway's user has no business: it stays whose it is.
+        if file.metadata()?.nlink() > 1 { Ok(false) } else { set_access(&file, ACCESS) }
     });
     let changed = changed.await.with_context(|| format!("giving {name} to the gateway's user"))?;
     if changed {
@@ -248,6 +247,11 @@ mod tests {
             json!({"gateway": {"mode": "local", "bind": "lan", "controlUi": {"allowedOrigins": origins(8080)}}});
         assert_eq!(created, Some(expected));
         assert!(missing(created.as_ref(), &config).is_empty());
+        assert!(!ensure_access(&host, &data()).await.unwrap());
+        // Whose another name is, nobody knows: it stays as it is, and no run fails for it.
+        let directory = root.path().join("data/openclaw");
+        std::fs::hard_link(directory.join(FILE), directory.join("another")).unwrap();
+        std::fs::set_permissions(directory.join(FILE), std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
         assert!(!ensure_access(&host, &data()).await.unwrap());
     }
 

@@ -4,6 +4,7 @@
 //! A new device asks once, and the gateway forgets that after five minutes. A node asks a second time, when it has
 //! connected, for the commands that it wants to be given; that request stays.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -16,8 +17,10 @@ use super::exec::{exec, redaction};
 use super::{NAME, cli, logs};
 use crate::config::is_request_id;
 use crate::docker::Engine;
+use crate::document;
 use crate::host::Host;
 use crate::state::DataDir;
+use crate::text::printable;
 
 /// Such a command takes 2 s of a free core, ten times that on a busy shared one; its own limit for each question to the
 /// gateway is 10 s.
@@ -31,6 +34,10 @@ const HINTS_LIMIT: usize = 3;
 
 /// The longest id that is told of: the gateway's own have 36 characters.
 const HINT_CHARS: usize = 64;
+
+/// How many bytes of a client's words are told, and how many of those that are a list.
+const WORDS_BYTES: usize = 128;
+const WORDS_LIMIT: usize = 64;
 
 /// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -98,13 +105,14 @@ async fn ask(host: &Host, engine: &Engine, data: &DataDir, command: &[&str]) -> 
         let reason = output.reason(&redaction(host, engine, data).await?);
         bail!("`openclaw {}` ended with exit code {code}: {reason}", command[..2].join(" "));
     }
-    serde_json::from_str(&output.stdout).map_err(|_| anyhow!("its answer is no JSON"))
+    document::parse(&output.stdout).map_err(|_| anyhow!("its answer is no JSON"))
 }
 
 /// The requests in the answer, the oldest first; `None` when it is no such answer.
 fn requests(answer: &Value) -> Option<Vec<Request>> {
     let (pending, paired) = (answer["pending"].as_array()?, answer["paired"].as_array()?);
-    let is_paired = |device: &Value| paired.iter().any(|it| it["deviceId"] == device["deviceId"]);
+    let known: HashSet<&str> = paired.iter().filter_map(|it| it["deviceId"].as_str()).collect();
+    let is_paired = |device: &Value| device["deviceId"].as_str().is_some_and(|id| known.contains(id));
     let devices = pending.iter().filter_map(|it| request(Kind::Device, it, it, is_paired(it)));
     let nodes = paired.iter().filter_map(|it| request(Kind::Commands, &it["pendingNodeSurface"], it, true));
     let mut requests: Vec<Request> = devices.chain(nodes).collect();
@@ -114,9 +122,10 @@ fn requests(answer: &Value) -> Option<Vec<Request>> {
 
 /// `asked`, which `device` has asked. One without an id of the gateway's kind cannot be named, nor approved.
 fn request(kind: Kind, asked: &Value, device: &Value, is_paired: bool) -> Option<Request> {
-    let text = |key: &str| asked[key].as_str().or(device[key].as_str()).unwrap_or_default().to_owned();
+    let words = |text: &str| printable(text, WORDS_BYTES);
+    let text = |key: &str| words(asked[key].as_str().or(device[key].as_str()).unwrap_or_default());
     let list = |value: &Value| -> Vec<String> {
-        value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+        value.as_array().into_iter().flatten().filter_map(Value::as_str).take(WORDS_LIMIT).map(words).collect()
     };
     let id = asked["requestId"].as_str().filter(|id| is_request_id(id))?.to_owned();
     let mut roles = list(&device["roles"]);
@@ -202,7 +211,7 @@ mod tests {
         let [device] = &device[..] else { panic!("{device:?}") };
         assert_eq!((device.id.as_str(), device.kind), ("c434ad0b-e4fc-4f91-a335-d49ad856bad2", Kind::Device));
         assert_eq!((&device.roles[..], device.is_paired), (&["node".to_owned()][..], false));
-        assert_eq!((device.name.as_str(), device.address.as_str()), ("evil\u{1b}[2J\nx", "10.9.9.2"));
+        assert_eq!((device.name.as_str(), device.address.as_str()), ("evil\\u{1b}[2J\\nx", "10.9.9.2"));
         assert_eq!(device.asked_at.map(jiff::Timestamp::as_millisecond), Some(1_795_807_297_510));
         assert!(device.device.starts_with("ce620d75a0cd") && device.wants.is_empty(), "{device:?}");
 

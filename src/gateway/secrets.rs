@@ -4,7 +4,7 @@ use anyhow::{Context, Error, Result, anyhow};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::dotenv::{EnvFile, FILE, KEPT_TOKEN_VARIABLE, KEYRING_VARIABLE, TOKEN_VARIABLE};
+use super::dotenv::{self, EnvFile, FILE, KEPT_TOKEN_VARIABLE, KEYRING_VARIABLE, TOKEN_VARIABLE};
 use super::named::{self, Configured};
 use super::openclaw_json::{self, ConfiguredToken};
 use crate::config::GatewayConfig;
@@ -52,7 +52,9 @@ pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig, 
     replace(host, data, env.text()).await?;
     let variables = config.env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let variables = variables.chain(config.settings.texts().into_iter().map(named_as_secret));
-    Ok(Secrets { token, redaction: Redaction::of(variables).and(&env.secrets()) })
+    // What the file holds beside them comes last: however much that is, these are left out of every message.
+    let redaction = Redaction::of(variables).and(configured.variables.values()).and([&token, &password]);
+    Ok(Secrets { token, redaction: redaction.and(&env.secrets()) })
 }
 
 /// Makes `.env` fit a new `document` for `openclaw.json`: the token has the name that its mode of authentication asks
@@ -75,14 +77,13 @@ pub(super) async fn fit(host: &Host, data: &DataDir, config: &GatewayConfig, doc
 
 /// The whole of `.env`, empty when there is none.
 pub(super) async fn text(host: &Host, data: &DataDir) -> Result<String> {
-    Ok(untrusted::read(host, &data.state, FILE).await?.unwrap_or_default())
+    dotenv::limited(untrusted::read(host, &data.state, FILE).await?.unwrap_or_default())
 }
 
 /// Makes this the whole of `.env`, which must be one that can be read again.
 pub(super) async fn replace(host: &Host, data: &DataDir, text: String) -> Result<()> {
-    let bytes = text.len() as u64;
-    if bytes > untrusted::MAX_BYTES {
-        return Err(anyhow!("{FILE} would have {bytes} bytes, and at most {} are read", untrusted::MAX_BYTES))
+    if text.len() > dotenv::BYTES_LIMIT {
+        return Err(anyhow!("{FILE} would have {} bytes, and at most {} are read", text.len(), dotenv::BYTES_LIMIT))
             .classify(Code::ConfigInvalid, "Set fewer attributes openclaw-secret-NAME, or shorter secrets.");
     }
     host.ensure_file(data.state.join(FILE), text, Access::gateway(0o600)).await.map(drop)

@@ -14,10 +14,10 @@ use super::openclaw_json::INNER_PORT;
 use super::{Gateway, NAME, PROGRAM, SPEC_LABEL, env};
 use crate::config::{ContainerRoot, GatewayConfig};
 use crate::docker::Engine;
-use crate::host::Host;
+use crate::host::{Access, Host};
 use crate::image::Image;
 use crate::memory;
-use crate::paths::{CA_BUNDLE, SETTINGS_PATCH, SHIELD_IN_FORCE, STATE_ALIAS};
+use crate::paths::{CA_BUNDLE, SETTINGS_PATCH, SHIELD_IN_FORCE, STATE_ALIAS, THIS_BOOT};
 use crate::state::DataDir;
 use crate::text::{MIB, hex};
 
@@ -135,6 +135,9 @@ impl<'a> Inputs<'a> {
     /// `has_tls`: the gateway's port has TLS.
     pub(super) async fn observe(gateway: Gateway<'a>, image: &'a Image, has_tls: bool) -> Result<Self> {
         let Gateway { host, engine, data, config } = gateway;
+        if config.root == ContainerRoot::Writable {
+            host.ensure_file(THIS_BOOT, "", Access::root(0o644)).await.context("making what is of this boot")?;
+        }
         Ok(Self { image, data, config, has_tls, capabilities: Capabilities::observe(host, engine, image).await? })
     }
 
@@ -149,7 +152,11 @@ impl<'a> Inputs<'a> {
                 .chain(channels)
                 .map(|(inner, outer)| (in_container(inner), outer))
         };
+        let is_writable = self.config.root == ContainerRoot::Writable;
         let mut body = self.body(&command, |host| {
+            if is_writable {
+                host.mounts.get_or_insert_default().push(read_only(THIS_BOOT));
+            }
             let binding = |(port, outer): (String, u16)| {
                 let (host_ip, host_port) = (self.config.bind.to_string(), outer.to_string());
                 (port, Some(vec![PortBinding { host_ip: Some(host_ip), host_port: Some(host_port) }]))
@@ -167,7 +174,7 @@ impl<'a> Inputs<'a> {
         if !self.config.ca_certificates.is_empty() {
             labels.insert(CA_LABEL.to_owned(), hex(Sha256::digest(self.config.ca_certificates.concat())));
         }
-        if self.config.root == ContainerRoot::Writable {
+        if is_writable {
             labels.insert(BOOT_LABEL.to_owned(), self.capabilities.boot_id.clone());
         }
         body.labels = Some(labels.clone());

@@ -13,6 +13,7 @@ use super::start::explain_creation;
 use super::{Action, Gateway, NAME, Observed, SPEC_LABEL, Secrets, inspect, observe, remove_if_exists, stop_container};
 use crate::docker::Engine;
 use crate::error::{Code, code_of};
+use crate::host::blocking;
 use crate::image::Image;
 use crate::report::Ready;
 
@@ -122,14 +123,14 @@ impl Gateway<'_> {
         let is_read_only = former.host_config.and_then(|config| config.readonly_rootfs).unwrap_or(false);
         if !is_read_only && inspect(engine, KEPT).await?.is_none() {
             let changes = engine.client.container_changes(FORMER).await.context("asking what was changed in it")?;
-            let paths: Vec<String> = changes.unwrap_or_default().into_iter().map(|change| change.path).collect();
-            let found = left_by_hand(&paths);
+            let paths = changes.unwrap_or_default().into_iter().map(|change| change.path).collect();
+            let found = blocking(move || Ok(left_by_hand(paths))).await?;
             if !found.is_empty() {
                 rename(engine, FORMER, KEPT).await?;
                 host.warn(format!(
                     "the former container had files of its own ({}), which the new one lacks: it is kept, stopped, as \
                      {KEPT}. Copy what you need with `sudo docker cp`, then `sudo docker rm {KEPT}`",
-                    found.iter().take(NAMED_PATHS).copied().collect::<Vec<_>>().join(", ")
+                    found.iter().take(NAMED_PATHS).map(String::as_str).collect::<Vec<_>>().join(", ")
                 ));
                 return Ok(());
             }
@@ -181,12 +182,20 @@ fn differing(former: &[String], new: &[String], is_operators: impl Fn(&str) -> b
 }
 
 /// Of the paths that differ from the image, those that no gateway makes by itself.
-fn left_by_hand(changed: &[String]) -> Vec<&str> {
+fn left_by_hand(mut changed: Vec<String>) -> Vec<String> {
     let is_below =
         |path: &str, top: &str| path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    let is_parent = |path: &str| changed.iter().any(|other| other != path && is_below(other, path));
     let is_made_by_itself = |path: &str| MADE_BY_ITSELF.iter().any(|top| is_below(path, top));
-    changed.iter().map(String::as_str).filter(|path| !is_made_by_itself(path) && !is_parent(path)).collect()
+    // What a directory holds comes right behind it.
+    changed.sort_by(|one, other| one.split('/').cmp(other.split('/')));
+    changed.dedup_by(|next, path| {
+        is_below(next, path) && {
+            std::mem::swap(next, path);
+            true
+        }
+    });
+    changed.retain(|path| !is_made_by_itself(path));
+    changed
 }
 
 async fn rename(engine: &Engine, from: &str, to: &str) -> Result<()> {
@@ -216,15 +225,16 @@ mod tests {
 
     #[test]
     fn what_somebody_installed_is_told_from_what_a_gateway_leaves() {
-        let cases: [(&[&str], &[&str]); 4] = [
+        let cases: [(&[&str], &[&str]); 5] = [
             (&[], &[]),
+            (&["/a/b/c", "/a", "/a-b", "/a/b", "/a/d", "/a-b/c"], &["/a/b/c", "/a/d", "/a-b/c"]),
             (&["/home", "/home/node", "/home/node/.npm", "/home/node/.npm/_logs/x", "/tmp", "/tmp/openclaw"], &[]),
             (&["/usr", "/usr/local/bin", "/usr/local/bin/jq", "/tmp/x"], &["/usr/local/bin/jq"]),
             (&["/app", "/app/openclaw.mjs", "/home/node/.npmrc"], &["/app/openclaw.mjs", "/home/node/.npmrc"]),
         ];
         for (changed, expected) in cases {
             let changed: Vec<String> = changed.iter().map(|&path| path.to_owned()).collect();
-            assert_eq!(left_by_hand(&changed), expected, "{changed:?}");
+            assert_eq!(left_by_hand(changed.clone()), expected, "{changed:?}");
         }
     }
 }

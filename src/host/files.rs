@@ -126,10 +126,11 @@ pub(crate) fn write_in_memory(path: &Path, content: &[u8], access: Access) -> Re
     write().with_context(|| format!("writing {}", path.display()))
 }
 
-/// What cannot be opened, or would make its reader wait, does not hold it: the container may have put it there.
+/// What cannot be opened, leads elsewhere or would make its reader wait does not hold it: the container may have put it
+/// there.
 fn holds(path: &Path, content: &[u8], access: Access) -> Result<bool> {
-    let nonblocking = OFlag::O_NONBLOCK.bits();
-    let Ok(file) = File::options().read(true).custom_flags(nonblocking).open(path) else { return Ok(false) };
+    let flags = (OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY).bits();
+    let Ok(file) = File::options().read(true).custom_flags(flags).open(path) else { return Ok(false) };
     let found = file.metadata()?;
     if !found.is_file() || !has_access(&found, access) || found.len() != content.len() as u64 {
         return Ok(false);

@@ -29,11 +29,12 @@ const CHANGES_INTERVAL: Duration = Duration::from_millis(100);
 pub(super) async fn run(host: &Host, table: &Table, stop: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
     let changes = Changes::subscribe()?;
     let kept = keep(host, table, &changes).await;
-    host.remove_file(SHIELD_IN_FORCE).await?;
+    // Neither waits for the other to go well.
+    let closed = host.remove_file(SHIELD_IN_FORCE).await;
     if let Err(error) = stop().await {
         tracing::error!("stopping the gateway: {}", one_line(&error));
     }
-    kept
+    closed.and(kept)
 }
 
 async fn keep(host: &Host, table: &Table, changes: &Changes) -> Result<()> {

@@ -5,6 +5,7 @@
 set -e
 if [ -n "$3" ]; then
   curl --silent --show-error --insecure --output /tmp/root.pem "$3"
+  rm -rf "$HOME/.pki"
   mkdir -p "$HOME/.pki/nssdb"
   certutil -N -d "sql:$HOME/.pki/nssdb" --empty-password
   certutil -A -d "sql:$HOME/.pki/nssdb" -n root -t C,, -i /tmp/root.pem

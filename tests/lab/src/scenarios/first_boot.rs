@@ -115,13 +115,15 @@ fn shield_holds(rig: &Rig) -> Result<()> {
 fn shield_fails_closed(rig: &Rig) -> Result<()> {
     let is_down = |when: &str| {
         let running = "docker ps -q --filter name=openclaw-gateway | grep -q . && echo running || echo down";
-        rig.shell(&format!("for i in $(seq 60); do [ \"$({running})\" = down ] && break; sleep 1; done"))?;
+        rig.shell(&format!("for i in $(seq 20); do [ \"$({running})\" = down ] && break; sleep 0.5; done"))?;
         let started = rig.shell("docker start openclaw-gateway 2>&1 || echo refused")?;
         ensure!(started.contains("in-force") && started.ends_with("refused"), "{when}, docker start says {started}");
         Ok(())
     };
     // The package is damaged: from now on nothing loads a table.
     rig.shell("printf '#!/bin/sh\nexit 1\n' > /usr/local/sbin/nft; chmod +x /usr/local/sbin/nft")?;
+    // A gateway that hears no signal has no grace either.
+    rig.shell("kill -STOP $(docker inspect -f '{{.State.Pid}}' openclaw-gateway)")?;
     rig.shell("/usr/sbin/nft delete table inet openclaw_init")?;
     is_down("after a flush")?;
     rig.lab("reboot", &["--hard"])?.has(&["unsupported-system", "openclaw-metadata-access=allow"])?;

@@ -119,6 +119,7 @@ pub(super) fn broken_versions_are_undone(rig: &Rig) -> Result<()> {
         ensure!(restarts == "2", "{version} was started again {restarts} times");
     }
     loses_no_plugin(rig).context("a version without a plugin")?;
+    begins_anew_at_every_boot(rig).context("a writable container")?;
     gateway_cli::runs_whatever_the_gateway_does(rig).context("the gateway's own commands")?;
     evil::harms_nobody(rig).context("an evil gateway")
 }
@@ -147,6 +148,21 @@ fn loses_no_plugin(rig: &Rig) -> Result<()> {
     rig.attribute("openclaw-update-accept")?;
     rig.boot(0)?;
     is_missed_until_nobody_asks(rig, entries)
+}
+
+/// What was changed in a container that can be is gone after a reboot, and never starts in it.
+fn begins_anew_at_every_boot(rig: &Rig) -> Result<()> {
+    rig.attribute("openclaw-container-root=writable")?;
+    rig.boot(0)?;
+    rig.shell("docker cp /etc/hostname openclaw-gateway:/app/mark")?;
+    rig.lab_ends(0, "reboot", &[])?;
+    let engine = rig.shell("journalctl --boot --unit docker --no-pager | grep -c openclaw-init/this-boot || true")?;
+    ensure!(engine != "0", "the engine started the container of the boot before");
+    let copied = rig.shell("docker cp openclaw-gateway:/app/mark - > /dev/null 2>&1; echo $?")?;
+    ensure!(copied != "0", "the change outlived the boot");
+    rig.attribute("openclaw-container-root")?;
+    rig.boot(0)?;
+    rig.boot(0)?.has(&["changes=0"]).map(drop)
 }
 
 /// The record of a machine on which the plugin was loaded, as after a restore.

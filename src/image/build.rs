@@ -240,7 +240,9 @@ impl BuildFailure {
         const WORDS: &[(BuildFailure, &[&str])] = &[
             (
                 BuildFailure::Session,
-                &["no active session", "no active sessions", "buildkit session", "/session", "/grpc"],
+                // The last is the name under which BuildKit keeps what was sent: with containerd's image store some
+                // engines look for it in the DNS (moby issue 47717, Docker 26.1.5).
+                &["no active session", "no active sessions", "buildkit session", "/session", "/grpc", "build-context-"],
             ),
             (BuildFailure::NoSpace, &["no space left on device", "enospc"]),
             (BuildFailure::OutOfMemory, &["exit code: 137", "non-zero code: 137", "out of memory", "killed"]),
@@ -308,6 +310,7 @@ mod tests {
         #[rustfmt::skip]
         let cases = [
             ("failed to solve: no active sessions", BuildFailure::Session),
+            ("dial tcp: lookup build-context-slhm5 on 169.254.169.254:53: no such host", BuildFailure::Session),
             ("process \"/bin/sh -c npm install\" did not complete successfully: exit code: 137", BuildFailure::OutOfMemory),
             ("The command '/bin/sh -c npm install' returned a non-zero code: 137", BuildFailure::OutOfMemory),
             ("npm error code ENOSPC", BuildFailure::NoSpace),

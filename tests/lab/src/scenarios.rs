@@ -114,6 +114,7 @@ pub(crate) const LONG: &[Scenario] = &[
     ("disk-thousand", disks::data_on_a_thousand_disks),
     ("disk-growth", growth::data_disk_grows_while_it_is_used),
     ("engines", engines::builds_on_old_and_new_engines),
+    ("containerd-store", engines::containerds_image_store),
     ("one-gigabyte", engines::one_gigabyte_is_enough_or_named),
     ("ten-updates", engines::ten_updates_leave_two_images),
 ];

@@ -52,6 +52,35 @@ fn built(rig: &Rig, engine: &str, buildkit: bool) -> Result<()> {
     Ok(())
 }
 
+/// The digest that is pinned.
+const DIGEST: &str = "grep '\"digest\"' /mnt/disks/openclaw-data/openclaw-init/record.json";
+
+/// Debian 13's engine with the store of images that later ones have by default. A layer that is gone with the image's name
+/// is fetched again, by the same digest; what it builds, the classic builder builds.
+pub(super) fn containerds_image_store(rig: &Rig) -> Result<()> {
+    rig.up(&["--os", "debian-13", "--attr", "openclaw-apply=boot"])?;
+    let digest = rig.shell(DIGEST)?;
+    rig.shell("echo '{\"features\": {\"containerd-snapshotter\": true}}' > /etc/docker/daemon.json")?;
+    rig.shell("systemctl restart docker && docker info --format '{{.DriverStatus}}' | grep io.containerd")?;
+    for broken in ["true", LOSE_A_LAYER] {
+        rig.shell(broken)?;
+        rig.boot(0)?.has(&["stage=image status=ok changes=1", "result=ready"])?;
+        is_ready(rig)?;
+        ensure!(rig.shell(DIGEST)? == digest, "the digest is another");
+        rig.boot(0)?.has(&["changes=0"])?;
+    }
+    rig.attribute("openclaw-apt-packages=jq")?;
+    rig.boot(0)?.has(&["using the classic builder", "result=ready"])?;
+    built(rig, "26.1.", false)?;
+    rig.shell("docker exec openclaw-gateway jq --version")?;
+    rig.boot(0)?.has(&["changes=0"]).map(drop)
+}
+
+/// The largest file of the store, the image's names and the container.
+const LOSE_A_LAYER: &str = "docker rm --force openclaw-gateway
+    cd /var/lib/containerd/io.containerd.content.v1.content/blobs/sha256 && rm $(ls -S | head -n 1)
+    ctr --namespace moby images rm $(ctr --namespace moby images ls --quiet)";
+
 /// A machine that is too small either becomes ready or says so, and what to do.
 pub(super) fn one_gigabyte_is_enough_or_named(rig: &Rig) -> Result<()> {
     let binary = rig.binary();

@@ -15,17 +15,16 @@ meta() { # PATH [CURL_OPTION...]
 attribute() { # KEY
     meta "instance/attributes/$1" || { [ $? -eq 22 ] && meta "project/attributes/$1"; }
 }
-is_wanted() { # FILE
-    echo "$sha256  $1" | sha256sum --check --status 2> /dev/null
-}
+is_wanted() { echo "$sha256  $1" | sha256sum --check --status 2> /dev/null; } # FILE
 fall_back() { # WHY: the last good copy, or else the end of this boot, reported like any other failure
     if [ -x "$installed" ]; then
         echo "openclaw: loader: $1; running the copy that is installed"
         exec "$installed"
     fi
     echo "openclaw: loader: FAILED: $1; correct it and reboot, nothing is installed yet" | tee /dev/console
+    now=$(date -u +%Y-%m-%dT%H:%M:%SZ) why=$(printf %s "$1" | LC_ALL=C tr -c ' !#-[]-~' ' ')
     for pair in result=pending "boot-id=$(cat /proc/sys/kernel/random/boot_id)" state=failed \
-        "detail={\"message\":\"$(printf %s "$1" | LC_ALL=C tr -c ' !#-[]-~' ' ')\"}" result=failed:loader-failed; do
+        "detail={\"updated\":\"$now\",\"message\":\"$why\"}" result=failed:loader-failed; do
         meta "instance/guest-attributes/openclaw/${pair%%=*}" --request PUT --data-raw "${pair#*=}" || break
     done
     exit 31

@@ -24,5 +24,6 @@ fn the_loader_is_short_and_fails_with_its_own_code() {
     assert!(LOADER.lines().count() <= LINES);
     assert!(LOADER.is_ascii() && !LOADER.contains('\r'));
     assert!(LOADER.contains(&format!("result=failed:{}", Code::LoaderFailed)));
+    assert!(LOADER.contains(r#"detail={\"updated\":\"$now\","#));
     assert!(LOADER.contains(&format!("exit {}", Code::LoaderFailed.exit_code())));
 }

@@ -95,6 +95,9 @@ fn nothing_there_at_first_boot(rig: &Rig) -> Result<()> {
     let detail: Value = serde_json::from_str(attributes["detail"].as_str().unwrap_or_default())?;
     let message = detail["message"].as_str().unwrap_or_default();
     ensure!(message.starts_with("cannot fetch gs://openclaw-lab-openclaw/missing"), "the detail is {detail}");
+    // Without it a result could not be told from that of the boot before.
+    let updated = detail["updated"].as_str().unwrap_or_default();
+    ensure!(updated.parse::<jiff::Timestamp>().is_ok(), "the detail is {detail}");
     rig.shell("journalctl -u google-startup-scripts | grep 'exit status 31'").map(|_| ())
 }
 

@@ -17,6 +17,9 @@ const LOADER_FILE: &str = "startup-script.sh";
 /// What makes the VM, from the user's computer.
 const SCRIPT_FILE: &str = "openclaw-gcp";
 const SCRIPT: &str = include_str!("../../../openclaw-gcp");
+/// The page to which the script points, for a release that is not at GitHub.
+const FAILURES_FILE: &str = "failures.md";
+const FAILURES: &str = include_str!("../../../docs/failures.md");
 
 /// Builds the program and fills `dist/` at the top of the working tree.
 pub fn build() -> Result<()> {
@@ -36,8 +39,10 @@ pub fn make(directory: &Path, binary: &Path) -> Result<()> {
     fs::copy(binary, &program).with_context(|| format!("copying {}", binary.display()))?;
     write(&directory.join(LOADER_FILE), LOADER.as_bytes(), 0o755)?;
     write(&directory.join(SCRIPT_FILE), SCRIPT.as_bytes(), 0o755)?;
+    write(&directory.join(FAILURES_FILE), FAILURES.as_bytes(), 0o644)?;
     let digest = |name: &str| Ok(format!("{}  {name}\n", sha256(&directory.join(name))?));
-    let digests = [PROGRAM, LOADER_FILE, SCRIPT_FILE].into_iter().map(digest).collect::<Result<String>>()?;
+    let digests =
+        [PROGRAM, LOADER_FILE, SCRIPT_FILE, FAILURES_FILE].into_iter().map(digest).collect::<Result<String>>()?;
     write(&directory.join(DIGESTS), digests.as_bytes(), 0o644)
 }
 
@@ -61,7 +66,7 @@ mod tests {
             names.push(entry?.file_name());
         }
         names.sort();
-        assert_eq!(names, [DIGESTS, SCRIPT_FILE, PROGRAM, LOADER_FILE]);
+        assert_eq!(names, [DIGESTS, FAILURES_FILE, SCRIPT_FILE, PROGRAM, LOADER_FILE]);
         let check = |options: &[&str]| run(Command::new("sha256sum").args(options).arg(DIGESTS).current_dir(&dist));
         assert_eq!(check(&["--check", "--strict"])?.lines().count(), names.len() - 1, "a file has no digest");
         fs::write(dist.join(LOADER_FILE), "another")?;

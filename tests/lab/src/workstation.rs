@@ -9,6 +9,8 @@ mod gcloud;
 mod instances;
 mod networks;
 pub mod packer;
+#[cfg(test)]
+mod script;
 mod session;
 
 use std::path::Path;

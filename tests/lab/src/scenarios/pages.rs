@@ -172,9 +172,9 @@ impl Block {
         Ok(found.replace("my-project", PROJECT))
     }
 
-    /// The same, pasted twice.
+    /// The same, pasted twice. The shell's own `-e` lets a list of `&&` fail.
     pub(super) fn twice(self) -> Result<String> {
-        self.text().map(|text| [&*text, &text].join("\n"))
+        self.text().map(|text| [&*text, &text, ""].join("\n[ $? = 0 ]\n"))
     }
 
     /// The lines of it that set variables: what a reader's shell still knows when the next block is typed.

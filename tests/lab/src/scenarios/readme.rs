@@ -96,6 +96,7 @@ pub(super) fn script_from_top_to_bottom(rig: &Rig) -> Result<()> {
     approves_a_client(&reader, rig).context("approving a client")?;
     operations::looked_at_and_backed_up(&reader, rig).context("the pages for later")?;
     reader.ends(0, Block::QuickStart, "")?.has(&["The VM openclaw-gateway is there", "ready after"])?;
+    stopped_and_off(&reader, rig).context("a gateway that is stopped, a VM that is off")?;
     updates_and_fails(&reader, rig).context("an update")?;
 
     reader.ends(1, Block::Delete, "no")?.has(&["nothing was deleted"])?;
@@ -103,7 +104,27 @@ pub(super) fn script_from_top_to_bottom(rig: &Rig) -> Result<()> {
     deleted.has(&["+ gcloud compute instances delete", "nothing was deleted"])?;
     without_an_address(&reader, rig, &token).context("a VM without an external address")?;
     reader.ends(0, Block::Delete, "y\nopenclaw-gateway-data")?.has(&["+ gcloud compute disks delete"])?;
-    reader.ends(0, Block::Delete, "").map(drop).context("deleting what is not there")
+    reader.ends(0, Block::Delete, "")?.has(&["There is no VM openclaw-gateway and no disk"]).map(drop)
+}
+
+/// What the script says of them, and how they are ready again.
+fn stopped_and_off(reader: &Reader, rig: &Rig) -> Result<()> {
+    let says = |code: i32, command: &str, words: &[&str]| {
+        let printed = reader.types(&format!("sh openclaw-gcp {command}"), "")?;
+        ensure!(printed.code == code, "{command} ended with {}:\n{}", printed.code, printed.text);
+        printed.has(words).map(drop)
+    };
+    says(0, "status", &["vm       RUNNING", "state    ready"])?;
+    rig.shell("openclaw-init stop")?;
+    says(1, "status", &["state    stopped", "openclaw-init boot"])?;
+    rig.boot(0)?;
+    says(0, "status", &["state    ready"])?;
+    reader.does("gcloud compute instances stop \"$VM\" --project=\"$PROJECT\" --zone=\"$ZONE\"")?;
+    says(1, "status", &["TERMINATED", "is off: sh openclaw-gcp create starts it"])?;
+    says(1, "wait", &["is off (TERMINATED)"])?;
+    says(0, "create", &["+ gcloud compute instances start"])?;
+    says(0, "wait", &["ready after"])?;
+    is_ready(rig).context("when the wait after a start has ended")
 }
 
 fn updates_and_fails(reader: &Reader, rig: &Rig) -> Result<()> {
@@ -115,7 +136,12 @@ fn updates_and_fails(reader: &Reader, rig: &Rig) -> Result<()> {
     saw_the_old_result(reader, rig, "stop")?;
     rig.attribute("openclaw-port=banana")?;
     let failed = reader.ends(1, Block::Update, "")?;
-    failed.has(&["failed:config-invalid after", "banana", "Correct it with", "/docs/failures.md"]).map(drop)
+    failed.has(&["failed:config-invalid after", "banana", "Correct it with", "/docs/failures.md"])?;
+    let status = reader.types("unset RELEASE\nsh openclaw-gcp status", "")?;
+    ensure!(status.code == 1, "status ended with {}:\n{}", status.code, status.text);
+    status
+        .has(&["code     config-invalid", "banana", "/blob/main/docs/failures.md", "get-serial-port-output"])
+        .map(drop)
 }
 
 /// Another VM with the old disk, reached through IAP alone.

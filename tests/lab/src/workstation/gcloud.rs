@@ -328,6 +328,8 @@ pub(super) enum Instances {
         #[command(flatten)]
         of: Instance,
         #[arg(long)]
+        flatten: Option<String>,
+        #[arg(long)]
         format: String,
     },
     AddTags {
@@ -469,14 +471,18 @@ impl Instances {
     fn run(self, session: &Used, lab: &Lab) -> Result<()> {
         match self {
             Self::Create(create) => create.run(session),
-            Self::Describe { of, format } => {
+            Self::Describe { of, flatten, format } => {
                 ensure!(lab.exists(), "the resource instances/{} was not found", of.name);
-                println!("{}", instances::described(session, lab, &of.name, &format)?);
+                let described = match flatten {
+                    Some(list) => instances::listed(session, lab, &of.name, &list, &format)?,
+                    None => instances::described(session, lab, &of.name, &format)?,
+                };
+                println!("{described}");
                 Ok(())
             }
             Self::AddTags { tags, .. } => session.ensure(TAGS, &tags),
             Self::AddMetadata { metadata, metadata_from_file, .. } => {
-                instances::add_metadata(lab, instances::attributes(metadata, metadata_from_file.as_ref())?)
+                instances::add_metadata(session, lab, instances::attributes(metadata, metadata_from_file.as_ref())?)
             }
             Self::GetGuestAttributes { query_path, format, .. } => {
                 let answer = instances::guest_attributes(lab, &query_path, format.as_deref())?;
@@ -495,6 +501,8 @@ impl Instances {
             }
             Self::Reset { .. } => session.note("reset").and_then(|()| instances::reset(lab)),
             Self::Stop { .. } => session.note("stop").and_then(|()| machine::stop(lab)),
+            // Of one that is on nothing changes.
+            Self::Start { .. } if machine::runs(lab) => Ok(()),
             Self::Start { .. } => {
                 session.starts()?;
                 machine::start(lab)

@@ -32,6 +32,8 @@ pub(super) const INSTANCE: &str = "openclaw-gateway";
 pub(super) const ZONE: &str = "us-central1-a";
 
 pub(super) const ACCOUNTS: &str = "service accounts";
+/// The attribute with the program's address, under which it is remembered.
+const PROGRAM_ADDRESS: &str = "openclaw-init-url";
 /// Service accounts that may read a bucket.
 pub(super) const READERS: &str = "readers";
 
@@ -125,6 +127,7 @@ impl Create {
         line.extend(pairs.iter().flat_map(|pair| ["--attr", pair]));
         let Action::Up(mut options) = Cli::try_parse_from(line)?.action else { bail!("this is not `lab up`") };
         networks::attach(session, &self.of.name, !self.without.no_address)?;
+        note_program(session, &self.of.name, &attributes)?;
         session.starts()?;
         options.binary = Some(binary);
         options.forge = session.forge();
@@ -207,13 +210,43 @@ pub(super) fn described(session: &Used, lab: &Lab, name: &str, format: &str) -> 
     Ok(match format {
         "value(name)" => name.to_owned(),
         "value(networkInterfaces[0].accessConfigs[0].natIP)" => networks::address(session, name).to_owned(),
-        "value(lastStartTimestamp.date('%Y-%m-%dT%H:%M:%SZ', tz=UTC))" => session.last_start()?,
+        "value(status,lastStartTimestamp.date('%Y-%m-%dT%H:%M:%SZ', tz=UTC))" => {
+            let status = if machine::runs(lab) { "RUNNING" } else { "TERMINATED" };
+            format!("{status}\t{}", session.last_start()?)
+        }
         "value(disks[].deviceName)" => {
             let disks = lab.load()?.disks.into_iter().map(|disk| disk.device_name);
             ["persistent-disk-0".to_owned()].into_iter().chain(disks).collect::<Vec<_>>().join(";")
         }
         _ => bail!("the documents use no format {format}"),
     })
+}
+
+/// What `describe` prints of one of the VM's lists, an entry to a line.
+pub(super) fn listed(session: &Used, lab: &Lab, name: &str, list: &str, format: &str) -> Result<String> {
+    Ok(match (list, format) {
+        ("disks[]", "value(disks.deviceName,disks.source.basename())") => {
+            let boot = format!("persistent-disk-0\t{name}");
+            let others = lab.load()?.disks.into_iter().map(|disk| {
+                // One that `--create-disk` made is no file of the session; the documents call it so.
+                let source = session.disk_in(&disk.file).unwrap_or_else(|| format!("{name}-data"));
+                format!("{}\t{source}", disk.device_name)
+            });
+            [boot].into_iter().chain(others).collect::<Vec<_>>().join("\n")
+        }
+        // The documents look for one attribute only.
+        ("metadata.items[]", "value(metadata.items.key,metadata.items.value)") => {
+            format!("{PROGRAM_ADDRESS}\t{}", session.remembered(PROGRAM_ADDRESS, name)?.unwrap_or_default())
+        }
+        _ => bail!("the documents use no format {format} with {list}"),
+    })
+}
+
+/// Remembers from where the VM's program comes, if `attributes` say that.
+fn note_program(session: &Used, vm: &str, attributes: &Dictionary) -> Result<()> {
+    let Some(address) = attributes.get(PROGRAM_ADDRESS) else { return Ok(()) };
+    session.ensure(PROGRAM_ADDRESS, vm)?;
+    session.remember(PROGRAM_ADDRESS, vm, address)
 }
 
 /// An error unless the VM is stopped, without which much of it cannot be changed.
@@ -228,7 +261,8 @@ pub(super) fn set_scope(lab: &Lab, name: &str) -> Result<()> {
     cloud::runtime()?.block_on(cloud::client(lab)?.set_scopes(&[scope]))
 }
 
-pub(super) fn add_metadata(lab: &Lab, metadata: Dictionary) -> Result<()> {
+pub(super) fn add_metadata(session: &Used, lab: &Lab, metadata: Dictionary) -> Result<()> {
+    note_program(session, INSTANCE, &metadata)?;
     let (runtime, client) = (cloud::runtime()?, cloud::client(lab)?);
     metadata
         .into_iter()

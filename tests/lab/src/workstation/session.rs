@@ -118,6 +118,12 @@ impl Used {
         self.content(DISKS, name)
     }
 
+    /// The disk that is this `file`, if it is one that was made by itself.
+    pub(super) fn disk_in(&self, file: &Path) -> Option<String> {
+        let name = file.strip_prefix(self.directory.join(DISKS)).ok()?.parent()?;
+        name.to_str().map(str::to_owned)
+    }
+
     /// The file that is a thing of a `kind`.
     pub(super) fn content(&self, kind: &str, name: &str) -> PathBuf {
         self.directory.join(kind).join(name).join("content")

@@ -295,6 +295,27 @@ fn links_between_the_pages_lead_somewhere() {
     assert!(checked > 10 && broken.is_empty(), "of {checked} links: {}", broken.join("\n"));
 }
 
+/// Who copies the half of a command that a line has gets another command.
+#[test]
+fn commands_in_sentences_stay_on_one_line() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = fs::read_dir(root.join("docs")).expect("the pages are there").flatten().map(|entry| entry.path());
+    let pages = ["README.md", "README.zh.md", "CONTRIBUTING.md"].map(|page| root.join(page)).into_iter().chain(docs);
+    let mut broken = Vec::new();
+    for page in pages.filter(|page| page.extension().is_some_and(|extension| extension == "md")) {
+        let text = fs::read_to_string(&page).expect("a page is text");
+        let mut is_block = false;
+        for (number, line) in text.lines().enumerate() {
+            let is_fence = line.trim_start().starts_with("```");
+            is_block ^= is_fence;
+            if !is_block && !is_fence && line.matches('`').count() % 2 == 1 {
+                broken.push(format!("{}:{}: {line}", page.display(), number + 1));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
 /// What is to be read and typed before the Control UI is open.
 #[test]
 fn the_control_ui_is_a_short_way_from_the_top_of_the_readme() {
@@ -336,7 +357,7 @@ fn the_readme_has_the_same_commands_and_links_in_both_languages() {
 /// A sentence of a page, and the line of the code that makes it true.
 #[rustfmt::skip]
 const NUMBERS: [(&str, &str, &str, &str); 27] = [
-    ("README.md", "an hour at most", "openclaw-gcp", "-lt 3600 ] || die"),
+    ("README.md", "gives up after an hour", "openclaw-gcp", "-lt 3600 ] || die"),
     ("docs/gcloud.md", "fails with `failed:CODE` or after an hour", "docs/gcloud.md", "seconds=3600"),
     ("docs/small-machines.md", "less than 4 GiB of memory", "src/memory/swap.rs", "ENOUGH_MEMORY_BYTES: u64 = 4096 * MIB"),
     ("docs/small-machines.md", "2 GiB, but at most a quarter of what is free", "src/memory/swap.rs", "MAX_BYTES: u64 = 2048 * MIB"),

@@ -208,7 +208,8 @@ fn what_is_there(rig: &Rig) -> Result<String> {
 fn caddy_of_somebody_else(rig: &Rig, reader: &Reader) -> Result<()> {
     rig.shell("DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends caddy")?;
     rig.attribute(DIRECTORY)?;
-    reader.does(&Block::Https.twice()?.replace(ALLOWED[0], ALLOWED[1]))?;
+    let named = Block::Https.twice()?.replace(ALLOWED[0], ALLOWED[1]);
+    reader.does(&[Block::HttpsAddress.twice()?, named].join("\n"))?.has(&["203.0.113.7"])?;
     is_degraded(rig, "caddy.service")?;
     ensure!(rig.shell("systemctl is-active caddy")? == "active", "it was stopped");
     rig.shell("DEBIAN_FRONTEND=noninteractive apt-get purge -y -q caddy").map(drop)

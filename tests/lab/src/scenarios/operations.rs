@@ -18,6 +18,8 @@ pub(super) fn on_the_vm(rig: &Rig, commands: &str) -> Result<CommandOutput> {
 pub(super) fn looked_at_and_backed_up(reader: &Reader, rig: &Rig) -> Result<()> {
     reader.pastes(&[Block::Look])?.has(&["result   ready", "openclaw: result=ready"])?;
     on_the_vm(rig, &twice(&[Block::Cli, Block::BackUp])?)?;
+    // The README names it: what it asks needs a terminal.
+    on_the_vm(rig, "sudo openclaw configure --help")?.has(&["configure"])?;
     for directory in ["/mnt/disks/openclaw-data/backups", "/root"] {
         let found = rig.shell(&format!("ls {directory}/*.tar.gz | wc -l"))?;
         ensure!(found == "2", "{found} backups are in {directory}");
@@ -35,7 +37,7 @@ fn back_to_a_snapshot(reader: &Reader, rig: &Rig) -> Result<()> {
     let snapshot = printed.text.lines().find_map(|line| line.strip_prefix("the last is "));
     let snapshot = snapshot.context("the snapshot has no name")?;
     rig.shell(&format!("echo after > {NOTE}"))?;
-    let back = [&format!("SNAPSHOT={snapshot}"), &*Block::GoBack.twice()?, "sh openclaw-gcp wait"].join("\n");
+    let back = Block::GoBack.twice()?.replace("openclaw-gateway-20260901-030000", snapshot);
     reader.does(&back)?.has(&["booting", "ready after"])?;
     saw_the_old_result(reader, rig, "stop")?;
     is_ready(rig)?;
@@ -55,13 +57,23 @@ pub(super) fn format_taken_back(rig: &Rig) -> Result<()> {
 /// On a VM that can have an account.
 pub(super) fn another_machine_and_account(reader: &Reader, rig: &Rig) -> Result<()> {
     reader.pastes(&[Block::Deployer, Block::Registry])?;
+    for answer in ["y", ""] {
+        reader.ends(0, Block::NoRegistry, answer)?;
+    }
     reader.restarts(&twice(&[Block::Larger, Block::VmAccount])?).context("a larger machine with an account")?;
 
-    reader.does(&["OPENAI_API_KEY=key-of-a-model", &*Block::Secret.twice()?].join("\n"))?;
+    reader.does(&["echo key-of-a-model > openai.key", &*Block::Secret.twice()?].join("\n"))?;
     rig.boot(0)?;
     let kept = rig.shell("grep ^OPENAI_API_KEY= /home/node/.openclaw/.env")?;
     ensure!(kept.contains("key-of-a-model"), "the secret is {kept}");
 
-    reader.pastes(&[Block::Programs])?;
+    reader.pastes(&[Block::Set])?;
+    let set = "curl -s -H 'Metadata-Flavor: Google' -w '%{http_code}' -o /dev/null \
+        169.254.169.254/computeMetadata/v1/instance/attributes/openclaw-ready-timeout";
+    ensure!(rig.shell(set)? == "200", "the attribute is not set");
+    reader.pastes(&[Block::Unset])?;
+    ensure!(rig.shell(set)? == "404", "the attribute is not removed");
+
+    reader.pastes(&[Block::Programs, Block::OwnPrograms])?;
     rig.boot(10)?.has(&["the sha256 of notes must be 64 hex digits"]).map(drop)
 }

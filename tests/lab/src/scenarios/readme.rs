@@ -104,7 +104,8 @@ pub(super) fn script_from_top_to_bottom(rig: &Rig) -> Result<()> {
     deleted.has(&["+ gcloud compute instances delete", "nothing was deleted"])?;
     without_an_address(&reader, rig, &token).context("a VM without an external address")?;
     reader.ends(0, Block::Delete, "y\nopenclaw-gateway-data")?.has(&["+ gcloud compute disks delete"])?;
-    reader.ends(0, Block::Delete, "")?.has(&["There is no VM openclaw-gateway and no disk"]).map(drop)
+    reader.ends(0, Block::Delete, "")?.has(&["There is no VM openclaw-gateway and no disk"])?;
+    ["y\ny", ""].into_iter().try_for_each(|answers| reader.ends(0, Block::NoNat, answers).map(drop))
 }
 
 /// What the script says of them, and how they are ready again.
@@ -273,15 +274,14 @@ const REFUSED: &str = include_str!("../../scripts/readme/wait-until-refused.sh")
 fn approves_a_client(reader: &Reader, rig: &Rig) -> Result<()> {
     rig.script(CLIENT, &[])?;
     rig.script(REFUSED, &[]).context("a new client is not refused")?;
-    let block = Block::Approve.text()?.replace("sudo ", "");
-    let (list, approve) = block.split_once('\n').context("the block has one line")?;
+    let [list, approve] = [Block::Ask, Block::Approve].map(|block| block.text().map(|it| it.replace("sudo ", "")));
     // Without a terminal nobody is asked, and it ends as if somebody had said no.
-    let listed = rig.lab("exec", &["--", "sh", "-c", list])?.text;
+    let listed = rig.lab("exec", &["--", "sh", "-c", &list?])?.text;
     let id = uuid(&listed).with_context(|| format!("no request is listed: {listed}"))?;
     reader.does(&Block::ApproveFromOutside.twice()?.replace("=ID", &format!("={id}")))?;
     rig.shell(APPROVED)?;
     rig.shell("docker rm --force client")?;
-    let again = rig.lab("exec", &["--", "sh", "-c", &approve.replace("ID", &id)])?;
+    let again = rig.lab("exec", &["--", "sh", "-c", &approve?.replace("ID", &id)])?;
     ensure!(again.code != 0, "it was approved twice: {}", again.text);
     again.has(&["nothing was approved"]).map(drop)
 }

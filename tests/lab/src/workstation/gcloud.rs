@@ -1,6 +1,7 @@
 //! `gcloud`: its command lines as far as this project's documents use them, from `gcloud help` of each command.
 
 use std::io::Read as _;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -20,12 +21,16 @@ use crate::state::Lab;
 const BUCKETS: &str = "buckets";
 const SERVICES: &str = "services";
 const SECRETS: &str = "secrets";
+const REPOSITORIES: &str = "repositories";
 const RESOURCE_POLICIES: &str = "resource policies";
 /// Disks that are on a schedule.
 const SCHEDULED: &str = "disks on a schedule";
 /// Accounts that may read a secret.
 const SECRET_READERS: &str = "readers of secrets";
 const TAGS: &str = "tags";
+
+/// The API of repositories.
+const ARTIFACT_REGISTRY: &str = "artifactregistry.googleapis.com";
 
 /// `gcloud`.
 #[derive(Debug, clap::Parser)]
@@ -86,7 +91,7 @@ pub(super) enum Projects {
 #[derive(Debug, Subcommand)]
 pub(super) enum Services {
     Enable {
-        #[arg(value_parser = ["secretmanager.googleapis.com"])]
+        #[arg(value_parser = ["secretmanager.googleapis.com", ARTIFACT_REGISTRY])]
         service: String,
         #[arg(long, value_parser = [PROJECT])]
         project: String,
@@ -129,9 +134,8 @@ pub(super) enum Versions {
         name: String,
         #[arg(long, value_parser = [PROJECT])]
         project: String,
-        /// Standard input
-        #[arg(long, value_parser = ["-"])]
-        data_file: String,
+        #[arg(long)]
+        data_file: PathBuf,
     },
 }
 
@@ -143,17 +147,43 @@ pub(super) enum Artifacts {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Repositories {
+    Describe {
+        #[command(flatten)]
+        of: Repository,
+        #[arg(long, value_parser = ["value(name)"])]
+        format: String,
+    },
+    Create {
+        #[command(flatten)]
+        of: Repository,
+        #[arg(long, value_parser = ["docker"])]
+        repository_format: String,
+        #[arg(long, value_parser = ["remote-repository"])]
+        mode: String,
+        #[arg(long, value_parser = ["DOCKER-HUB"])]
+        remote_docker_repo: String,
+    },
+    Delete {
+        #[command(flatten)]
+        of: Repository,
+    },
     AddIamPolicyBinding {
-        repository: String,
-        #[arg(long, value_parser = [PROJECT])]
-        project: String,
-        #[arg(long)]
-        location: String,
+        #[command(flatten)]
+        of: Repository,
         #[arg(long, value_parser = service_account)]
         member: String,
         #[arg(long, value_parser = ["roles/artifactregistry.reader"])]
         role: String,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Repository {
+    name: String,
+    #[arg(long, value_parser = [PROJECT])]
+    project: String,
+    #[arg(long)]
+    location: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -346,6 +376,12 @@ pub(super) enum Instances {
         #[arg(long, value_parser = instances::dictionary)]
         metadata_from_file: Option<instances::Dictionary>,
     },
+    RemoveMetadata {
+        #[command(flatten)]
+        of: Instance,
+        #[arg(long, value_delimiter = ',')]
+        keys: Vec<String>,
+    },
     GetGuestAttributes {
         #[command(flatten)]
         of: Instance,
@@ -423,10 +459,8 @@ impl Gcloud {
                 ensure!(long_enough, "the account's name {name} has not 6 to 30 characters");
                 session.create(ACCOUNTS, &format!("{name}@{PROJECT}.iam.gserviceaccount.com"))?;
             }
-            Self::Projects(Projects::AddIamPolicyBinding { member, .. })
-            | Self::Artifacts(Artifacts::Repositories(Repositories::AddIamPolicyBinding { member, .. })) => {
-                session.needs(ACCOUNTS, &member)?;
-            }
+            Self::Projects(Projects::AddIamPolicyBinding { member, .. }) => session.needs(ACCOUNTS, &member)?,
+            Self::Artifacts(Artifacts::Repositories(command)) => command.run(session)?,
             Self::Services(Services::Enable { service, .. }) => session.ensure(SERVICES, &service)?,
             Self::Secrets(command) => command.run(session, &lab)?,
             Self::Storage(command) => storage(session, command)?,
@@ -484,6 +518,7 @@ impl Instances {
             Self::AddMetadata { metadata, metadata_from_file, .. } => {
                 instances::add_metadata(session, lab, instances::attributes(metadata, metadata_from_file.as_ref())?)
             }
+            Self::RemoveMetadata { keys, .. } => instances::remove_metadata(lab, &keys),
             Self::GetGuestAttributes { query_path, format, .. } => {
                 let answer = instances::guest_attributes(lab, &query_path, format.as_deref())?;
                 session.note(&format!("get-guest-attributes {query_path}\n{answer}"))?;
@@ -571,6 +606,24 @@ impl List {
     }
 }
 
+impl Repositories {
+    fn run(self, session: &Used) -> Result<()> {
+        session.needs(SERVICES, ARTIFACT_REGISTRY)?;
+        match self {
+            Self::Describe { of, .. } => session.describe(REPOSITORIES, &of.name),
+            Self::Create { of, .. } => session.create(REPOSITORIES, &of.name),
+            Self::Delete { of } => {
+                agreed(false)?;
+                session.delete(REPOSITORIES, &of.name)
+            }
+            Self::AddIamPolicyBinding { of, member, .. } => {
+                session.needs(REPOSITORIES, &of.name)?;
+                session.needs(ACCOUNTS, &member)
+            }
+        }
+    }
+}
+
 impl Secrets {
     /// Secret Manager has a secret's versions for the VM as soon as somebody may read it.
     fn run(self, session: &Used, lab: &Lab) -> Result<()> {
@@ -578,10 +631,10 @@ impl Secrets {
         match self {
             Self::Describe { name, .. } => session.describe(SECRETS, &name),
             Self::Create { name, .. } => session.create(SECRETS, &name),
-            Self::Versions(Versions::Add { name, .. }) => {
+            Self::Versions(Versions::Add { name, data_file, .. }) => {
                 session.needs(SECRETS, &name)?;
-                let mut value = String::new();
-                std::io::stdin().read_to_string(&mut value).context("reading the secret's value")?;
+                let value = std::fs::read_to_string(&data_file);
+                let value = value.with_context(|| format!("reading {}", data_file.display()))?;
                 let versions = session.remembered(SECRETS, &name)?.unwrap_or_default();
                 session.remember(SECRETS, &name, &format!("{versions}{value}\n"))?;
                 publish(session, lab, &name)
@@ -610,13 +663,14 @@ fn publish(session: &Used, lab: &Lab, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// What gcloud asks before it deletes something.
-fn agreed(quiet: bool) -> Result<()> {
+/// What gcloud asks before it deletes something. It reads one line and no more: the next is for who asks next.
+pub(super) fn agreed(quiet: bool) -> Result<()> {
     if quiet {
         return Ok(());
     }
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).context("reading the answer")?;
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned().context("reading the answer")?;
+    let bytes = std::fs::File::from(stdin).bytes().take_while(|byte| byte.as_ref().is_ok_and(|byte| *byte != b'\n'));
+    let answer = String::from_utf8(bytes.collect::<Result<_, _>>().context("reading the answer")?)?;
     ensure!(answer.trim().eq_ignore_ascii_case("y"), "aborted by user");
     Ok(())
 }

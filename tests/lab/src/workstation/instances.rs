@@ -269,6 +269,11 @@ pub(super) fn add_metadata(session: &Used, lab: &Lab, metadata: Dictionary) -> R
         .try_for_each(|(key, value)| runtime.block_on(client.set_attribute(Level::Instance, &key, &value)))
 }
 
+pub(super) fn remove_metadata(lab: &Lab, keys: &[String]) -> Result<()> {
+    let (runtime, client) = (cloud::runtime()?, cloud::client(lab)?);
+    keys.iter().try_for_each(|key| runtime.block_on(client.unset_attribute(Level::Instance, key)))
+}
+
 /// What `get-guest-attributes` prints; a key or namespace that is not there is an error.
 pub(super) fn guest_attributes(lab: &Lab, query_path: &str, format: Option<&str>) -> Result<String> {
     let (namespace, wanted) = query_path.split_once('/').context("a query path is NAMESPACE/ or NAMESPACE/KEY")?;

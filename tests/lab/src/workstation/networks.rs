@@ -4,6 +4,7 @@
 use anyhow::{Result, ensure};
 use clap::{Args, Subcommand};
 
+use super::gcloud::agreed;
 use super::session::Used;
 use crate::cloud::metadata_server::PROJECT;
 
@@ -46,7 +47,7 @@ pub(super) enum Addresses {
     Describe {
         #[command(flatten)]
         of: Regional,
-        #[arg(long, value_parser = ["value(address)"])]
+        #[arg(long, value_parser = ["value(name)", "value(address)"])]
         format: String,
     },
     /// One that the VM has, which it keeps.
@@ -76,6 +77,10 @@ pub(super) enum FirewallRules {
         #[arg(long)]
         target_tags: Option<String>,
     },
+    Delete {
+        #[command(flatten)]
+        of: Global,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -94,6 +99,10 @@ pub(super) enum Routers {
     },
     #[command(subcommand)]
     Nats(Nats),
+    Delete {
+        #[command(flatten)]
+        of: Regional,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -121,6 +130,7 @@ pub(super) enum Nats {
 impl Addresses {
     pub(super) fn run(self, session: &Used) -> Result<()> {
         match self {
+            Self::Describe { of, format } if format == "value(name)" => session.describe(ADDRESSES, &of.name),
             Self::Describe { of, .. } => {
                 session.needs(ADDRESSES, &of.name)?;
                 println!("{ADDRESS}");
@@ -140,6 +150,13 @@ impl FirewallRules {
                 let is_way_in = allow == "tcp:22" && source_ranges.is_some();
                 if is_way_in { session.ensure(WAYS_IN, "IAP") } else { Ok(()) }
             }
+            Self::Delete { of } => {
+                agreed(false)?;
+                if session.has(WAYS_IN, "IAP") {
+                    session.delete(WAYS_IN, "IAP")?;
+                }
+                session.delete(FIREWALL_RULES, &of.name)
+            }
         }
     }
 }
@@ -156,6 +173,12 @@ impl Routers {
             Self::Nats(Nats::Create { of, router, .. }) => {
                 session.needs(ROUTERS, &router)?;
                 session.create(NATS, &of.name)
+            }
+            // Its NAT is a part of it.
+            Self::Delete { of } => {
+                agreed(false)?;
+                session.delete(NATS, "openclaw")?;
+                session.delete(ROUTERS, &of.name)
             }
         }
     }

@@ -357,7 +357,7 @@ fn the_readme_has_the_same_commands_and_links_in_both_languages() {
 /// A sentence of a page, and the line of the code that makes it true.
 #[rustfmt::skip]
 const NUMBERS: [(&str, &str, &str, &str); 27] = [
-    ("README.md", "gives up after an hour", "openclaw-gcp", "-lt 3600 ] || die"),
+    ("README.md", "gives up after an hour", "openclaw-gcp", "-lt 3600 ] || give_up"),
     ("docs/gcloud.md", "fails with `failed:CODE` or after an hour", "docs/gcloud.md", "seconds=3600"),
     ("docs/small-machines.md", "less than 4 GiB of memory", "src/memory/swap.rs", "ENOUGH_MEMORY_BYTES: u64 = 4096 * MIB"),
     ("docs/small-machines.md", "2 GiB, but at most a quarter of what is free", "src/memory/swap.rs", "MAX_BYTES: u64 = 2048 * MIB"),

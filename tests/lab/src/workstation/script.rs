@@ -38,7 +38,7 @@ fn run(case: &Case<'_>) -> Result<(i32, String)> {
     for (name, text) in case.world {
         fs::write(directory.path().join(name), text)?;
     }
-    fs::write(directory.path().join("answers"), case.types)?;
+    fs::write(directory.path().join("answers"), format!("{}\n", case.types))?;
     let path = [directory.path(), Path::new("/usr/bin"), Path::new("/bin")];
     let mut shell = Command::new("sh");
     shell.arg(script).args(case.arguments.split_whitespace()).env_clear();

@@ -145,6 +145,7 @@ fn status_ends_well_only_if_the_gateway_is_ready_now() -> Result<()> {
         case(&still, 1, &["state    stopped", "stopped by hand"]),
         case(&before, 1, &["nothing since it was switched on"]),
         case(&away, 1, &["TERMINATED", "is off: sh openclaw-gcp create starts it"]),
+        case(&good[..1], 1, &["it cannot be read how gateway is: ERROR: there is no"]),
         case(&good[..2], 1, &["ERROR: there is no attributes", "has reported nothing yet"]),
         Case { arguments: "wait", ..case(&away, 1, &["gateway is off (TERMINATED)"]) },
         Case { arguments: "wait", ..case(&good, 0, &["ready after"]) },

@@ -54,6 +54,9 @@ pub const IDENTITY_PORT: u16 = 18780;
 /// 45 s (openclaw issue 150762).
 pub const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// With less memory the gateway is killed as soon as it is ready (measured: 768 MiB runs, 640 MiB does not).
+pub const LEAST_MEMORY_BYTES: u64 = 768 << 20;
+
 /// Base of Docker's apt repositories.
 pub const DEFAULT_DOCKER_APT_URL: &str = "https://download.docker.com/linux";
 
@@ -257,6 +260,19 @@ pub struct GatewayConfig {
     pub metadata_access: MetadataAccess,
     /// `openclaw-container-root`.
     pub root: ContainerRoot,
+    /// `openclaw-memory`, `openclaw-pids` and `openclaw-tmp`.
+    pub limits: Limits,
+}
+
+/// What the container may take of the machine; what is not set follows from the machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory, in bytes.
+    pub memory: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u32>,
+    /// Files in `/tmp`, in bytes of that memory.
+    pub tmp: Option<u64>,
 }
 
 impl Default for GatewayConfig {
@@ -274,6 +290,7 @@ impl Default for GatewayConfig {
             ready_timeout: DEFAULT_READY_TIMEOUT,
             metadata_access: MetadataAccess::Block,
             root: ContainerRoot::ReadOnly,
+            limits: Limits::default(),
         }
     }
 }
@@ -526,6 +543,11 @@ fn gateway(
         ready_timeout: attributes.get(keys::READY_TIMEOUT, check::ready_timeout).unwrap_or(default.ready_timeout),
         metadata_access,
         root: attributes.get(keys::CONTAINER_ROOT, container_root).unwrap_or(default.root),
+        limits: Limits {
+            memory: attributes.get(keys::MEMORY, check::memory_size),
+            pids: attributes.get(keys::PIDS, check::pids),
+            tmp: attributes.get(keys::TMP, check::tmp_size),
+        },
     }
 }
 
@@ -689,6 +711,9 @@ mod tests {
             ("openclaw-metadata-access", "allow"),
             ("openclaw-run-id", "run 1"),
             ("openclaw-swap", "2G"),
+            ("openclaw-memory", "3G"),
+            ("openclaw-pids", "1024"),
+            ("openclaw-tmp", "256M"),
             ("openclaw-watch", "off"),
             ("openclaw-apply", "boot"),
         ])?;
@@ -707,6 +732,8 @@ mod tests {
         assert_eq!(config.docker.source, DockerSource::Distro);
         assert_eq!(config.gateway.metadata_access, MetadataAccess::Allow);
         assert_eq!(config.swap, SwapChoice::Size(2 << 30));
+        let limits = Limits { memory: Some(3 << 30), pids: Some(1024), tmp: Some(256 << 20) };
+        assert_eq!(config.gateway.limits, limits);
         assert_eq!((config.is_watched, config.apply), (false, ApplyChoice::Boot));
         assert_eq!(config.run_id.as_deref(), Some("run 1"));
         assert_eq!(warnings.len(), 2, "the literal token and the open address: {warnings:?}");

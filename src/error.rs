@@ -117,8 +117,8 @@ codes! {
     ImageBuildFailed = 22, "image-build-failed", transient;
     /// The gateway or the build ended for lack of memory.
     ///
-    /// The machine type is too small: choose a larger one, or let `openclaw-swap` make more swap. If the message speaks
-    /// of Node's heap, `openclaw-env-NODE_OPTIONS` makes it too small.
+    /// The machine type is too small: choose a larger one, or let `openclaw-swap` make more swap; or `openclaw-memory`
+    /// leaves too little. If the message speaks of Node's heap, `openclaw-env-NODE_OPTIONS` makes it too small.
     OutOfMemory = 23, "out-of-memory", permanent;
     /// A disk is full.
     ///
@@ -174,8 +174,8 @@ codes! {
     ///
     /// It is respected. `sudo systemctl unmask UNIT` takes it back.
     UnitMasked = 36, "unit-masked", permanent;
-    /// The gateway refuses the settings of `openclaw-config`, or did not come up with a changed `openclaw-env-NAME`; it
-    /// runs with those before.
+    /// The gateway refuses the settings of `openclaw-config`, or did not come up with a changed `openclaw-env-NAME`,
+    /// `openclaw-memory`, `openclaw-pids` or `openclaw-tmp`; it runs with those before.
     ///
     /// A key or a value that this version does not accept, or with which it does not start: the message has its own
     /// words. Correct the attribute, or remove it. The same value is not tried again.

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 
-use super::Config;
-use super::keys::{IMAGE, IMAGE_SOURCE, IMAGE_VARIANT, TIMEZONE, VERSION};
+use super::keys::{IMAGE, IMAGE_SOURCE, IMAGE_VARIANT, MEMORY, TIMEZONE, TMP, VERSION};
+use super::{Config, Limits};
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Access, Host};
+use crate::memory;
 use crate::paths::BAKED;
 use crate::reference::ImageReference;
+use crate::text::{MIB, size};
 use crate::version::GatewayVersion;
 
 /// What the boot disk was baked with.
@@ -68,7 +70,25 @@ pub async fn read(host: &Host, given: &BTreeMap<String, String>) -> Result<(Conf
     {
         check_timezone(host, zone)?;
     }
+    if config.gateway.limits != Limits::default() {
+        check_limits(config.gateway.limits, memory::total(host).await?)?;
+    }
     Ok((config, warnings))
+}
+
+/// A limit that the machine cannot have: its sizes are known only here.
+fn check_limits(limits: Limits, total: u64) -> Result<()> {
+    let complaint = if limits.memory.is_some_and(|memory| memory > total) {
+        format!("{MEMORY} is more than the {} of memory that this VM has", size(total))
+    } else {
+        let most = limits.memory.unwrap_or(total) / 2;
+        if limits.tmp.is_none_or(|tmp| tmp <= most) {
+            return Ok(());
+        }
+        format!("{TMP} is more than half of the memory that it is taken from: at most {} M", most / MIB)
+    };
+    let remedy = format!("Correct the attribute, or give the VM more memory, then run `{RUN_AGAIN}`.");
+    Err(anyhow!(complaint)).classify(Code::ConfigInvalid, remedy)
 }
 
 /// The gateway would take a zone that does not exist for UTC, without a word.
@@ -96,9 +116,28 @@ async fn configured(host: &Host, given: &BTreeMap<String, String>) -> Result<(Co
 mod tests {
     use super::*;
     use crate::config::{DEFAULT_VERSION, ImageSource};
+    use crate::error::{code_of, one_line};
 
     fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_limit_that_the_machine_cannot_have_is_named() {
+        let limits = |memory: Option<u64>, tmp: Option<u64>| Limits { memory, tmp, pids: None };
+        for (limits, words) in [
+            (limits(None, None), None),
+            (limits(Some(4 << 30), Some(2 << 30)), None),
+            (limits(None, Some(2 << 30)), None),
+            (limits(Some((4 << 30) + 1), None), Some("openclaw-memory is more than the 4.0 GiB")),
+            (limits(Some(2 << 30), Some(1025 << 20)), Some("at most 1024 M")),
+            (limits(None, Some(3 << 30)), Some("at most 2048 M")),
+        ] {
+            let found = check_limits(limits, 4 << 30).map_err(|error| (code_of(&error), one_line(&error))).err();
+            assert_eq!(found.is_some(), words.is_some(), "{limits:?}: {found:?}");
+            let (Some((code, sentence)), Some(words)) = (found, words) else { continue };
+            assert!(code == Code::ConfigInvalid && sentence.contains(words), "{sentence}");
+        }
     }
 
     #[tokio::test]

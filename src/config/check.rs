@@ -1,8 +1,10 @@
 //! What a value may look like. Every check returns what is allowed as its error: "must be …".
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::LEAST_MEMORY_BYTES;
 use super::env;
 use super::secret_version::{SecretVersion, TokenSource};
 use crate::reference::{ImageReference, is_component, is_registry};
@@ -13,7 +15,7 @@ use crate::version::VersionChoice;
 pub(super) type Checked<T> = Result<T, String>;
 
 /// A shorter token could be guessed. A longer one fills the headers of a request, of which Node.js takes 16 KiB.
-const TOKEN_CHARS: std::ops::RangeInclusive<usize> = 32..=4096;
+const TOKEN_CHARS: RangeInclusive<usize> = 32..=4096;
 
 /// What the kernel takes as one `NAME=VALUE`, without the NUL at its end (`MAX_ARG_STRLEN`).
 const VARIABLE_BYTES: usize = 128 * 1024 - 1;
@@ -27,10 +29,19 @@ const SHOWN_NAME_CHARS: usize = 40;
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254);
 
 /// Less swap helps nobody, more is a slip.
-const SWAP_SIZES: std::ops::RangeInclusive<u64> = (64 << 20)..=(64 << 30);
+const SWAP_SIZES: RangeInclusive<u64> = (64 << 20)..=(64 << 30);
+
+/// With less memory no gateway runs; no VM has more.
+const MEMORY_SIZES: RangeInclusive<u64> = LEAST_MEMORY_BYTES..=(32 << 40);
+
+/// Less room for temporary files is none.
+const TMP_SIZES: RangeInclusive<u64> = (64 << 20)..=(32 << 40);
+
+/// The threads of a gateway and of one command of its agents; the kernel's own default for a whole machine.
+const PIDS: RangeInclusive<u32> = 64..=32_768;
 
 /// A start takes ten seconds where all goes well; who waits for longer than half an hour would rather know.
-const READY_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(30 * 60);
+const READY_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(30 * 60);
 
 /// Nobody approves more at once than can be looked at.
 const REQUESTS_LIMIT: usize = 20;
@@ -130,30 +141,50 @@ pub(super) fn base_url(value: &str) -> Checked<String> {
     }
 }
 
-/// The size of a swap file in bytes, given in mebibytes (`M`) or gibibytes (`G`).
-pub(super) fn swap_size(value: &str) -> Checked<u64> {
-    let size = |number: &str, unit: u64| number.parse::<u64>().ok()?.checked_mul(unit);
-    let digits = |number: &str| number.bytes().all(|byte| byte.is_ascii_digit());
-    let bytes = match (value.strip_suffix('M'), value.strip_suffix('G')) {
-        (Some(number), _) if digits(number) => size(number, 1 << 20),
-        (_, Some(number)) if digits(number) => size(number, 1 << 30),
-        _ => None,
-    };
-    bytes
-        .filter(|bytes| SWAP_SIZES.contains(bytes))
-        .ok_or_else(|| "must be one of: auto, off, or a size from 64M to 64G such as 2G".to_owned())
+/// A number with one of these units behind it, as a multiple of the least of them.
+fn with_unit(value: &str, units: &[(char, u64)]) -> Option<u64> {
+    let (number, factor) = units.iter().find_map(|(unit, factor)| Some((value.strip_suffix(*unit)?, factor)))?;
+    let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| number.parse::<u64>().ok()?.checked_mul(*factor)).flatten()
 }
 
-/// How long a start may take, in minutes (`m`) or seconds (`s`).
+/// A size in bytes, given in mebibytes (`M`) or gibibytes (`G`).
+fn size(value: &str, sizes: &RangeInclusive<u64>) -> Option<u64> {
+    with_unit(value, &[('M', 1 << 20), ('G', 1 << 30)]).filter(|bytes| sizes.contains(bytes))
+}
+
+/// The size of a swap file.
+pub(super) fn swap_size(value: &str) -> Checked<u64> {
+    size(value, &SWAP_SIZES).ok_or_else(|| "must be one of: auto, off, or a size from 64M to 64G such as 2G".to_owned())
+}
+
+/// The memory of the container.
+pub(super) fn memory_size(value: &str) -> Checked<u64> {
+    size(value, &MEMORY_SIZES)
+        .ok_or_else(|| "must be a size from 768M, without which no gateway runs, such as 3G".to_owned())
+}
+
+/// The room for temporary files in the container.
+pub(super) fn tmp_size(value: &str) -> Checked<u64> {
+    size(value, &TMP_SIZES).ok_or_else(|| "must be a size from 64M, such as 512M".to_owned())
+}
+
+/// How many processes and threads the container may have.
+pub(super) fn pids(value: &str) -> Checked<u32> {
+    let number = Some(value).filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
+    let number = number.and_then(|value| value.parse().ok()).filter(|number| PIDS.contains(number));
+    number.ok_or_else(|| format!("must be a number from {} to {}", PIDS.start(), PIDS.end()))
+}
+
+/// A time in hours (`h`), minutes (`m`) or seconds (`s`).
+fn time(value: &str, times: &RangeInclusive<Duration>) -> Option<Duration> {
+    let seconds = with_unit(value, &[('h', 3600), ('m', 60), ('s', 1)])?;
+    Some(Duration::from_secs(seconds)).filter(|time| times.contains(time))
+}
+
+/// How long a start may take.
 pub(super) fn ready_timeout(value: &str) -> Checked<Duration> {
-    let seconds = |number: &str, unit: u64| {
-        let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
-        is_number.then(|| number.parse::<u64>().ok()?.checked_mul(unit)).flatten()
-    };
-    let time =
-        value.strip_suffix('m').map_or_else(|| seconds(value.strip_suffix('s')?, 1), |number| seconds(number, 60));
-    let time = time.map(Duration::from_secs).filter(|time| READY_TIMEOUTS.contains(time));
-    time.ok_or_else(|| "must be a time from 1m to 30m, such as 10m or 90s".to_owned())
+    time(value, &READY_TIMEOUTS).ok_or_else(|| "must be a time from 1m to 30m, such as 10m or 90s".to_owned())
 }
 
 /// The URL of one file.
@@ -551,6 +582,13 @@ mod tests {
             &["", "G", "2", "2g", "+2G", "-2G", "2 G", "2GB", "0G", "65G", "63M", "99999999999999999999G"],
         );
         assert_eq!(swap_size("512M"), Ok(512 << 20));
+    }
+
+    #[test]
+    fn limits_of_the_container() {
+        accepts(memory_size, &["768M", "3G", "1024G"], &["", "767M", "2", "auto", "3g", "33000000G", "+3G"]);
+        accepts(tmp_size, &["64M", "1G"], &["", "63M", "10%", "0"]);
+        accepts(pids, &["64", "512", "32768"], &["", "0", "63", "32769", "-1", "+64", "unlimited"]);
     }
 
     #[test]

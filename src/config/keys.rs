@@ -121,6 +121,13 @@ keys! {
     /// swap file on the boot disk: `auto` (up to 2 GiB where memory is below 4 GiB and there is no swap), `off`, or a
     /// size such as `2G`
     SWAP = "openclaw-swap", boot, "auto|off|SIZE", "`auto`", "2G";
+    /// what the gateway and its agents may take of [the VM's memory](small-machines.md#limits), `768M` or more; Node's heap
+    /// gets half of it
+    MEMORY = "openclaw-memory", run, "SIZE", "three quarters of the VM's", "3G";
+    /// how many processes and threads they may have, 64 to 32768
+    PIDS = "openclaw-pids", run, "NUMBER", "`512`", "2048";
+    /// the room for files in `/tmp`, which are in that memory: at most half of it
+    TMP = "openclaw-tmp", run, "SIZE", "a tenth of the VM's memory", "512M";
     /// what containers get of the metadata server: `block` nothing, `identity` the project, the zone and tokens of
     /// [one weaker account](security.md#an-account-for-the-agent), `allow` everything
     METADATA_ACCESS = "openclaw-metadata-access", run, "block|identity|allow", "`block`", "identity";

@@ -12,7 +12,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::openclaw_json::INNER_PORT;
 use super::{Gateway, NAME, PROGRAM, SPEC_LABEL, env};
-use crate::config::{ContainerRoot, GatewayConfig};
+use crate::config::keys::MEMORY;
+use crate::config::{ContainerRoot, GatewayConfig, LEAST_MEMORY_BYTES, Limits};
 use crate::docker::Engine;
 use crate::host::{Access, Host};
 use crate::image::Image;
@@ -28,7 +29,7 @@ pub(super) const CONFIG: &str = "/home/node/.config/openclaw";
 const USER: &str = "1000:1000";
 
 /// Upstream's own limit for a gateway in a shared host (`openclaw fleet`).
-const PIDS_LIMIT: i64 = 512;
+const PIDS_LIMIT: u32 = 512;
 
 /// The grace for a gateway that stops, in seconds: it drains active work for up to 325 s.
 pub(super) const STOP_SECONDS: i32 = 330;
@@ -36,15 +37,15 @@ pub(super) const STOP_SECONDS: i32 = 330;
 /// The container's share of the machine's memory; the rest is for Docker and the system.
 const MEMORY_PERCENT: u64 = 75;
 
-/// Below this the gateway is killed as soon as it is ready (measured: 768 MiB runs, 640 MiB does not).
-const LEAST_MEMORY_BYTES: u64 = 768 * MIB;
-
 /// The limit is a multiple of this: the slightly different total of another kernel changes nothing.
 const MEMORY_STEP_BYTES: u64 = 64 * MIB;
 
 /// Directories that programs in the container write to and that need not outlive it: in memory, bounded. `~/.local/bin`
 /// is in the image's `PATH`. Other caches are below the state (`XDG_CACHE_HOME`).
-const SCRATCH: [&str; 3] = ["/tmp", "/home/node/.npm", "/home/node/.local"];
+const SCRATCH: [&str; 3] = [TMP, "/home/node/.npm", "/home/node/.local"];
+
+/// The one of them for everybody's temporary files.
+pub(super) const TMP: &str = "/tmp";
 
 /// The size of each of them, as a share of the machine's memory.
 const SCRATCH_PERCENT: u64 = 10;
@@ -104,15 +105,15 @@ impl Capabilities {
     }
 
     /// How many bytes the container may use.
-    fn limit(&self) -> u64 {
-        self.share(MEMORY_PERCENT).max(LEAST_MEMORY_BYTES)
+    fn memory(&self, limits: Limits) -> u64 {
+        limits.memory.unwrap_or_else(|| self.share(MEMORY_PERCENT).max(LEAST_MEMORY_BYTES))
     }
 
     /// The directories in memory, with their mount options.
-    fn scratch(&self) -> HashMap<String, String> {
+    fn scratch(&self, limits: Limits) -> HashMap<String, String> {
         let size = self.share(SCRATCH_PERCENT).max(MEMORY_STEP_BYTES);
         let options = |path| match path {
-            "/tmp" => format!("exec,nosuid,nodev,mode=1777,size={size}"),
+            TMP => format!("exec,nosuid,nodev,mode=1777,size={}", limits.tmp.unwrap_or(size)),
             _ => format!("exec,nosuid,nodev,mode=0755,uid=1000,gid=1000,size={size}"),
         };
         SCRATCH.map(|path| (path.to_owned(), options(path))).into()
@@ -138,7 +139,11 @@ impl<'a> Inputs<'a> {
         if config.root == ContainerRoot::Writable {
             host.ensure_file(THIS_BOOT, "", Access::root(0o644)).await.context("making what is of this boot")?;
         }
-        Ok(Self { image, data, config, has_tls, capabilities: Capabilities::observe(host, engine, image).await? })
+        let capabilities = Capabilities::observe(host, engine, image).await?;
+        if config.limits.memory.is_some() && !capabilities.memory_limit {
+            host.warn(format!("{MEMORY} has no effect: this engine cannot limit a container's memory"));
+        }
+        Ok(Self { image, data, config, has_tls, capabilities })
     }
 
     /// The gateway's container. No secret is part of it: they are in the state directory's `.env`.
@@ -222,22 +227,23 @@ impl<'a> Inputs<'a> {
         let files =
             [(config.metadata_access.is_shielded(), SHIELD_IN_FORCE), (!config.ca_certificates.is_empty(), CA_BUNDLE)];
         mounts.extend(files.into_iter().filter(|(is_there, _)| *is_there).map(|(_, file)| read_only(file)));
-        let limits = [("max-size", "10m"), ("max-file", "3")];
+        let log = [("max-size", "10m"), ("max-file", "3")];
+        let memory = capabilities.memory(config.limits);
         let mut host = HostConfig {
             mounts: Some(mounts),
             readonly_rootfs: (config.root == ContainerRoot::ReadOnly).then_some(true),
-            tmpfs: Some(capabilities.scratch()),
+            tmpfs: Some(capabilities.scratch(config.limits)),
             // Programs of the VM, such as a local model, under the name that Docker Desktop gives them.
             extra_hosts: Some(vec!["host.docker.internal:host-gateway".to_owned()]),
             cap_drop: Some(vec!["ALL".to_owned()]),
             security_opt: Some(vec!["no-new-privileges".to_owned()]),
             userns_mode: capabilities.remaps_users.then(|| "host".to_owned()),
-            pids_limit: Some(PIDS_LIMIT),
+            pids_limit: Some(config.limits.pids.unwrap_or(PIDS_LIMIT).into()),
             init: (!capabilities.own_init).then_some(true),
-            memory: capabilities.memory_limit.then(|| i64::try_from(capabilities.limit()).unwrap_or(i64::MAX)),
+            memory: capabilities.memory_limit.then(|| i64::try_from(memory).unwrap_or(i64::MAX)),
             log_config: Some(HostConfigLogConfig {
                 typ: Some("local".to_owned()),
-                config: Some(limits.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
+                config: Some(log.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
             }),
             ..Default::default()
         };
@@ -246,7 +252,7 @@ impl<'a> Inputs<'a> {
             // The gateway's owner lease is keyed by the host name (openclaw issue 155644).
             hostname: Some(NAME.to_owned()),
             user: Some(USER.to_owned()),
-            env: Some(env::variables(&config.env, capabilities.limit())),
+            env: Some(env::variables(&config.env, memory)),
             cmd: Some(PROGRAM.iter().chain(command).map(|&word| word.to_owned()).collect()),
             image: Some(image.reference.to_string()),
             stop_timeout: Some(STOP_SECONDS.into()),
@@ -360,6 +366,7 @@ mod tests {
             of(&image(), &GatewayConfig { metadata_access: MetadataAccess::Allow, ..config() }, allowed()),
             of(&image(), &writable(), allowed()),
             of(&image(), &trusting("a"), allowed()),
+            of(&image(), &limited(), allowed()),
         ];
         for fingerprint in changed {
             assert_ne!(fingerprint, first);
@@ -435,10 +442,26 @@ mod tests {
 
     #[test]
     fn the_memory_limit_follows_the_machine() {
-        let limit = |memory| Capabilities { memory, ..allowed() }.limit() / MIB;
+        let limit = |memory| Capabilities { memory, ..allowed() }.memory(Limits::default()) / MIB;
         assert_eq!(limit(2000 * MIB), 1472);
         assert_eq!(limit(2001 * MIB), 1472);
         assert_eq!(limit(900 * MIB), 768);
+    }
+
+    fn limited() -> GatewayConfig {
+        let limits = Limits { memory: Some(2 << 30), pids: Some(1024), tmp: Some(256 * MIB) };
+        GatewayConfig { limits, ..config() }
+    }
+
+    #[test]
+    fn limits_that_are_set_are_the_containers() {
+        let body = spec(&image(), &limited(), allowed()).body;
+        assert!(body.env.unwrap().contains(&"NODE_OPTIONS=--max-old-space-size=1024".to_owned()));
+        let host = body.host_config.unwrap();
+        assert_eq!((host.memory, host.pids_limit), (Some(2 << 30), Some(1024)));
+        let tmpfs = host.tmpfs.unwrap();
+        assert!(tmpfs[TMP].ends_with(",size=268435456"), "{tmpfs:?}");
+        assert!(tmpfs.iter().all(|(path, options)| path == TMP || options.ends_with(",size=402653184")), "{tmpfs:?}");
     }
 
     #[test]

@@ -6,11 +6,13 @@
 use std::fmt;
 
 use anyhow::{Context as _, Error, Result};
+use bollard::models::{ContainerInspectResponse, HostConfig};
 use bollard::query_parameters::{CreateContainerOptionsBuilder, RenameContainerOptionsBuilder};
 
-use super::spec::{STOP_SECONDS, Spec};
+use super::spec::{STOP_SECONDS, Spec, TMP};
 use super::start::explain_creation;
 use super::{Action, Gateway, NAME, Observed, SPEC_LABEL, Secrets, inspect, observe, remove_if_exists, stop_container};
+use crate::config::{Limits, keys};
 use crate::docker::Engine;
 use crate::error::{Code, code_of};
 use crate::host::blocking;
@@ -38,7 +40,7 @@ const NAMED_PATHS: usize = 5;
 pub(super) struct Undone {
     /// Its fingerprint.
     pub(super) fingerprint: String,
-    /// The attributes for environment variables that the former one has otherwise.
+    /// The attributes for what the former one has otherwise: environment variables and limits.
     pub(super) attributes: Vec<String>,
 }
 
@@ -107,11 +109,15 @@ impl Gateway<'_> {
     /// What the gateway's container has that the former one had not. To bring that one back matters more: what cannot
     /// be asked differs in nothing.
     async fn difference(&self) -> Undone {
-        let configuration = async |name| inspect(self.engine, name).await.ok().flatten()?.config;
-        let former = configuration(FORMER).await.unwrap_or_default().env.unwrap_or_default();
-        let new = configuration(NAME).await.unwrap_or_default();
+        let inspect = async |name| inspect(self.engine, name).await.ok().flatten().unwrap_or_default();
+        let (former, new) = (inspect(FORMER).await, inspect(NAME).await);
+        let limits = |found: &ContainerInspectResponse| found.host_config.clone().unwrap_or_default();
+        let limits = differing_limits(&limits(&former), &limits(&new), self.config.limits);
+        let (former, new) = (former.config.unwrap_or_default(), new.config.unwrap_or_default());
         let fingerprint = new.labels.and_then(|mut labels| labels.remove(SPEC_LABEL)).unwrap_or_default();
-        let attributes = differing(&former, &new.env.unwrap_or_default(), |name| self.config.env.contains_key(name));
+        let (former, new) = (former.env.unwrap_or_default(), new.env.unwrap_or_default());
+        let mut attributes = differing(&former, &new, |name| self.config.env.contains_key(name));
+        attributes.extend(limits);
         Undone { fingerprint, attributes }
     }
 
@@ -181,6 +187,17 @@ fn differing(former: &[String], new: &[String], is_operators: impl Fn(&str) -> b
     changed.filter(|name| is_operators(name)).map(|name| format!("openclaw-env-{name}")).collect()
 }
 
+/// The attributes of those limits that were set, and that `former` has otherwise.
+fn differing_limits(former: &HostConfig, new: &HostConfig, limits: Limits) -> Vec<String> {
+    let tmp = |host: &HostConfig| host.tmpfs.as_ref().and_then(|tmpfs| tmpfs.get(TMP).cloned());
+    let differing = [
+        (keys::MEMORY, limits.memory.is_some() && former.memory != new.memory),
+        (keys::PIDS, limits.pids.is_some() && former.pids_limit != new.pids_limit),
+        (keys::TMP, limits.tmp.is_some() && tmp(former) != tmp(new)),
+    ];
+    differing.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
+}
+
 /// Of the paths that differ from the image, those that no gateway makes by itself.
 fn left_by_hand(mut changed: Vec<String>) -> Vec<String> {
     let is_below =
@@ -220,6 +237,25 @@ mod tests {
         for (former, new, expected) in cases {
             let found = differing(&lines(former), &lines(new), |name| name != "OURS");
             assert_eq!(found, expected, "{former:?} {new:?}");
+        }
+    }
+
+    #[test]
+    fn the_attributes_behind_other_limits_are_named() {
+        let host = |memory, pids, size: &str| HostConfig {
+            memory: Some(memory),
+            pids_limit: Some(pids),
+            tmpfs: Some([(TMP.to_owned(), size.to_owned())].into()),
+            ..HostConfig::default()
+        };
+        let all = Limits { memory: Some(1), pids: Some(1), tmp: Some(1) };
+        for (new, limits, expected) in [
+            (host(3, 512, "a"), all, &[][..]),
+            (host(2, 64, "b"), all, &[keys::MEMORY, keys::PIDS, keys::TMP]),
+            (host(2, 64, "b"), Limits { memory: None, tmp: None, ..all }, &[keys::PIDS]),
+            (host(2, 64, "b"), Limits::default(), &[]),
+        ] {
+            assert_eq!(differing_limits(&host(3, 512, "a"), &new, limits), expected, "{limits:?}");
         }
     }
 

@@ -10,7 +10,7 @@ use super::{ENV_PREFIX, LOADER_PREFIX, OWNER_PREFIX, ROWS, Row, SECRET_PREFIX};
 
 /// The kinds of values, as regular expressions of ECMA 262 that Rust reads as well. What they let through, a run may
 /// still refuse; what a run takes, they let through.
-const KINDS: [(&str, &str); 21] = [
+const KINDS: [(&str, &str); 22] = [
     ("ADDRESS", "[0-9A-Fa-f:.]+"),
     ("COMMIT", "[0-9a-f]{40}(,(tree|sha256)=[0-9a-f]+)*"),
     ("DOMAIN", "[0-9A-Za-z-]+(\\.[0-9A-Za-z-]+)+"),
@@ -20,6 +20,7 @@ const KINDS: [(&str, &str); 21] = [
     ("LIST", "\\S[\\s\\S]*"),
     ("NAME", "[a-z]([-a-z0-9]{0,61}[a-z0-9])?"),
     ("NETWORKS", "[0-9A-Fa-f:./]+( *, *[0-9A-Fa-f:./]+)*"),
+    ("NUMBER", "[0-9]+"),
     ("PEM", "[\\s\\S]*-----BEGIN CERTIFICATE-----[\\s\\S]*"),
     ("PORT", "0*[1-9][0-9]{0,4}"),
     ("PUBLISHED", "(/[^\\s,:]+(:[0-9]+)?|[0-9]+)( *, *(/[^\\s,:]+(:[0-9]+)?|[0-9]+))*"),
@@ -139,6 +140,8 @@ fn every_example_is_valid_and_a_slip_is_not() {
         ("openclaw-config", "true"),
         ("openclaw-ready-timeout", "10"),
         ("openclaw-swap", "2T"),
+        ("openclaw-memory", "75%"),
+        ("openclaw-pids", "max"),
         ("openclaw-watch", "yes"),
         ("openclaw-run-id", "  "),
         ("openclaw-ca-certificates", "company"),

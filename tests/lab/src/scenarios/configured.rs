@@ -27,6 +27,7 @@ pub(super) fn every_way_of_use(rig: &Rig) -> Result<()> {
     settings::by_attribute(rig).context("settings by attribute")?;
     public_url(rig).context("an address in front")?;
     time_zone(rig).context("a time zone")?;
+    limits(rig).context("limits of the container")?;
     let token = rig.shell(TOKEN)?;
     serves_with_tls_behind_a_proxy(rig).context("TLS and a proxy on the VM")?;
     every_mode_of_authentication(rig, &token).context("modes of authentication")?;
@@ -84,6 +85,29 @@ fn time_zone(rig: &Rig) -> Result<()> {
     let offset = rig.shell("docker exec openclaw-gateway node -p 'new Date().getTimezoneOffset()'")?;
     ensure!(offset == "-345", "the gateway's clock is {offset} minutes ahead of UTC");
     rig.attribute("openclaw-timezone")
+}
+
+/// What the container may take, as the engine and the container itself see it.
+fn limits(rig: &Rig) -> Result<()> {
+    const SEEN: &str = "docker inspect -f '{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}}' openclaw-gateway; \
+                        docker exec openclaw-gateway df --block-size=1M --output=size /tmp | tail -n 1 | tr -d ' '";
+    let before = rig.shell(SEEN)?;
+    rig.attribute("openclaw-memory=30000000M")?;
+    rig.boot(10)?.has(&["openclaw-memory is more than the", "of memory that this VM has"])?;
+    for attribute in ["openclaw-memory=1G", "openclaw-pids=400", "openclaw-tmp=96M"] {
+        rig.attribute(attribute)?;
+    }
+    rig.boot(0)?.has(&["result=ready"])?;
+    rig.boot(0)?.has(&["changes=0", "result=ready"])?;
+    let seen = rig.shell(SEEN)?;
+    ensure!(seen == "1073741824 400\n96", "the limits are {seen}, and were {before}");
+    for attribute in ["openclaw-memory", "openclaw-pids", "openclaw-tmp"] {
+        rig.attribute(attribute)?;
+    }
+    rig.boot(0)?.has(&["result=ready"])?;
+    let seen = rig.shell(SEEN)?;
+    ensure!(seen == before, "the limits are {seen}, and were {before}");
+    Ok(())
 }
 
 /// Only who comes through a proxy gets in, from the address in front; without it everything is as before.

@@ -247,7 +247,7 @@ async fn trusting_engine(host: &Host, config: &Config) -> Result<Engine> {
 /// The checked attributes of this machine; what they mean is noted for the watcher, and for [`stop`] at the shutdown.
 async fn configure(host: &Host, instance: &Instance) -> Result<Config> {
     Orders::leave_attributes(host, &instance.attributes).await?;
-    let (config, warnings) = config::read(host, &instance.attributes).await?;
+    let (config, warnings) = config::read(host, &instance.attributes.values).await?;
     for warning in warnings {
         host.warn(warning);
     }

@@ -54,6 +54,9 @@ pub const IDENTITY_PORT: u16 = 18780;
 /// 45 s (openclaw issue 150762).
 pub const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// Over how long a fleet applies a change of the project's attributes.
+const DEFAULT_APPLY_SPREAD: Duration = Duration::from_secs(600);
+
 /// With less memory the gateway is killed as soon as it is ready (measured: 768 MiB runs, 640 MiB does not).
 pub const LEAST_MEMORY_BYTES: u64 = 768 << 20;
 
@@ -79,6 +82,8 @@ pub struct Config {
     pub is_watched: bool,
     /// When changed attributes are applied (`openclaw-apply`).
     pub apply: ApplyChoice,
+    /// Over how long a fleet applies a change of the project's attributes (`openclaw-apply-spread`).
+    pub apply_spread: Duration,
     /// Requests to be paired that are approved (`openclaw-approve`).
     pub approve: Vec<String>,
     /// Echoed in the report (`openclaw-run-id`).
@@ -362,6 +367,12 @@ impl ApplyChoice {
     }
 }
 
+/// `openclaw-apply-spread` among these attributes, not yet checked.
+pub fn apply_spread(attributes: &BTreeMap<String, String>) -> Duration {
+    let value = attributes.get(keys::APPLY_SPREAD).map(|value| value.trim());
+    value.and_then(|value| check::apply_spread(value).ok()).unwrap_or(DEFAULT_APPLY_SPREAD)
+}
+
 impl Config {
     /// Checks the attributes. Returns the configuration and warnings (unknown `openclaw-*` keys with the
     /// nearest known name, values that weaken the machine).
@@ -387,6 +398,7 @@ impl Config {
             swap: attributes.get(keys::SWAP, swap).unwrap_or(SwapChoice::Auto),
             is_watched: attributes.get(keys::WATCH, on_or_off).unwrap_or(true),
             apply: attributes.get(keys::APPLY, apply).unwrap_or(ApplyChoice::Live),
+            apply_spread: attributes.get(keys::APPLY_SPREAD, check::apply_spread).unwrap_or(DEFAULT_APPLY_SPREAD),
             approve: attributes.get(keys::APPROVE, check::request_ids).unwrap_or_default(),
             run_id: attributes.get(keys::RUN_ID, check::run_id),
         };
@@ -683,6 +695,7 @@ mod tests {
             swap: SwapChoice::Auto,
             is_watched: true,
             apply: ApplyChoice::Live,
+            apply_spread: DEFAULT_APPLY_SPREAD,
             approve: Vec::new(),
             run_id: None,
         };
@@ -716,6 +729,7 @@ mod tests {
             ("openclaw-tmp", "256M"),
             ("openclaw-watch", "off"),
             ("openclaw-apply", "boot"),
+            ("openclaw-apply-spread", "1h"),
         ])?;
         assert_eq!(config.image.version, Some(VersionChoice::Exact("2026.9.6".into())));
         assert_eq!(config.image.source, ImageSource::Npm);
@@ -735,6 +749,7 @@ mod tests {
         let limits = Limits { memory: Some(3 << 30), pids: Some(1024), tmp: Some(256 << 20) };
         assert_eq!(config.gateway.limits, limits);
         assert_eq!((config.is_watched, config.apply), (false, ApplyChoice::Boot));
+        assert_eq!(config.apply_spread, Duration::from_secs(3600));
         assert_eq!(config.run_id.as_deref(), Some("run 1"));
         assert_eq!(warnings.len(), 2, "the literal token and the open address: {warnings:?}");
         Ok(())

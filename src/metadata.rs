@@ -10,7 +10,7 @@ pub mod fuzzing;
 mod request_error;
 mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
@@ -72,12 +72,21 @@ pub struct Instance {
     pub project_id: String,
     /// The project's number.
     pub project_number: u64,
-    /// Instance and project attributes, merged per key; the instance wins.
-    pub attributes: BTreeMap<String, String>,
+    /// Its attributes.
+    pub attributes: Attributes,
     /// Attached disks.
     pub disks: Vec<Disk>,
     /// Spot or preemptible: 30 s to stop instead of 90 s.
     pub spot: bool,
+}
+
+/// Instance and project attributes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// Merged per key; the instance wins.
+    pub values: BTreeMap<String, String>,
+    /// The keys that the instance has, whether or not the project has them, too.
+    pub own: BTreeSet<String>,
 }
 
 /// An attached disk.
@@ -165,7 +174,7 @@ impl Client {
         &self,
         last: Option<&str>,
         wait: Duration,
-    ) -> Result<(String, BTreeMap<String, String>), RequestError> {
+    ) -> Result<(String, Attributes), RequestError> {
         let seconds = wait.as_secs();
         let waiting = last
             .map(|etag| format!("&wait_for_change=true&timeout_sec={seconds}&last_etag={etag}"))

@@ -71,7 +71,7 @@ async fn replace(
         .context("reading it, nothing was changed")
         .classify(Code::ConfigInvalid, "Name a file that `sudo openclaw-init backup` made, unchanged.")?;
     let instance = metadata.instance(METADATA_DEADLINE).await.context("asking for the data disk")?;
-    let (config, _) = config::read(host, &instance.attributes).await?;
+    let (config, _) = config::read(host, &instance.attributes.values).await?;
     let engine = docker::find(host).await?;
     let stop = async || {
         stopped.set(true);

@@ -43,6 +43,9 @@ const PIDS: RangeInclusive<u32> = 64..=32_768;
 /// A start takes ten seconds where all goes well; who waits for longer than half an hour would rather know.
 const READY_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(30 * 60);
 
+/// Who spreads a change over more than a day does it by hand.
+const SPREADS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(24 * 3600);
+
 /// Nobody approves more at once than can be looked at.
 const REQUESTS_LIMIT: usize = 20;
 
@@ -185,6 +188,12 @@ fn time(value: &str, times: &RangeInclusive<Duration>) -> Option<Duration> {
 /// How long a start may take.
 pub(super) fn ready_timeout(value: &str) -> Checked<Duration> {
     time(value, &READY_TIMEOUTS).ok_or_else(|| "must be a time from 1m to 30m, such as 10m or 90s".to_owned())
+}
+
+/// How far the same change may be spread over a fleet.
+pub(super) fn apply_spread(value: &str) -> Checked<Duration> {
+    let spread = if value == "0" { Some(Duration::ZERO) } else { time(value, &SPREADS) };
+    spread.ok_or_else(|| "must be 0 or a time up to 24h, such as 30m".to_owned())
 }
 
 /// The URL of one file.
@@ -582,6 +591,13 @@ mod tests {
             &["", "G", "2", "2g", "+2G", "-2G", "2 G", "2GB", "0G", "65G", "63M", "99999999999999999999G"],
         );
         assert_eq!(swap_size("512M"), Ok(512 << 20));
+    }
+
+    #[test]
+    fn times() {
+        accepts(ready_timeout, &["1m", "90s", "30m"], &["", "0", "59s", "31m", "1h", "10", "m", "-1m", "1.5m"]);
+        accepts(apply_spread, &["0", "0s", "20s", "10m", "24h", "1440m"], &["", "1", "25h", "off", "1d", "+1m"]);
+        assert_eq!(apply_spread("2h"), Ok(Duration::from_secs(7200)));
     }
 
     #[test]

@@ -9,15 +9,27 @@ macro_rules! keys {
         /// Every attribute, in the order of the documentation. The nearest of them is offered when a key is unknown.
         pub(super) const KEYS: &[&str] = &[$($name),*];
 
-        /// What a run at work does not change under a gateway: disk, engine, swap and the packages of the image.
-        const FOR_BOOT: &[bool] = &[$(keys!(@$applied)),*];
+        /// When another value of each is applied.
+        const APPLIED: &[Applied] = &[$(keys!(@$applied)),*];
 
         #[cfg(test)]
         const ROWS: &[Row] = &[$(Row { key: $key, kind: $kind, default: $default, example: $example, doc: &[$($doc),*] }),*];
     };
-    (@boot) => { true };
-    (@run) => { false };
-    (@loader) => { false };
+    (@boot) => { Applied::Boot };
+    (@run) => { Applied::Restart };
+    (@beside) => { Applied::Beside };
+    (@loader) => { Applied::Beside };
+}
+
+/// When another value is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Applied {
+    /// At the next boot: disk, engine, swap and the packages of the image, which no run changes under a gateway.
+    Boot,
+    /// By a run that updates the gateway or may restart it.
+    Restart,
+    /// By a run that leaves the gateway alone.
+    Beside,
 }
 
 /// What the documentation says of an attribute.
@@ -31,7 +43,7 @@ struct Row {
 }
 
 // The one table of the attributes, from which docs/settings.md and docs/settings.schema.json are made: what it means,
-// its name, when a changed value is applied (by a run, at the next boot, by the loader), what it may be (words, and
+// its name, when a changed value is applied (by a run, by one beside the gateway, at the next boot, by the loader), what it may be (words, and
 // kinds in capitals, of which `schema.rs` has the patterns), its default, an example.
 keys! {
     /// exact gateway version, or `latest`: the newest official image when it is first asked for, then kept. Another
@@ -84,12 +96,12 @@ keys! {
     DOMAIN = "openclaw-domain", run, "DOMAIN", "", "claw.example.com";
     /// required beside it: the networks and addresses from which browsers may come, separated by commas; the whole
     /// internet is `0.0.0.0/0,::/0`
-    ALLOW_FROM = "openclaw-allow-from", run, "NETWORKS", "", "203.0.113.0/24";
+    ALLOW_FROM = "openclaw-allow-from", beside, "NETWORKS", "", "203.0.113.0/24";
     /// beside it: the `https://` directory of another CA for ACME, which the VM trusts
-    ACME_DIRECTORY = "openclaw-acme-directory", run, "HTTPS", "Caddy's own choice (Let's Encrypt)", "https://ca.example.com/acme/directory";
+    ACME_DIRECTORY = "openclaw-acme-directory", beside, "HTTPS", "Caddy's own choice (Let's Encrypt)", "https://ca.example.com/acme/directory";
     /// [requests to be paired](ways-in.md#another-browser-or-a-node) that are approved, by their ids, separated by
     /// commas. No other request is
-    APPROVE = "openclaw-approve", run, "LIST", "", "a50129ea-d1b5-402d-97fc-ee0a17cdb4ed";
+    APPROVE = "openclaw-approve", beside, "LIST", "", "a50129ea-d1b5-402d-97fc-ee0a17cdb4ed";
     /// who [owns the gateway](ways-in.md#another-browser-or-a-node) on the channel `CHANNEL`, by the ids that people
     /// have there, separated by commas. Sets `channels.CHANNEL.allowFrom` and `commands.ownerAllowFrom`
     OWNER = "openclaw-owner-CHANNEL", run, "LIST", "", "123456789";
@@ -132,7 +144,7 @@ keys! {
     /// [one weaker account](security.md#an-account-for-the-agent), `allow` everything
     METADATA_ACCESS = "openclaw-metadata-access", run, "block|identity|allow", "`block`", "identity";
     /// beside `identity`: the address of that service account
-    METADATA_ACCOUNT = "openclaw-metadata-account", run, "TEXT", "", "agent@PROJECT.iam.gserviceaccount.com";
+    METADATA_ACCOUNT = "openclaw-metadata-account", beside, "TEXT", "", "agent@PROJECT.iam.gserviceaccount.com";
     /// `writable` lets programs change the container's own files, for images that need it: the container is then made
     /// anew at every boot
     CONTAINER_ROOT = "openclaw-container-root", run, "read-only|writable", "`read-only`", "writable";
@@ -141,12 +153,15 @@ keys! {
     /// for the loader: which file it must be
     INIT_SHA256 = "openclaw-init-sha256", loader, "TEXT", "", "DIGEST";
     /// `off`: nothing [watches the gateway](watch.md) between the runs. Takes effect with the next run
-    WATCH = "openclaw-watch", run, "on|off", "`on`", "off";
+    WATCH = "openclaw-watch", beside, "on|off", "`on`", "off";
     /// when changed attributes are applied: `live` (a run, some seconds later), `boot` (at the next boot). Those for
     /// disk, engine, swap and Debian packages always wait for a boot
-    APPLY = "openclaw-apply", run, "live|boot", "`live`", "boot";
+    APPLY = "openclaw-apply", beside, "live|boot", "`live`", "boot";
+    /// a changed attribute of the *project* that updates or restarts the gateway is applied after a random part of this
+    /// time, up to `24h`, so that not all VMs are down at once; `0`: like any other
+    APPLY_SPREAD = "openclaw-apply-spread", beside, "0|TIME", "`10m`", "1h";
     /// echoed in the guest attribute `run-id`
-    RUN_ID = "openclaw-run-id", run, "TEXT", "", "build 17";
+    RUN_ID = "openclaw-run-id", beside, "TEXT", "", "build 17";
 }
 
 /// Prefix of plain environment variables of the gateway.
@@ -171,7 +186,18 @@ pub(crate) fn is_ours(key: &str) -> bool {
 
 /// Whether another value waits for the next boot.
 pub(crate) fn is_for_boot(key: &str) -> bool {
-    KEYS.iter().zip(FOR_BOOT).any(|(known, is_for_boot)| *is_for_boot && *known == key)
+    applied(key) == Applied::Boot
+}
+
+/// Whether another value updates the gateway, or may restart it.
+pub(crate) fn may_restart(key: &str) -> bool {
+    applied(key) == Applied::Restart
+}
+
+/// Variables and secrets of the gateway are in the table only by their prefix.
+fn applied(key: &str) -> Applied {
+    let found = KEYS.iter().zip(APPLIED).find(|(known, _)| **known == key);
+    found.map_or(Applied::Restart, |(_, applied)| *applied)
 }
 
 /// A warning about a key that looks like ours and is not.
@@ -264,5 +290,8 @@ mod tests {
         let waiting: Vec<_> = KEYS.iter().copied().filter(|key| is_for_boot(key)).collect();
         assert_eq!(waiting, [APT_PACKAGES, DATA_DISK, DATA_DISK_PROOF, DOCKER, DOCKER_APT_URL, SWAP]);
         assert!(!is_for_boot("openclaw-dockers") && !is_for_boot("openclaw-env-SWAP"));
+        for (key, expected) in [(VERSION, true), ("openclaw-env-A", true), (SWAP, false), (RUN_ID, false)] {
+            assert_eq!(may_restart(key), expected, "{key}");
+        }
     }
 }

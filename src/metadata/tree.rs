@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::Disk;
+use super::{Attributes, Disk};
 use crate::secret::Secret;
 
 /// All of it.
@@ -69,8 +69,9 @@ struct Scheduling {
 
 /// The two trees as one: per key, the instance's attribute wins over the project's.
 pub(super) fn merge(instance: Instance, project: Project) -> super::Instance {
-    let mut attributes = project.attributes;
-    attributes.extend(instance.attributes);
+    let own = instance.attributes.keys().cloned().collect();
+    let mut values = project.attributes;
+    values.extend(instance.attributes);
     let scheduling = &instance.scheduling;
     super::Instance {
         id: instance.id,
@@ -78,7 +79,7 @@ pub(super) fn merge(instance: Instance, project: Project) -> super::Instance {
         zone: last_part(&instance.zone),
         project_id: project.id,
         project_number: project.number,
-        attributes,
+        attributes: Attributes { values, own },
         disks: instance.disks.into_iter().map(Disk::from).collect(),
         spot: scheduling.preemptible.eq_ignore_ascii_case("true")
             || scheduling.provisioning_model.eq_ignore_ascii_case("spot"),
@@ -131,8 +132,10 @@ mod tests {
         assert_eq!((machine.zone.as_str(), machine.project_id.as_str()), ("europe-west1-b", "p"));
         assert_eq!(machine.project_number, 123);
         assert!(machine.spot);
-        let attributes: Vec<_> = machine.attributes.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let attributes: Vec<_> =
+            machine.attributes.values.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         assert_eq!(attributes, [("openclaw-port", "1"), ("ssh-keys", ""), ("startup-script", "x")]);
+        assert!(machine.attributes.own.iter().eq(["openclaw-port", "startup-script"]));
         let disks: Vec<_> = machine.disks.iter().map(|disk| (disk.index, disk.read_only)).collect();
         assert_eq!(disks, [(0, false), (1, true)]);
         Ok(())
@@ -191,7 +194,7 @@ mod tests {
             let found = merge(instance, project).attributes;
             let mut expected = all;
             expected.extend(own);
-            prop_assert_eq!(found, expected);
+            prop_assert_eq!(found.values, expected);
         }
     }
 }

@@ -1,6 +1,5 @@
 //! The attributes as they change: one request that waits, at a time.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -9,10 +8,10 @@ use super::TICK;
 use super::orders::Orders;
 use crate::host::Host;
 use crate::http::backoff;
-use crate::metadata::{Client, RequestError};
+use crate::metadata::{Attributes, Client, RequestError};
 
 /// Attributes that two equal answers had, [`QUIET`] apart: one answer may be wrong, and an operator may go on.
-pub(super) type Believed = BTreeMap<String, String>;
+pub(super) type Believed = Attributes;
 
 /// How long one request waits for a change.
 const POLL: Duration = Duration::from_secs(300);
@@ -102,7 +101,7 @@ mod tests {
     use super::*;
 
     fn port(port: u16) -> Believed {
-        BTreeMap::from([("openclaw-port".to_owned(), port.to_string())])
+        Believed { values: [("openclaw-port".to_owned(), port.to_string())].into(), ..Believed::default() }
     }
 
     #[test]

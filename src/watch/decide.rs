@@ -108,6 +108,8 @@ pub(super) struct Sight {
     pub(super) changed: Vec<String>,
     /// Keys that wait for the next boot.
     pub(super) for_boot: Vec<String>,
+    /// How long a run for changed attributes waits.
+    pub(super) delay: Option<Duration>,
 }
 
 /// Who can do something about it.
@@ -146,6 +148,8 @@ pub(super) struct Memory {
     starts: BTreeMap<Cause, (usize, Duration)>,
     /// The engine went down while packages were installed.
     is_upgrade: bool,
+    /// How long the run for the attributes that were seen then waits.
+    delay: Option<(Duration, Moment)>,
 }
 
 /// A run to be started.
@@ -296,7 +300,14 @@ impl Sight {
 
     fn of_changes(&self) -> Option<Finding> {
         let what = format!("changed attributes: {}", self.changed.join(", "));
-        (!self.changed.is_empty()).then(|| finding(Cause::Attributes, &what, Cure::Run))
+        let state = if self.has_recovered() { State::Ready } else { self.run_state };
+        (!self.changed.is_empty()).then(|| Finding { state, ..finding(Cause::Attributes, &what, Cure::Run) })
+    }
+
+    /// How long the run for changed attributes waits. Only a gateway that runs has something to lose.
+    fn delay(&self) -> Option<Duration> {
+        let is_alive = matches!(self.container, Some(Container::Alive { .. }));
+        self.delay.filter(|_| is_alive && self.for_boot.is_empty())
     }
 
     fn of_boot_changes(&self) -> Option<Finding> {
@@ -307,7 +318,7 @@ impl Sight {
     /// What all of it is for who reads the state. What the run itself said is not said again.
     fn saying(&self, findings: &[Finding], memory: &Memory) -> Option<Saying> {
         let is_news = |finding: &&Finding| match (self.run_state, finding.cause) {
-            (_, Cause::Attributes) => false,
+            (run, Cause::Attributes) => run != State::Failed && self.delay().is_some(),
             (State::Degraded, cause) => !matches!(cause, Cause::Unhealthy | Cause::Proxy),
             (run, _) => run == State::Ready,
         };
@@ -334,6 +345,7 @@ impl Sight {
         let since = memory.seen.get(&finding.cause).map(|moment| moment.time);
         let next = match finding.cure {
             _ if self.is_masked && finding.cure != Cure::Nobody => format!("; {BOOT_UNIT} is masked, so it stays so"),
+            _ if finding.cause == Cause::Attributes => self.end_of_delay(memory),
             Cure::Run if self.is_dpkg_busy => "; a run mends it when apt has ended".to_owned(),
             Cure::Run => "; a run mends it".to_owned(),
             Cure::RunLater if memory.is_upgrade => "; a run starts it when apt has ended".to_owned(),
@@ -346,6 +358,19 @@ impl Sight {
         };
         let since = since.map(|since| format!(" (since {})", minutes(since))).unwrap_or_default();
         format!("{}{since}{next}", finding.what)
+    }
+}
+
+impl Sight {
+    /// When a run applies the changed attributes. What one look alone sees may wait for a while already.
+    fn end_of_delay(&self, memory: &Memory) -> String {
+        let until = memory.delay.and_then(|(delay, since)| since.time.checked_add(delay).ok());
+        let when = match (until, self.delay) {
+            (Some(until), _) => format!("at {}", minutes(until)),
+            (None, Some(delay)) => format!("within {} minutes", delay.as_secs().div_ceil(60)),
+            (None, None) => return String::new(),
+        };
+        format!("; a run applies it {when}, `{RUN_AGAIN}` does now")
     }
 }
 
@@ -364,6 +389,9 @@ impl Memory {
         for finding in findings {
             self.seen.entry(finding.cause).or_insert(now);
         }
+        // Another delay is that of other attributes.
+        let begun = |delay| self.delay.filter(|(known, _)| *known == delay).unwrap_or((delay, now));
+        self.delay = sight.delay().map(begun);
         self.starts.retain(|_, (_, last)| now.elapsed.saturating_sub(*last) < FORGET);
         self.is_upgrade = sight.engine != EngineSight::Up && (self.is_upgrade || sight.is_dpkg_busy);
     }
@@ -376,6 +404,12 @@ impl Memory {
 
     fn seen_for(&self, cause: Cause, now: Moment) -> Duration {
         self.seen.get(&cause).map_or(Duration::ZERO, |since| now.elapsed.saturating_sub(since.elapsed))
+    }
+
+    /// How long the run for changed attributes still waits; `None`: it does not.
+    fn left_of_delay(&self, now: Moment) -> Option<Duration> {
+        let (delay, since) = self.delay?;
+        delay.checked_sub(now.elapsed.saturating_sub(since.elapsed)).filter(|left| !left.is_zero())
     }
 
     /// How long it must still last before it counts; `None` when it does.
@@ -400,13 +434,14 @@ impl Memory {
         if is_wanted_so || sight.is_masked || !sight.for_boot.is_empty() {
             return Ok(None);
         }
-        let may = |finding: &&Finding| {
-            let is_curable = matches!(finding.cure, Cure::Run | Cure::RunLater);
-            is_curable && (sight.may_repair || finding.cause == Cause::Attributes)
+        let waits = self.left_of_delay(now);
+        let may = |finding: &&Finding| match finding.cause {
+            Cause::Attributes => waits.is_none(),
+            _ => sight.may_repair && matches!(finding.cure, Cure::Run | Cure::RunLater),
         };
         let curable: Vec<&Finding> = findings.iter().filter(may).collect();
         let Some(first) = curable.iter().min_by_key(|finding| self.backoff(finding.cause, now)) else {
-            return Ok(None);
+            return waits.map_or(Ok(None), Err);
         };
         match self.backoff(first.cause, now) {
             // Nothing tells when it ends.
@@ -435,9 +470,10 @@ fn finding(cause: Cause, what: &str, cure: Cure) -> Finding {
 
 fn severity(state: State) -> u8 {
     match state {
-        State::Stopped => 3,
-        State::Failed => 2,
-        State::Starting => 1,
+        State::Stopped => 4,
+        State::Failed => 3,
+        State::Starting => 2,
+        State::Degraded => 1,
         _ => 0,
     }
 }
@@ -582,6 +618,46 @@ mod tests {
             assert_eq!(decision.start.is_some(), starts, "{sight:?} after {seconds} s: {decision:?}");
             assert!(said.is_none_or(|said| said.message.contains(word)), "{word}: {decision:?}");
         }
+    }
+
+    #[test]
+    fn a_delayed_change_waits_once_and_is_told_with_its_time() {
+        let delayed = |seconds| Sight {
+            changed: vec!["openclaw-version".to_owned()],
+            delay: Some(Duration::from_secs(seconds)),
+            ..well()
+        };
+        let degraded = |seconds| Sight { run_state: State::Degraded, health: Some(failing()), ..delayed(seconds) };
+        let failed = |seconds| Sight { run_state: State::Failed, may_repair: false, ..delayed(seconds) };
+        // What is seen, for how long, the state that is told, whether a run is started.
+        let cases: Vec<(Sight, u64, Option<State>, bool)> = vec![
+            (delayed(420), 0, Some(State::Ready), false),
+            (delayed(420), 410, Some(State::Ready), false),
+            (delayed(420), 420, Some(State::Ready), true),
+            (Sight { is_dpkg_busy: true, ..delayed(420) }, 600, Some(State::Ready), false),
+            (degraded(420), 410, Some(State::Degraded), false),
+            (failed(420), 410, None, false),
+            (failed(420), 420, None, true),
+            // Nothing is lost by a start, and a run for another cause reads the attributes, too.
+            (Sight { container: Some(Container::Missing), health: None, ..delayed(420) }, 0, None, true),
+            (Sight { is_forwarding_off: true, ..delayed(420) }, 10, Some(State::Degraded), true),
+        ];
+        for (sight, seconds, state, starts) in cases {
+            let decision = after(&sight, seconds);
+            let said = decision.saying.as_ref();
+            assert_eq!(said.map(|said| said.state), state, "{sight:?} after {seconds} s: {decision:?}");
+            assert_eq!(decision.start.is_some(), starts, "{sight:?} after {seconds} s: {decision:?}");
+            let words = ["openclaw-version (since 1970-01-01 00:00 UTC)", "applies it at 1970-01-01 00:07 UTC"];
+            let is_told = |word| said.is_none_or(|said| said.message.contains(word));
+            assert!(words.into_iter().all(is_told), "{decision:?}");
+        }
+        let said = now(&delayed(421)).map(|said| said.message).unwrap_or_default();
+        assert!(said.contains("within 8 minutes, `sudo openclaw-init boot` does now"), "{said}");
+        let mut memory = Memory::default();
+        assert_eq!(decide(&delayed(420), &mut memory, at(0)).next, LONGEST);
+        assert_eq!(decide(&delayed(420), &mut memory, at(415)).next, Duration::from_secs(5));
+        assert_eq!(decide(&delayed(60), &mut memory, at(419)).start, None, "another change");
+        assert!(decide(&delayed(60), &mut memory, at(479)).start.is_some());
     }
 
     #[test]

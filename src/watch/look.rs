@@ -11,8 +11,7 @@ use nix::libc;
 
 use super::attributes::Believed;
 use super::decide::{DiskTrouble, EngineSight, Sight};
-use super::orders::Orders;
-use crate::config::{ApplyChoice, keys};
+use super::orders::{Changes, Orders};
 use crate::disk::mount;
 use crate::docker::{self, Engine};
 use crate::error::Code;
@@ -124,7 +123,8 @@ impl<'a> Eyes<'a> {
             Some(Container::Alive { .. }) => self.health(&orders).await?,
             _ => None,
         };
-        let (changed, for_boot) = changes(&orders, attributes);
+        let changes = attributes.map(|attributes| orders.changes(attributes, &status.boot_id)).unwrap_or_default();
+        let Changes { for_run: changed, for_boot, delay } = changes;
         Ok(Sight {
             run: Orders::left_at(host).await,
             run_state: status.words_of_the_run().state,
@@ -147,6 +147,7 @@ impl<'a> Eyes<'a> {
             health,
             changed,
             for_boot,
+            delay,
             is_busy: false,
         })
     }
@@ -231,16 +232,6 @@ fn may_repair(status: &Status) -> bool {
 async fn gateway_health(host: &Host, orders: &Orders) -> Result<Option<Health>> {
     let (Some(config), Some((root, on_boot_disk))) = (orders.gateway(), &orders.data) else { return Ok(None) };
     gateway::live::health(host, &DataDir::at(root, *on_boot_disk), &config).await.map(Some)
-}
-
-/// The keys that the latest run has not read: those for a run, and those that wait for the next boot.
-fn changes(orders: &Orders, attributes: Option<&Believed>) -> (Vec<String>, Vec<String>) {
-    match attributes {
-        Some(attributes) if ApplyChoice::of(attributes) == ApplyChoice::Live => {
-            orders.changed(attributes).into_iter().partition(|key| !keys::is_for_boot(key))
-        }
-        _ => (Vec::new(), Vec::new()),
-    }
 }
 
 /// Whether a program holds a lock of dpkg's: it is asked about, not taken.

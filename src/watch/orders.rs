@@ -1,16 +1,17 @@
 //! What a run leaves for the watcher: whether it is wanted, and what the run has applied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::config::{Config, GatewayConfig, keys};
+use crate::config::{self, ApplyChoice, Config, GatewayConfig, keys};
 use crate::host::Host;
+use crate::metadata::Attributes;
 use crate::paths::WATCH_ORDERS;
 use crate::state::DataDir;
 use crate::text::hex;
@@ -21,6 +22,9 @@ pub struct Orders {
     pub(super) is_on: bool,
     /// The attributes that the run has read: their values as digests.
     pub(super) attributes: BTreeMap<String, String>,
+    /// The keys that the instance itself had then.
+    #[serde(default)]
+    own: BTreeSet<String>,
     pub(super) published: Option<(IpAddr, u16)>,
     /// The name at which this machine serves the gateway.
     #[serde(default)]
@@ -38,6 +42,7 @@ impl Default for Orders {
         Self {
             is_on: true,
             attributes: BTreeMap::new(),
+            own: BTreeSet::new(),
             published: None,
             domain: None,
             origin: None,
@@ -70,8 +75,12 @@ impl Orders {
     }
 
     /// Notes the attributes that a run has read, before it looks at their values.
-    pub async fn leave_attributes(host: &Host, attributes: &BTreeMap<String, String>) -> Result<()> {
-        Self::change(host, |orders| orders.attributes = digests(attributes)).await
+    pub async fn leave_attributes(host: &Host, attributes: &Attributes) -> Result<()> {
+        Self::change(host, |orders| {
+            orders.attributes = digests(&attributes.values);
+            orders.own.clone_from(&attributes.own);
+        })
+        .await
     }
 
     /// Notes what they mean for the watcher.
@@ -110,12 +119,42 @@ impl Orders {
         self.published.map(|(bind, port)| GatewayConfig { port, bind, ..GatewayConfig::default() })
     }
 
+    /// What the run has not read, as far as it is to be applied between two boots.
+    pub(super) fn changes(&self, now: &Attributes, boot_id: &str) -> Changes {
+        if ApplyChoice::of(&now.values) != ApplyChoice::Live {
+            return Changes::default();
+        }
+        let (for_boot, for_run): (Vec<_>, Vec<_>) =
+            self.changed(&now.values).into_iter().partition(|key| keys::is_for_boot(key));
+        let is_own = |key: &String| now.own.contains(key) || self.own.contains(key);
+        let is_spread = !for_run.iter().any(is_own) && for_run.iter().any(|key| keys::may_restart(key));
+        let delay = is_spread.then(|| part_of(config::apply_spread(&now.values), boot_id, &digests(&now.values)));
+        Changes { for_run, for_boot, delay: delay.filter(|delay| !delay.is_zero()) }
+    }
+
     /// The keys whose values are not those that the run has read.
-    pub(super) fn changed(&self, attributes: &BTreeMap<String, String>) -> Vec<String> {
+    fn changed(&self, attributes: &BTreeMap<String, String>) -> Vec<String> {
         let now = digests(attributes);
         let keys = now.keys().chain(self.attributes.keys().filter(|key| !now.contains_key(*key)));
         keys.filter(|key| now.get(*key) != self.attributes.get(*key)).cloned().collect()
     }
+}
+
+/// Changed attributes.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    /// Those that a run can apply.
+    pub(super) for_run: Vec<String>,
+    /// Those that wait for the next boot.
+    pub(super) for_boot: Vec<String>,
+    /// How long a run for them waits, so that not all machines of a project are down at once.
+    pub(super) delay: Option<Duration>,
+}
+
+/// A part of the time that is as good as random, and the same whenever these attributes are asked for in this boot.
+fn part_of(spread: Duration, boot_id: &str, attributes: &BTreeMap<String, String>) -> Duration {
+    let drawn = Sha256::digest(format!("{boot_id} {attributes:?}"));
+    spread * u32::from(u16::from_be_bytes([drawn[0], drawn[1]])) / (1 << 16)
 }
 
 fn digests(attributes: &BTreeMap<String, String>) -> BTreeMap<String, String> {
@@ -133,6 +172,40 @@ mod tests {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     }
 
+    #[test]
+    fn only_what_comes_from_the_project_and_restarts_the_gateway_is_spread() {
+        let of = |own: Pairs<'_>, projects: Pairs<'_>| {
+            let own = map(own);
+            let values = map(projects).into_iter().chain(own.clone()).collect();
+            Attributes { values, own: own.into_keys().collect() }
+        };
+        let before = of(&[("openclaw-port", "1")], &[("openclaw-version", "1"), ("openclaw-env-A", "1")]);
+        let orders = Orders { attributes: digests(&before.values), own: before.own, ..Orders::default() };
+        let (own, version, env) = (("openclaw-port", "1"), ("openclaw-version", "2"), ("openclaw-env-A", "1"));
+        let cases: [(Pairs<'_>, Pairs<'_>, bool); 9] = [
+            (&[own], &[version, env], true),
+            (&[own], &[version, env, ("openclaw-run-id", "2")], true),
+            (&[own], &[("openclaw-version", "1")], true),
+            (&[own], &[("openclaw-version", "1"), env, ("openclaw-run-id", "2")], false),
+            (&[own, version], &[("openclaw-version", "1"), env], false),
+            (&[], &[("openclaw-port", "2"), ("openclaw-version", "1"), env], false),
+            (&[("openclaw-port", "2")], &[version, env], false),
+            (&[own], &[version, env, ("openclaw-apply-spread", "0")], false),
+            (&[own], &[version, env, ("openclaw-apply", "boot")], false),
+        ];
+        for (own, projects, is_spread) in cases {
+            let (now, spread) = (of(own, projects), Duration::from_secs(600));
+            let delay = orders.changes(&now, "boot").delay;
+            assert_eq!(delay.is_some(), is_spread, "{now:?}");
+            assert!(delay.is_none_or(|delay| delay < spread), "{delay:?}");
+            assert_eq!(orders.changes(&now, "boot").delay, delay, "another look");
+        }
+        let now = of(&[own], &[version, env]);
+        let delays: BTreeSet<_> = (0..100).map(|vm| orders.changes(&now, &vm.to_string()).delay).collect();
+        let early = delays.iter().filter(|delay| **delay < Some(Duration::from_secs(300))).count();
+        assert!(delays.len() > 90 && (30..70).contains(&early), "{early} of {}", delays.len());
+    }
+
     #[tokio::test]
     async fn what_a_run_has_read_is_no_change() -> Result<()> {
         let root = tempfile::tempdir()?;
@@ -141,7 +214,7 @@ mod tests {
         std::fs::create_dir_all(host.path(crate::paths::PRIVATE_RUN_DIR))?;
         let read =
             map(&[("openclaw-port", "1"), ("ssh-keys", "a"), ("openclaw-init-url", "u"), ("openclaw-env-A", "s")]);
-        Orders::leave_attributes(&host, &read).await?;
+        Orders::leave_attributes(&host, &Attributes { values: read, ..Attributes::default() }).await?;
         assert!(Orders::are_on(&host).await, "on is the default");
         let orders = Orders::read(&host).await?.context("they are there")?;
         assert!(!serde_json::to_string(&orders)?.contains("\"s\""), "a value is not written down");

@@ -1,6 +1,5 @@
 //! One machine as the disk stage sees it: a root directory with devices, and the metadata's list of disks.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, symlink};
@@ -15,7 +14,7 @@ use openclaw_init::disk;
 use openclaw_init::error::{Code, code_of, one_line};
 use openclaw_init::host::Host;
 use openclaw_init::lock::RunLock;
-use openclaw_init::metadata::{Disk, Instance};
+use openclaw_init::metadata::{Attributes, Disk, Instance};
 use openclaw_init::state::{self, DataDir};
 use openclaw_lab::{disks, program};
 use sha2::{Digest as _, Sha256};
@@ -81,7 +80,7 @@ impl Fixture {
             zone: "us-central1-a".into(),
             project_id: "p".into(),
             project_number: 0,
-            attributes: BTreeMap::new(),
+            attributes: Attributes::default(),
             disks: vec![disk("boot", 0)],
             spot: false,
         };

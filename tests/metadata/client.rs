@@ -42,9 +42,9 @@ async fn what_heals_is_asked_again() {
         assert_eq!((instance.name.as_str(), instance.zone.as_str()), ("claw-1", "us-central1-a"));
         assert_eq!(instance.id, Instance::default().id, "a 64-bit id went through a float");
         assert_eq!(instance.disks[1].device_name, "openclaw-data");
-        assert_eq!(instance.attributes["openclaw-port"], "1", "the instance wins");
+        assert_eq!(instance.attributes.values["openclaw-port"], "1", "the instance wins");
         let project = !faults.iter().any(|fault| fault.contains("project"));
-        assert_eq!(instance.attributes.contains_key("openclaw-bind"), project);
+        assert_eq!(instance.attributes.values.contains_key("openclaw-bind"), project);
         assert!(!instance.spot);
     }
 }
@@ -130,7 +130,12 @@ async fn guest_attributes_are_one_checked_request_each() {
 async fn a_change_of_an_attribute_ends_the_wait() {
     let (server, client) = machine(&[]).await;
     let (etag, attributes) = client.wait_for_attributes(None, DEADLINE).await.unwrap();
-    assert_eq!((attributes["openclaw-port"].as_str(), attributes["openclaw-bind"].as_str()), ("1", "::1"));
+    assert_eq!(
+        (attributes.values["openclaw-port"].as_str(), attributes.values["openclaw-bind"].as_str()),
+        ("1", "::1")
+    );
+
+    assert!(attributes.own.contains("openclaw-port") && !attributes.own.contains("openclaw-bind"));
 
     let begun = Instant::now();
     server.set_attribute(Level::Instance, "enable-guest-attributes", "TRUE").unwrap();
@@ -145,7 +150,7 @@ async fn a_change_of_an_attribute_ends_the_wait() {
         tokio::time::sleep(Duration::from_millis(200)).await;
         server.set_attribute(Level::Project, "openclaw-bind", "127.0.0.1").unwrap();
     });
-    assert_eq!(waiting.unwrap().1["openclaw-bind"], "127.0.0.1");
+    assert_eq!(waiting.unwrap().1.values["openclaw-bind"], "127.0.0.1");
     assert!(begun.elapsed() < DEADLINE, "{:?}", begun.elapsed());
 
     server.fault("truncate=10,times=1".parse().unwrap());

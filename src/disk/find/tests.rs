@@ -13,7 +13,7 @@ fn instance(disks: Vec<Disk>) -> Instance {
         name: "vm".into(),
         zone: "europe-west1-b".into(),
         project_id: "p".into(),
-        attributes: std::collections::BTreeMap::new(),
+        attributes: crate::metadata::Attributes::default(),
         disks,
         spot: false,
         project_number: 0,

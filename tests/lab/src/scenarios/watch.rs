@@ -35,6 +35,7 @@ pub(super) fn what_happens_between_boots(rig: &Rig) -> Result<()> {
     super::status::what_is_now(rig).context("the status")?;
     start_again(rig)?;
     attributes_change(rig).context("changed attributes")?;
+    project_attributes_change(rig).context("changed attributes of the project")?;
     only_at_boot(rig).context("an attribute for the next boot")?;
     runs_within_a_minute(rig).context("several runs within a minute")?;
     watcher_in_trouble(rig).context("the watcher itself")?;
@@ -131,6 +132,34 @@ fn attributes_change(rig: &Rig) -> Result<()> {
     thread::sleep(Duration::from_secs(20));
     ensure!(runs(rig)? == before + 1, "{} runs instead of one", runs(rig)? - before);
     Ok(())
+}
+
+/// A change of the project's waits for a part of the spread, and is told; no spread, no wait.
+fn project_attributes_change(rig: &Rig) -> Result<()> {
+    const SPREAD: Duration = Duration::from_secs(20);
+    let set = |change: &str| rig.lab_ends(0, "metadata", &["set", "--project", change]).map(drop);
+    set("openclaw-apply-spread=24h")?;
+    set("openclaw-env-FLEET=1")?;
+    // Of a day's part nobody sees the end; one VM in 500 has less than three minutes.
+    becomes(rig, "ready", "openclaw-env-FLEET (since", TRUTH)?;
+    let before = runs(rig)?;
+    thread::sleep(SPREAD);
+    ensure!(runs(rig)? == before, "a run was started: {}", reason(rig)?);
+    let status = rig.lab_ends(0, "exec", &["--", "openclaw-init", "status"])?;
+    status.has(&[
+        "changed attributes: ",
+        "openclaw-env-FLEET",
+        "a run applies it within",
+        "sudo openclaw-init boot",
+    ])?;
+    set(&format!("openclaw-apply-spread={}s", SPREAD.as_secs()))?;
+    heals(rig, "docker inspect openclaw-gateway | grep -q FLEET=1")?;
+    becomes(rig, "ready", "", TRUTH)?;
+    ensure!(runs(rig)? == before + 1, "{} runs instead of one", runs(rig)? - before);
+    for key in ["openclaw-env-FLEET", "openclaw-apply-spread"] {
+        rig.lab_ends(0, "metadata", &["unset", "--project", key])?;
+    }
+    start_again(rig)
 }
 
 fn only_at_boot(rig: &Rig) -> Result<()> {

@@ -28,7 +28,7 @@ use crate::memory::swap;
 use crate::metadata::{Client, Instance};
 use crate::paths::{LOCK, STOP_GRACE, STOPPED_BY_SHIELD};
 use crate::proxy::{self, Upstream};
-use crate::report::{self, Ready, Report, Try};
+use crate::report::{self, BootEnd, Ready, Report, Try};
 use crate::stage::{Stage, within};
 use crate::state::{DataDir, Record};
 use crate::update::{self, Request, Updater};
@@ -300,11 +300,20 @@ pub async fn stop(host: &Host, metadata: &Client, cause: StopCause) -> Result<()
         within_report_timeout(report::stopping(host, metadata)).await;
         return noted;
     }
+<<<<<<< HEAD
     let is_by_hand = !systemd::is_ending(host).await;
+=======
+    let is_end = cause == StopCause::Asked && !is_by_hand;
+>>>>>>> 586dd9a (report: how the boot before ended: clean, preempted, cut, a panic)
     if !is_by_hand {
-        within_report_timeout(report::stopping(host, metadata)).await;
+        let preemption = async { if is_end { report::note_preemption(host, metadata).await } else { Ok(()) } };
+        tokio::join!(within_report_timeout(report::stopping(host, metadata)), within_report_timeout(preemption),);
     }
-    stop_gateway(host, cause).await?;
+    let stopped = stop_gateway(host, cause).await;
+    if is_end && let Err(error) = report::note_end(host, BootEnd::Clean).await {
+        tracing::debug!("noting a clean shutdown: {error:#}");
+    }
+    stopped?;
     if is_by_hand {
         let message = format!("the gateway was stopped by hand; `{RUN_AGAIN}` or a reboot starts it");
         within_report_timeout(report::stopped(host, metadata, &message)).await;

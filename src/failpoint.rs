@@ -65,8 +65,8 @@ pub(crate) fn counted(what: &str) -> Failpoint {
     }))
 }
 
-/// A numbered failpoint, such as `disk.mkfs.ext4#1`.
-#[derive(Debug)]
+/// A numbered failpoint, such as `disk.mkfs.ext4#1`; by default none.
+#[derive(Debug, Default)]
 pub(crate) struct Failpoint(Option<String>);
 
 impl Failpoint {

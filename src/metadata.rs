@@ -191,6 +191,12 @@ impl Client {
         Ok((etag, tree::merge(root.instance, root.project).attributes))
     }
 
+    /// Whether Compute Engine is taking this Spot VM back. One request, no retry.
+    pub async fn is_preempted(&self) -> Result<bool, RequestError> {
+        let (status, body) = send(self.request(Method::GET, "instance/preempted"), REQUEST_TIMEOUT).await?;
+        Ok(status == StatusCode::OK && body.trim_ascii() == b"TRUE")
+    }
+
     /// An access token of the VM's service account, good for some minutes at least; `None` when it has no account.
     pub async fn access_token(&self) -> Result<Option<Secret>> {
         let mut tries = Tries::new(TOKEN_DEADLINE);

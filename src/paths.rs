@@ -62,11 +62,15 @@ pub const SWAP: &str = "/var/lib/openclaw-init/swap";
 /// See [`SWAP`].
 pub const UNFINISHED_SWAP: &str = "/var/lib/openclaw-init/swap.new";
 
+/// Which boot was the last one, and how it ended.
+pub const LAST_BOOT: &str = "/var/lib/openclaw-init/last-boot.json";
+
 /// Exists when this program has installed Caddy: the package's units that it masked for it.
 pub const CADDY_INSTALLED: &str = "/var/lib/openclaw-init/caddy-installed";
 
-/// What the boot disk knows of one machine's data disks: nothing for an image.
-pub const MACHINE_RECORDS: [&str; 8] = [
+/// What the boot disk knows of one machine's boots and data disks: nothing for an image.
+pub const MACHINE_RECORDS: [&str; 9] = [
+    LAST_BOOT,
     LAST_DISK,
     FORMAT_INTENT,
     E2FSCK_UNDO,

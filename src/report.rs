@@ -5,6 +5,7 @@
 
 mod budget;
 pub mod follow;
+mod last_boot;
 mod live;
 mod name;
 mod outside;
@@ -33,6 +34,7 @@ use crate::stage::{Stage, within};
 use run::{Conclusion, Run, StageState, View};
 use writer::Writer;
 
+pub use last_boot::{BootEnd, note_end, note_preemption};
 pub use live::{LiveReport, stopped, stopping};
 pub use name::Name;
 pub use outside::report_failure;
@@ -87,7 +89,8 @@ impl Report {
             tracing::debug!("{error:#}");
             None
         });
-        let run = watch::Sender::new(Run { boot_id, ..Run::default() });
+        let last_boot = last_boot::begin(host, &boot_id).await;
+        let run = watch::Sender::new(Run { boot_id, last_boot, ..Run::default() });
         let mut view = View::new(run.subscribe(), host.ledger(), previous.clone());
         let first = view.status();
         if !view.is_unchanged(&first) {

@@ -133,7 +133,7 @@ async fn empty_machine_id(host: &Host) -> Result<()> {
 }
 
 async fn remove_all(host: &Host) -> Result<()> {
-    let records = MACHINE_RECORDS.map(|path| ("what is known of data disks", path));
+    let records = MACHINE_RECORDS.map(|path| ("what is known of boots and data disks", path));
     for trace in TRACES.iter().chain(&records) {
         remove(host, *trace).await?;
     }

@@ -70,6 +70,18 @@ impl Host {
         Ok(changed)
     }
 
+    /// Makes a file of root's hold `content`, as durably, with its directory. It is about a boot: no change of the
+    /// machine worth noting.
+    pub(crate) async fn note_file(&self, path: impl AsRef<Path>, content: Vec<u8>) -> Result<()> {
+        let path = self.path(path);
+        let display_path = path.display().to_string();
+        let write = move || {
+            make_dir(path.parent().context("the path has no directory")?, Access::root(0o700))?;
+            write_durably(&path, &content, Access::root(0o600), &Failpoint::default())
+        };
+        blocking(write).await.with_context(|| format!("writing {display_path}"))
+    }
+
     /// Makes `path` a directory with exactly `access`; true when something was changed. Missing parents are made
     /// with mode 0755, owned by root.
     pub async fn ensure_dir(&self, path: impl AsRef<Path>, access: Access) -> Result<bool> {

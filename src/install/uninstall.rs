@@ -8,7 +8,7 @@ use crate::error::one_line;
 use crate::host::{Host, blocking, remove_tree_if_exists};
 use crate::lock::RunLock;
 use crate::memory::swap;
-use crate::paths::{BAKED, ETC_DIR, LOADER_DIR, LOCK, PER_BOOT_SCRIPT, SYSCTL};
+use crate::paths::{BAKED, ETC_DIR, LAST_BOOT, LOADER_DIR, LOCK, PER_BOOT_SCRIPT, SYSCTL};
 use crate::{account, docker, gateway, identity, proxy, shield, state, trust};
 
 /// Removes the container (stopped with its full grace), the metadata shield, the units and the program, and
@@ -32,6 +32,7 @@ pub async fn run(host: &Host) -> Result<String> {
     trust::remove(host).await?;
     host.remove_file(SYSCTL).await?;
     host.remove_file(BAKED).await?;
+    host.remove_file(LAST_BOOT).await?;
     remove_if_empty(host, ETC_DIR).await?;
     host.remove_file(PER_BOOT_SCRIPT).await?;
     remove_tree(host, LOADER_DIR).await?;

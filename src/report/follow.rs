@@ -195,6 +195,7 @@ impl RunOutcome {
         rows.extend(status.detail.code.iter().map(|code| ("code", code.to_string())));
         rows.extend(status.detail.message.iter().map(|message| ("message", message.clone())));
         rows.extend(status.detail.warnings.iter().map(|warning| ("warning", warning.clone())));
+        rows.extend(status.detail.before.iter().map(|before| ("before", before.clone())));
         rows
     }
 
@@ -239,6 +240,9 @@ impl fmt::Display for RunOutcome {
         for warning in &status.detail.warnings {
             write!(out, "\nwarning: {warning}")?;
         }
+        if let Some(before) = &status.detail.before {
+            write!(out, "\nbefore: {before}")?;
+        }
         Ok(())
     }
 }
@@ -257,6 +261,7 @@ mod tests {
             code: Some(Code::DiskForeign.into()),
             message: Some("preparing /dev/sdb: signature xfs found. Attach an empty disk.".into()),
             warnings: vec!["the clock is wrong".into()],
+            before: Some("the boot before this one was cut off".into()),
             ..Detail::default()
         };
         let changes = Changes { count: 3, list: Vec::new() };
@@ -268,7 +273,8 @@ mod tests {
             run      3 changes, boot 3f2a
             code     disk-foreign
             message  preparing /dev/sdb: signature xfs found. Attach an empty disk.
-            warning  the clock is wrong"#]]
+            warning  the clock is wrong
+            before   the boot before this one was cut off"#]]
         .assert_eq(&outcome.table(false));
         assert!(outcome.table(true).starts_with("state    \u{1b}[1;31mfailed\u{1b}[0m\n"), "{}", outcome.table(true));
     }

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Ready;
+use super::last_boot::BootEnd;
 use super::status::{Changes, Detail, InstanceIdentity, RunResult, State, Status, UpdateReport, millis};
 use super::timeline::Span;
 use crate::error::{Code, StageError};
@@ -35,6 +36,8 @@ pub(super) enum StageState {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Run {
     pub(super) boot_id: String,
+    /// How the boot before it ended.
+    pub(super) last_boot: Option<BootEnd>,
     /// The operator's name for it.
     pub(super) id: Option<String>,
     pub(super) reason: Option<String>,
@@ -114,6 +117,7 @@ impl Run {
         };
         Status {
             boot_id: self.boot_id.clone(),
+            last_boot: self.last_boot.map(Into::into),
             run_id: self.id.clone(),
             state,
             result,
@@ -156,6 +160,7 @@ impl Run {
             message,
             elapsed: elapsed.collect(),
             warnings: ledger.warnings.clone(),
+            before: self.last_boot.and_then(BootEnd::sentence),
             pairing: Vec::new(),
         }
     }
@@ -323,11 +328,13 @@ mod tests {
             downtime_ms: Some(1500),
         };
         let undone = Run { update: Some(undone), ..run(Stage::Update, ready(&[])) };
+        let cut = Run { last_boot: Some(BootEnd::Cut), ..run(Stage::Update, ready(&[])) };
         let cases = [
             (run(Stage::Update, ready(&[])), ledger, expect_file!["golden/ready.json"]),
             (run(Stage::Update, ready(&["telegram"])), Ledger::default(), expect_file!["golden/degraded.json"]),
             (run(Stage::Disk, failed), Ledger::default(), expect_file!["golden/failed.json"]),
             (undone, warned, expect_file!["golden/undone.json"]),
+            (cut, Ledger::default(), expect_file!["golden/cut.json"]),
         ];
         for (run, ledger, file) in cases {
             let mut status = Status { peak_memory_kib: 20_480, reported: true, ..run.status(&ledger) };

@@ -12,6 +12,7 @@ use anyhow::{Context, Error, Result, anyhow};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::last_boot::BootEnd;
 use super::name::Name;
 use super::timeline::Span;
 use crate::error::Code;
@@ -107,6 +108,9 @@ impl FromStr for RunResult {
 pub struct Status {
     /// The kernel's boot id.
     pub boot_id: String,
+    /// How the boot before it ended, as far as that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_boot: Option<Name<BootEnd>>,
     /// The operator's `openclaw-run-id`.
     pub run_id: Option<String>,
     /// How far the run is.
@@ -176,6 +180,9 @@ pub struct Detail {
     pub elapsed: BTreeMap<String, u64>,
     /// What an operator should know although the run went on.
     pub warnings: Vec<String>,
+    /// How the boot before this one ended, unless it was clean.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
     /// Who has asked to be paired lately: `ID from ADDRESS`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pairing: Vec<String>,

@@ -125,6 +125,24 @@ async fn guest_attributes_are_one_checked_request_each() {
     assert_eq!(server.requests().len(), 6);
 }
 
+#[tokio::test]
+async fn a_preemption_is_seen_and_no_answer_is_none() {
+    for (preempted, faults, expected) in [
+        ("TRUE", &[][..], Some(true)),
+        ("FALSE", &[], Some(false)),
+        ("TRUE", &["path=/computeMetadata/v1/instance/preempted,status=404"], Some(false)),
+        ("TRUE", &["no-flavor"], None),
+    ] {
+        let instance = Instance { preempted: preempted.into(), ..Instance::default() };
+        let (server, address) = Server::spawn(instance).await.unwrap();
+        for fault in faults {
+            server.fault(fault.parse().unwrap());
+        }
+        let client = Client::new(Some(&address.to_string())).unwrap();
+        assert_eq!(client.is_preempted().await.ok(), expected, "{preempted} {faults:?}");
+    }
+}
+
 /// One request waits for a change of an attribute, wherever it is set, and for nothing else.
 #[tokio::test]
 async fn a_change_of_an_attribute_ends_the_wait() {

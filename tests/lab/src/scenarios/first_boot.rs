@@ -187,12 +187,26 @@ fn clean_reboot(rig: &Rig) -> Result<()> {
     rig.shell("docker exec openclaw-gateway sh -c 'echo kept > /home/node/.openclaw/kept'")?;
     let output = rig.lab_ends(0, "reboot", &[])?;
     output.has(&["exit code 0"]).context("the gateway's exit code at shutdown")?;
+    last_boot_ended(rig, "clean", false)?;
     is_the_same_gateway(rig, &before)
+}
+
+/// By the report, which says a word of it only when it was not clean.
+fn last_boot_ended(rig: &Rig, end: &str, is_said: bool) -> Result<()> {
+    let status = rig.status()?;
+    ensure!(status["last-boot"] == end, "the last boot was not {end}: {status}");
+    let detail = rig.guest_attributes()?["detail"].to_string();
+    let said = rig.lab_ends(0, "exec", &["--", "openclaw-init", "status"])?.text;
+    for text in [detail, said] {
+        ensure!(text.contains("boot before this one") == is_said, "it says {text}");
+    }
+    Ok(())
 }
 
 fn hard_reboot(rig: &Rig) -> Result<()> {
     let before = look(rig)?;
     rig.lab_ends(0, "reboot", &["--hard"])?;
+    last_boot_ended(rig, "cut", true)?;
     is_the_same_gateway(rig, &before)
 }
 

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::openclaw_json::INNER_PORT;
 use super::{Gateway, NAME, PROGRAM, SPEC_LABEL, env};
-use crate::config::keys::MEMORY;
+use crate::config::keys::{MEMORY, PIDS};
 use crate::config::{ContainerRoot, GatewayConfig, LEAST_MEMORY_BYTES, Limits};
 use crate::docker::Engine;
 use crate::host::{Access, Host};
@@ -85,7 +85,8 @@ struct Capabilities {
 }
 
 impl Capabilities {
-    async fn observe(host: &Host, engine: &Engine, image: &Image) -> Result<Self> {
+    /// Warns of limits that cannot be kept.
+    async fn observe(host: &Host, engine: &Engine, image: &Image, limits: Limits) -> Result<Self> {
         let memory = memory::total(host).await?;
         let info = engine.client.info().await.context("asking the engine what it supports")?;
         let inspect = engine
@@ -96,8 +97,14 @@ impl Capabilities {
         let entrypoint = inspect.config.and_then(|config| config.entrypoint).unwrap_or_default();
         let own_init = entrypoint.first().is_some_and(|program| program.rsplit('/').next() == Some("tini"));
         let memory_limit = info.memory_limit.unwrap_or(false);
-        if !memory_limit {
-            tracing::debug!("this engine cannot limit a container's memory");
+        let has_no_effect = [
+            (MEMORY, limits.memory.is_some() && !memory_limit),
+            (PIDS, limits.pids.is_some() && info.pids_limit == Some(false)),
+        ];
+        for (key, _) in has_no_effect.into_iter().filter(|(_, has_none)| *has_none) {
+            host.warn(format!(
+                "{key} has no effect: the kernel gives this engine no means for it (`sudo docker info`)"
+            ));
         }
         let security = info.security_options.unwrap_or_default();
         let remaps_users = security.iter().any(|option| option.split(',').any(|part| part == "name=userns"));
@@ -136,6 +143,7 @@ impl<'a> Inputs<'a> {
     /// `has_tls`: the gateway's port has TLS.
     pub(super) async fn observe(gateway: Gateway<'a>, image: &'a Image, has_tls: bool) -> Result<Self> {
         let Gateway { host, engine, data, config } = gateway;
+<<<<<<< HEAD
         if config.root == ContainerRoot::Writable {
             host.ensure_file(THIS_BOOT, "", Access::root(0o644)).await.context("making what is of this boot")?;
         }
@@ -143,6 +151,9 @@ impl<'a> Inputs<'a> {
         if config.limits.memory.is_some() && !capabilities.memory_limit {
             host.warn(format!("{MEMORY} has no effect: this engine cannot limit a container's memory"));
         }
+=======
+        let capabilities = Capabilities::observe(host, engine, image, config.limits).await?;
+>>>>>>> 9b63765 (gateway: a limit that the engine cannot keep is warned about)
         Ok(Self { image, data, config, has_tls, capabilities })
     }
 

@@ -123,8 +123,8 @@ impl<'a> Eyes<'a> {
             Some(Container::Alive { .. }) => self.health(&orders).await?,
             _ => None,
         };
-        let changes = attributes.map(|attributes| orders.changes(attributes, &status.boot_id)).unwrap_or_default();
-        let Changes { for_run: changed, for_boot, delay } = changes;
+        let Changes { for_run: changed, for_boot, delay } =
+            attributes.map(|attributes| orders.changes(attributes, &status.boot_id)).unwrap_or_default();
         Ok(Sight {
             run: Orders::left_at(host).await,
             run_state: status.words_of_the_run().state,

@@ -87,26 +87,40 @@ fn time_zone(rig: &Rig) -> Result<()> {
     rig.attribute("openclaw-timezone")
 }
 
-/// What the container may take, as the engine and the container itself see it.
+/// What the container may take, as the engine and the container itself see it. An engine in a machine that has no such
+/// control group keeps no limit, which is warned about.
 fn limits(rig: &Rig) -> Result<()> {
     const SEEN: &str = "docker inspect -f '{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}}' openclaw-gateway; \
-                        docker exec openclaw-gateway df --block-size=1M --output=size /tmp | tail -n 1 | tr -d ' '";
+                        docker exec openclaw-gateway df --block-size=1M --output=size /tmp | tail -n 1 | tr -d ' '; \
+                        docker exec openclaw-gateway printenv NODE_OPTIONS";
     let before = rig.shell(SEEN)?;
     rig.attribute("openclaw-memory=30000000M")?;
     rig.boot(10)?.has(&["openclaw-memory is more than the", "of memory that this VM has"])?;
     for attribute in ["openclaw-memory=1G", "openclaw-pids=400", "openclaw-tmp=96M"] {
         rig.attribute(attribute)?;
     }
-    rig.boot(0)?.has(&["result=ready"])?;
+    let output = rig.boot(0)?;
+    output.has(&["result=ready"])?;
     rig.boot(0)?.has(&["changes=0", "result=ready"])?;
+    let kept = rig.shell("docker info -f '{{.MemoryLimit}} {{.PidsLimit}}'")?;
+    let expected = match kept.split_once(' ') {
+        Some(("true", "true")) => "1073741824 400",
+        Some(("true", _)) => "1073741824 <nil>",
+        Some((_, "true")) => "0 400",
+        _ => "0 <nil>",
+    };
     let seen = rig.shell(SEEN)?;
-    ensure!(seen == "1073741824 400\n96", "the limits are {seen}, and were {before}");
+    ensure!(seen == format!("{expected}\n96\n--max-old-space-size=512"), "it is {seen}, and was {before}");
+    for (attribute, is_kept) in ["openclaw-memory", "openclaw-pids"].into_iter().zip(kept.split(' ')) {
+        let is_warned = output.text.contains(&format!("{attribute} has no effect"));
+        ensure!(is_warned == (is_kept == "false"), "the engine says {kept}, and the run: {}", output.text);
+    }
     for attribute in ["openclaw-memory", "openclaw-pids", "openclaw-tmp"] {
         rig.attribute(attribute)?;
     }
     rig.boot(0)?.has(&["result=ready"])?;
     let seen = rig.shell(SEEN)?;
-    ensure!(seen == before, "the limits are {seen}, and were {before}");
+    ensure!(seen == before, "it is {seen}, and was {before}");
     Ok(())
 }
 

@@ -300,17 +300,13 @@ pub async fn stop(host: &Host, metadata: &Client, cause: StopCause) -> Result<()
         within_report_timeout(report::stopping(host, metadata)).await;
         return noted;
     }
-<<<<<<< HEAD
     let is_by_hand = !systemd::is_ending(host).await;
-=======
-    let is_end = cause == StopCause::Asked && !is_by_hand;
->>>>>>> 586dd9a (report: how the boot before ended: clean, preempted, cut, a panic)
     if !is_by_hand {
-        let preemption = async { if is_end { report::note_preemption(host, metadata).await } else { Ok(()) } };
-        tokio::join!(within_report_timeout(report::stopping(host, metadata)), within_report_timeout(preemption),);
+        let preemption = report::note_preemption(host, metadata);
+        tokio::join!(within_report_timeout(report::stopping(host, metadata)), within_report_timeout(preemption));
     }
     let stopped = stop_gateway(host, cause).await;
-    if is_end && let Err(error) = report::note_end(host, BootEnd::Clean).await {
+    if !is_by_hand && let Err(error) = report::note_end(host, BootEnd::Clean).await {
         tracing::debug!("noting a clean shutdown: {error:#}");
     }
     stopped?;

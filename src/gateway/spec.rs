@@ -143,17 +143,10 @@ impl<'a> Inputs<'a> {
     /// `has_tls`: the gateway's port has TLS.
     pub(super) async fn observe(gateway: Gateway<'a>, image: &'a Image, has_tls: bool) -> Result<Self> {
         let Gateway { host, engine, data, config } = gateway;
-<<<<<<< HEAD
         if config.root == ContainerRoot::Writable {
             host.ensure_file(THIS_BOOT, "", Access::root(0o644)).await.context("making what is of this boot")?;
         }
-        let capabilities = Capabilities::observe(host, engine, image).await?;
-        if config.limits.memory.is_some() && !capabilities.memory_limit {
-            host.warn(format!("{MEMORY} has no effect: this engine cannot limit a container's memory"));
-        }
-=======
         let capabilities = Capabilities::observe(host, engine, image, config.limits).await?;
->>>>>>> 9b63765 (gateway: a limit that the engine cannot keep is warned about)
         Ok(Self { image, data, config, has_tls, capabilities })
     }
 

@@ -142,7 +142,7 @@ fn status_ends_well_only_if_the_gateway_is_ready_now() -> Result<()> {
         case(&good, 0, &["state    ready", "vm       RUNNING"]),
         case(&with(&on, &attributes("degraded", "ready", after, "")), 0, &["degraded"]),
         case(&bad, 1, &["code     config-invalid", "message  Correct \"it\".", page, "get-serial-port-output"]),
-        case(&still, 1, &["state    stopped", "stopped by hand"]),
+        case(&still, 1, &["state    stopped", "stopped by hand", "sudo openclaw-init boot starts it"]),
         case(&before, 1, &["nothing since it was switched on"]),
         case(&away, 1, &["TERMINATED", "is off: sh openclaw-gcp create starts it"]),
         case(&good[..1], 1, &["it cannot be read how gateway is: ERROR: there is no"]),

@@ -14,6 +14,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use jiff::SignedDuration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -48,6 +49,9 @@ const UNIT_MARGIN: Duration = Duration::from_secs(5 * 60);
 /// (cloud.google.com/compute/docs/shutdownscript); Docker and the system need the rest.
 const SPOT_GRACE_SECONDS: u32 = 25;
 const GRACE_SECONDS: u32 = 80;
+
+/// How exactly it is known when a process started.
+const START_PRECISION: SignedDuration = SignedDuration::from_secs(1);
 
 /// How long the shutdown may wait for the metadata server.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -228,8 +232,10 @@ async fn shield_with_identity(
 
 /// The engine of a machine that trusts its operator's CAs. An engine reads the machine's store when it starts.
 async fn trusting_engine(host: &Host, config: &Config) -> Result<Engine> {
-    let is_old =
-        trust::ensure(host, &config.gateway.ca_certificates).await? && systemd::is_active(host, docker::UNIT).await?;
+    let is_changed = trust::ensure(host, &config.gateway.ca_certificates).await?;
+    let [unit] = systemd::show(host, [docker::UNIT]).await?;
+    // A run that was cut may have changed them after the engine's start, too.
+    let is_old = unit.active == "active" && (is_changed || is_older_than_trust(host, unit.main_pid).await);
     let engine = docker::ensure(host, &config.docker).await?;
     if !is_old {
         return Ok(engine);
@@ -311,6 +317,12 @@ pub async fn stop(host: &Host, metadata: &Client, cause: StopCause) -> Result<()
     }
     stopped?;
     if is_by_hand {
+/// Whether the engine, the process `pid`, started before the machine's store of CAs was last changed.
+async fn is_older_than_trust(host: &Host, pid: Option<u32>) -> bool {
+    let (Some(pid), Some(changed)) = (pid, trust::changed_at(host).await) else { return false };
+    gateway::started_at(host, pid).await.is_some_and(|started| changed.duration_since(started) > START_PRECISION)
+}
+
         let message = format!("the gateway was stopped by hand; `{RUN_AGAIN}` or a reboot starts it");
         within_report_timeout(report::stopped(host, metadata, &message)).await;
         proxy::stop(host).await?;

@@ -45,6 +45,7 @@ use crate::secret::Secret;
 use crate::state::{DataDir, RefusedSettings};
 pub use inventory::{Inventory, NOT_LOADED, lacks_channel, lacks_plugin};
 pub use probe::Health;
+pub use processes::started_at;
 pub use secrets::Secrets;
 pub use settings::Ownership;
 

@@ -32,8 +32,13 @@ pub(super) async fn read_bytes(host: &Host, pid: i64) -> u64 {
 
 /// When this machine came up: when its first process started, also where the kernel is another machine's, too.
 pub(super) async fn booted_at(host: &Host) -> Option<Timestamp> {
-    let (kernel, first) = (text(host, "/proc/stat").await, text(host, "/proc/1/stat").await);
-    start_of(&kernel, &first)
+    started_at(host, 1).await
+}
+
+/// When the process started, to a second: the kernel tells its own start in whole seconds.
+pub async fn started_at(host: &Host, pid: u32) -> Option<Timestamp> {
+    let (kernel, process) = (text(host, "/proc/stat").await, text(host, &format!("/proc/{pid}/stat")).await);
+    start_of(&kernel, &process)
 }
 
 fn start_of(kernel: &str, process: &str) -> Option<Timestamp> {

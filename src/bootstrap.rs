@@ -27,7 +27,7 @@ use crate::image::Image;
 use crate::lock::RunLock;
 use crate::memory::swap;
 use crate::metadata::{Client, Instance};
-use crate::paths::{LOCK, STOP_GRACE, STOPPED_BY_SHIELD};
+use crate::paths::{LOCK, PROXY_UNIT, STOP_GRACE, STOPPED_BY_SHIELD};
 use crate::proxy::{self, Upstream};
 use crate::report::{self, BootEnd, Ready, Report, Try};
 use crate::stage::{Stage, within};
@@ -144,6 +144,7 @@ async fn stages(
         config.gateway = config.gateway.seeing_host_at(address);
     }
     let gateway = Gateway { host, engine: &engine, data: &data, config: &config.gateway };
+    close_to_strangers(gateway).await;
     let updater = Updater { gateway, metadata, image: &config.image, lock };
     let record = updater.record().await?;
     let current = bring_up(report, updater, record, fetched).await;
@@ -163,19 +164,33 @@ fn is_up(ended: &Result<Ready, StageError>) -> bool {
     ended.as_ref().map_or_else(|error| error.code() == Code::ConfigRefused, |_| true)
 }
 
-/// Serves a gateway that runs at its domain, if it has one. What it lacks there is added to how it is.
+/// Serves the gateway at its domain, if it has one. What it lacks there is added to how it is.
 async fn serve(
     report: &Report,
     gateway: Gateway<'_>,
     domain: Option<&Domain>,
     ended: Result<Ready, StageError>,
 ) -> Result<Ready, StageError> {
-    let Gateway { host, data, config, .. } = gateway;
-    if !is_up(&ended) || domain.is_none() && !proxy::exists(host) {
+    let Gateway { host, data, .. } = gateway;
+    if domain.is_none() && !proxy::exists(host) {
         return ended;
     }
-    let address = SocketAddr::new(config.bind, config.port);
-    let upstream = Upstream { address, has_tls: gateway.has_tls().await };
+    let upstream = upstream(gateway).await;
+    let is_other = match domain {
+        Some(domain) => proxy::is_other(host, domain, upstream).await,
+        None => true,
+    };
+    match proxy_action(ended.as_ref().err().map(StageError::code), domain.is_some(), is_other) {
+        ProxyAction::Leave => return ended,
+        ProxyAction::Keep => {
+            host.warn(format!(
+                "openclaw-domain is gone, and its proxy serves on: the gateway may have its settings until a run \
+                 succeeds. `sudo systemctl stop {PROXY_UNIT}` closes it now"
+            ));
+            return ended;
+        }
+        ProxyAction::Ensure => {}
+    }
     let serve = async { Ok(proxy::ensure(host, domain, upstream, data).await) };
     let lacks = report.stage(Stage::Proxy, serve).await?;
     match ended {
@@ -189,6 +204,49 @@ async fn serve(
             }
             Err(error)
         }
+    }
+}
+
+/// Stops a proxy that passes on what anybody says to a gateway that may believe it, before that one starts again.
+async fn close_to_strangers(gateway: Gateway<'_>) {
+    if gateway.may_believe_proxy().await
+        && let Err(error) = proxy::stop(gateway.host).await
+    {
+        gateway.host.warn(one_line(&error));
+    }
+}
+
+/// Where the gateway is: a run that failed may have left it at another port than the attribute's.
+async fn upstream(gateway: Gateway<'_>) -> Upstream {
+    let Gateway { engine, config, .. } = gateway;
+    let published = gateway::published(engine).await.ok().flatten();
+    Upstream {
+        address: published.unwrap_or(SocketAddr::new(config.bind, config.port)),
+        has_tls: gateway.has_tls().await,
+        may_believe_proxy: gateway.may_believe_proxy().await,
+    }
+}
+
+/// What a run does about the proxy at its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ProxyAction {
+    /// Nothing: it is as it should be, or never was.
+    Leave,
+    /// Nothing, although it should go.
+    Keep,
+    /// It is made what it should be.
+    Ensure,
+}
+
+/// `failure`: that of the run. `is_other`: the proxy is there, and serves otherwise than it should.
+fn proxy_action(failure: Option<Code>, has_domain: bool, is_other: bool) -> ProxyAction {
+    match failure {
+        // With the settings for a domain the gateway refuses the tunnel: this is the only way in.
+        Some(_) if !has_domain => ProxyAction::Keep,
+        None | Some(Code::ConfigRefused) => ProxyAction::Ensure,
+        // The former gateway may run on, and who may come is not for the failure to decide.
+        Some(_) if is_other => ProxyAction::Ensure,
+        Some(_) => ProxyAction::Leave,
     }
 }
 
@@ -248,6 +306,12 @@ async fn trusting_engine(host: &Host, config: &Config) -> Result<Engine> {
          gateway now: until a reboot a registry that such a CA vouches for cannot be asked for another image",
     );
     Ok(engine)
+}
+
+/// Whether the engine, the process `pid`, started before the machine's store of CAs was last changed.
+async fn is_older_than_trust(host: &Host, pid: Option<u32>) -> bool {
+    let (Some(pid), Some(changed)) = (pid, trust::changed_at(host).await) else { return false };
+    gateway::started_at(host, pid).await.is_some_and(|started| changed.duration_since(started) > START_PRECISION)
 }
 
 /// The checked attributes of this machine; what they mean is noted for the watcher, and for [`stop`] at the shutdown.
@@ -317,12 +381,6 @@ pub async fn stop(host: &Host, metadata: &Client, cause: StopCause) -> Result<()
     }
     stopped?;
     if is_by_hand {
-/// Whether the engine, the process `pid`, started before the machine's store of CAs was last changed.
-async fn is_older_than_trust(host: &Host, pid: Option<u32>) -> bool {
-    let (Some(pid), Some(changed)) = (pid, trust::changed_at(host).await) else { return false };
-    gateway::started_at(host, pid).await.is_some_and(|started| changed.duration_since(started) > START_PRECISION)
-}
-
         let message = format!("the gateway was stopped by hand; `{RUN_AGAIN}` or a reboot starts it");
         within_report_timeout(report::stopped(host, metadata, &message)).await;
         proxy::stop(host).await?;
@@ -360,4 +418,48 @@ async fn stop_gateway(host: &Host, cause: StopCause) -> Result<()> {
         tracing::info!("stopped the gateway (exit code {code})");
     }
     ended
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_fails_closes_no_way_in_and_leaves_none_too_wide() {
+        use ProxyAction::{Ensure, Keep, Leave};
+        let denied = Some(Code::SecretDenied);
+        let refused = Some(Code::ConfigRefused);
+        for (failure, has_domain, is_other, expected) in [
+            (None, true, false, Ensure),
+            (None, false, true, Ensure),
+            (refused, true, false, Ensure),
+            (refused, false, true, Keep),
+            (denied, true, false, Leave),
+            (denied, true, true, Ensure),
+            (denied, false, true, Keep),
+        ] {
+            assert_eq!(proxy_action(failure, has_domain, is_other), expected, "{failure:?} {has_domain} {is_other}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_started_before_the_cas_changed_is_known_as_old() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let host = Host::new(root.path());
+        let now = jiff::Timestamp::now().as_second();
+        let files = [("proc/stat", format!("btime {now}\n")), ("etc/openclaw-init/ca-certificates.pem", String::new())];
+        // Hundredths of a second after the kernel.
+        let starts = [(7, -1000), (8, 500)];
+        let starts = starts
+            .map(|(pid, at)| (format!("proc/{pid}/stat"), format!("{pid} (dockerd) S {}{at} 0", "0 ".repeat(18))));
+        for (path, text) in files.map(|(path, text)| (path.to_owned(), text)).into_iter().chain(starts) {
+            let path = root.path().join(path);
+            path.parent().map(std::fs::create_dir_all).transpose()?;
+            std::fs::write(path, text)?;
+        }
+        for (pid, expected) in [(Some(7), true), (Some(8), false), (Some(9), false), (None, false)] {
+            assert_eq!(is_older_than_trust(&host, pid).await, expected, "{pid:?}");
+        }
+        Ok(())
+    }
 }

@@ -164,8 +164,14 @@ impl Gateway<'_> {
         document.is_ok_and(|document| openclaw_json::has_tls(document.as_ref()))
     }
 
-    /// Starts, restarts or replaces the container.
-    async fn carry_out(&self, action: Action) -> Result<()> {
+    /// Whether it may believe a proxy in front who its users are, as far as `openclaw.json` can be read.
+    pub async fn may_believe_proxy(&self) -> bool {
+        let document = openclaw_json::read(self.host, self.data).await;
+        document.is_ok_and(|document| openclaw_json::may_believe_proxy(document.as_ref()))
+    }
+
+    /// Starts, restarts or replaces the container. With one that does not start new settings go, too.
+    async fn carry_out(&self, action: Action, ownership: Option<Ownership<'_>>) -> Result<()> {
         let applied = async {
             if matches!(action, Action::Restart | Action::Replace) {
                 stop_for_maintenance(self.host, self.engine).await?;

@@ -45,6 +45,8 @@ pub struct Upstream {
     /// It has TLS.
     pub has_tls: bool,
 }
+    /// It may take a header's word for who a user is.
+    pub may_believe_proxy: bool,
 
 /// Whether there is something of the proxy's on this machine.
 pub fn exists(host: &Host) -> bool {
@@ -54,6 +56,12 @@ pub fn exists(host: &Host) -> bool {
 }
 
 /// Makes the proxy serve `domain` for the gateway, or leaves nothing of it but its certificates. Returns what the
+/// Whether there is a proxy that serves otherwise than it should.
+pub async fn is_other(host: &Host, domain: &Domain, upstream: Upstream) -> bool {
+    let former = host.read(CADDYFILE).await.ok().flatten();
+    former.is_some_and(|former| former != caddyfile(domain, upstream).as_bytes())
+}
+
 /// domain lacks: the gateway runs all the same.
 pub async fn ensure(host: &Host, domain: Option<&Domain>, upstream: Upstream, data: &DataDir) -> Vec<String> {
     host.extend_deadline(DEADLINE);
@@ -76,6 +84,20 @@ async fn serve(host: &Host, domain: &Domain, upstream: Upstream, data: &DataDir)
         );
     }
     host.progress(format!("serving https://{}", domain.name));
+    if upstream.may_believe_proxy {
+        systemd::stop(host, PROXY_UNIT).await?;
+        return Err(anyhow!(
+            "openclaw.json may have the gateway believe a proxy who its users are, and this one passes on what anybody \
+             says: gateway.auth.mode is neither token nor password, or in another file"
+        ))
+        .classify(
+            Code::ProxyFailed,
+            format!(
+                "Remove gateway.auth.mode, or set openclaw-public-url in the place of openclaw-domain to the address of \
+                 a proxy that knows its users; then run `{RUN_AGAIN}`."
+            ),
+        );
+    }
     package::ensure(host).await.context("installing Caddy")?;
     let account = package::ensure_account(host).await?;
     host.ensure_dir(&data.certificates, account).await?;
@@ -245,16 +267,20 @@ mod tests {
             acme_directory: None,
             open_paths: Vec::new(),
         };
-        let address = SocketAddr::from(([127, 0, 0, 1], 18789));
+        let upstream = |has_tls| Upstream {
+            address: SocketAddr::from(([127, 0, 0, 1], 18789)),
+            has_tls,
+            may_believe_proxy: false,
+        };
         let open = |path: &str, port| OpenPath { path: path.to_owned(), port };
         let private = Domain {
             acme_directory: Some("https://ca.example.com/dir".to_owned()),
             open_paths: vec![open("/voice", Some(3334)), open("/googlechat", None)],
             ..domain.clone()
         };
-        let public = caddyfile(&domain, Upstream { address, has_tls: false });
+        let public = caddyfile(&domain, upstream(false));
         expect_file!["proxy/golden/Caddyfile"].assert_eq(&public);
-        let private = caddyfile(&private, Upstream { address, has_tls: true });
+        let private = caddyfile(&private, upstream(true));
         expect_file!["proxy/golden/Caddyfile.private"].assert_eq(&private);
     }
 

@@ -152,6 +152,14 @@ pub(super) fn takes_token(document: Option<&Value>) -> bool {
     document.and_then(|document| document.pointer("/gateway/auth/mode")).is_none_or(|mode| mode != "trusted-proxy")
 }
 
+/// Whether the gateway may leave it to a proxy in front to say who a user is. What is in another file is not known.
+pub(super) fn may_believe_proxy(document: Option<&Value>) -> bool {
+    let Some(document) = document else { return false };
+    let mode = document.pointer("/gateway/auth/mode").filter(|mode| !mode.is_null());
+    let asks_users = mode.is_none_or(|mode| mode == "token" || mode == "password");
+    !asks_users || has_include(document, &["gateway", "auth", "mode"])
+}
+
 /// Whether browsers are asked for the token.
 pub(super) fn asks_for_token(document: Option<&Value>) -> bool {
     document.and_then(|document| document.pointer("/gateway/auth/mode")).is_none_or(|mode| mode == "token")
@@ -303,6 +311,25 @@ mod tests {
             assert_eq!((takes_token(Some(&document)), has_tls(Some(&document))), (token, tls), "{text}");
         }
         assert_eq!((takes_token(None), has_tls(None)), (true, false));
+    }
+
+    #[test]
+    fn a_gateway_that_may_believe_a_proxy_is_found() {
+        let cases = [
+            ("{}", false),
+            ("{gateway: {auth: {mode: null}}}", false),
+            ("{gateway: {auth: {mode: 'token', trustedProxy: {userHeader: 'x-forwarded-user'}}}}", false),
+            ("{gateway: {auth: {mode: 'password'}}}", false),
+            ("{gateway: {auth: {mode: 'trusted-proxy'}}}", true),
+            ("{gateway: {auth: {mode: '${MODE}'}}}", true),
+            ("{gateway: {auth: {$include: 'auth.json5'}}}", true),
+            ("{gateway: {$include: 'gateway.json5'}}", true),
+            ("{agents: {$include: 'agents.json5'}}", false),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(may_believe_proxy(Some(&json5::from_str(text).unwrap())), expected, "{text}");
+        }
+        assert!(!may_believe_proxy(None));
     }
 
     #[tokio::test]

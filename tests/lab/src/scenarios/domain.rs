@@ -66,6 +66,7 @@ pub(super) fn https_at_a_name(rig: &Rig) -> Result<()> {
     rig.boot(0)?.has(&["result=ready"])?;
     is_whole(rig)?;
     serves_who_may_come(rig).context("a certificate")?;
+    refused_without_the_name(rig).context("settings that are refused as the name goes")?;
     let opened = opens_without_a_tunnel(&reader)?;
     ensure!(opened.code == 0, "open ended with {}: {}", opened.code, opened.text);
     opened.has(&["https://claw.example.com/#token="])?;
@@ -259,6 +260,25 @@ fn serves_who_may_come(rig: &Rig) -> Result<()> {
 /// is stopped for it.
 fn webhooks_of_channels(rig: &Rig) -> Result<()> {
     rig.shell("systemd-run --unit taken caddy respond --listen 127.0.0.1:3334")?;
+/// The gateway runs on with the settings for the name: it is served there until a run succeeds, and none between two of
+/// these attributes does.
+fn refused_without_the_name(rig: &Rig) -> Result<()> {
+    let allow_from = format!("openclaw-allow-from={}", ALLOWED[1]);
+    let change = |attributes: [&str; 4]| attributes.iter().try_for_each(|attribute| rig.attribute(attribute));
+    change([
+        r#"openclaw-config={"logging": {"level": "loud"}}"#,
+        "openclaw-allow-from",
+        "openclaw-acme-directory",
+        "openclaw-domain",
+    ])?;
+    rig.boot(38)?.has(&["failed:config-refused", "openclaw-domain is gone, and its proxy serves on"])?;
+    let answer = rig.shell(&format!("{BROWSE} https://claw.example.com/"))?;
+    ensure!(answer == "200", "the answer is {answer}");
+    change([NAME, DIRECTORY, &allow_from, "openclaw-config"])?;
+    rig.boot(0)?.has(&["result=ready"])?;
+    is_whole(rig)
+}
+
     listens(rig, 3334)?;
     let started = rig.shell(STARTED)?;
     rig.attribute("openclaw-publish=/voice:3334,/googlechat")?;

@@ -1,14 +1,18 @@
 //! The two HTTP clients, one for the metadata server and one for the internet, and which requests are worth a retry.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use reqwest::header::HeaderMap;
+use reqwest::tls::TlsInfo;
 use reqwest::{Client, ClientBuilder, RequestBuilder, Response, StatusCode, redirect};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier as _;
+use rustls::pki_types::{ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
 
 use crate::failpoint;
 use crate::host::blocking;
@@ -71,9 +75,9 @@ pub fn unverified_client() -> Result<Client> {
     unverified(nearby())
 }
 
-/// The same for a server that knows its name, found at `address`.
+/// The same for a server that knows its name, found at `address`; an answer has its certificate.
 pub fn unverified_client_for(name: &str, address: SocketAddr) -> Result<Client> {
-    unverified(nearby().resolve(name, address))
+    unverified(nearby().resolve(name, address).tls_info(true))
 }
 
 fn unverified(settings: ClientBuilder) -> Result<Client> {
@@ -137,6 +141,11 @@ impl Answer {
     /// Its headers.
     pub fn headers(&self) -> &HeaderMap {
         self.response.headers()
+    }
+
+    /// The server's certificate, for a client that asks for it.
+    pub fn certificate(&self) -> Option<&[u8]> {
+        self.response.extensions().get::<TlsInfo>()?.peer_certificate()
     }
 
     /// How long the body will be, if the server says so.
@@ -225,6 +234,20 @@ fn install_crypto_provider() {
     drop(rustls::crypto::ring::default_provider().install_default());
 }
 
+/// Whether the certificate, whoever signed it, is not valid any more at `now`.
+pub fn is_expired(certificate: &[u8], now: UnixTime) -> bool {
+    // Its end is looked at before its issuer: any root will do.
+    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS[..1].to_vec() };
+    let provider = rustls::crypto::ring::default_provider();
+    let Ok(verifier) = WebPkiServerVerifier::builder_with_provider(roots.into(), provider.into()).build() else {
+        return false;
+    };
+    let name = ServerName::IpAddress(Ipv4Addr::LOCALHOST.into());
+    let outcome = verifier.verify_server_cert(&certificate.into(), &[], &name, &[], now);
+    let expired = |error: &_| matches!(error, CertificateError::Expired | CertificateError::ExpiredContext { .. });
+    matches!(outcome, Err(rustls::Error::InvalidCertificate(ref error)) if expired(error))
+}
+
 fn trusted_roots() -> Arc<RootCertStore> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     let own = rustls_native_certs::load_native_certs();
@@ -289,6 +312,8 @@ pub(crate) mod endless {
 mod tests {
     use std::sync::atomic::Ordering;
 
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject as _;
     use tokio::time::Instant;
 
     use super::*;
@@ -310,6 +335,18 @@ mod tests {
         for (status, retry) in table {
             assert_eq!(StatusCode::from_u16(status).map(Retry::of_status).ok(), Some(retry), "{status}");
         }
+    }
+
+    /// Made for a hundred years, one of a CA and one that it did not sign.
+    #[test]
+    fn a_certificate_that_has_expired_is_told_from_one_that_nobody_knows() {
+        let year = |year: u64| UnixTime::since_unix_epoch(Duration::from_secs((year - 1970) * 31_556_952));
+        for pem in [include_str!("config/ca/ca.pem"), include_str!("config/ca/server.pem")] {
+            let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| format!("{error:?}"));
+            let certificate = certificate.unwrap_or_else(|error| panic!("{error}"));
+            assert!(!is_expired(&certificate, year(2100)) && is_expired(&certificate, year(2200)));
+        }
+        assert!(!is_expired(b"no certificate", year(2200)));
     }
 
     /// What the kernel's buffers hold of a connection is taken, too.

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use rustls::pki_types::UnixTime;
 
 use crate::config::{Domain, OpenPath};
 use crate::error::{Classify as _, Code, RUN_AGAIN, one_line};
@@ -44,9 +45,9 @@ pub struct Upstream {
     pub address: SocketAddr,
     /// It has TLS.
     pub has_tls: bool,
-}
     /// It may take a header's word for who a user is.
     pub may_believe_proxy: bool,
+}
 
 /// Whether there is something of the proxy's on this machine.
 pub fn exists(host: &Host) -> bool {
@@ -55,13 +56,13 @@ pub fn exists(host: &Host) -> bool {
         .any(|path| host.path(path).symlink_metadata().is_ok())
 }
 
-/// Makes the proxy serve `domain` for the gateway, or leaves nothing of it but its certificates. Returns what the
 /// Whether there is a proxy that serves otherwise than it should.
 pub async fn is_other(host: &Host, domain: &Domain, upstream: Upstream) -> bool {
     let former = host.read(CADDYFILE).await.ok().flatten();
     former.is_some_and(|former| former != caddyfile(domain, upstream).as_bytes())
 }
 
+/// Makes the proxy serve `domain` for the gateway, or leaves nothing of it but its certificates. Returns what the
 /// domain lacks: the gateway runs all the same.
 pub async fn ensure(host: &Host, domain: Option<&Domain>, upstream: Upstream, data: &DataDir) -> Vec<String> {
     host.extend_deadline(DEADLINE);
@@ -83,7 +84,6 @@ async fn serve(host: &Host, domain: &Domain, upstream: Upstream, data: &DataDir)
             format!("If it may run: `sudo systemctl unmask {PROXY_UNIT}`, then `{RUN_AGAIN}`."),
         );
     }
-    host.progress(format!("serving https://{}", domain.name));
     if upstream.may_believe_proxy {
         systemd::stop(host, PROXY_UNIT).await?;
         return Err(anyhow!(
@@ -98,6 +98,7 @@ async fn serve(host: &Host, domain: &Domain, upstream: Upstream, data: &DataDir)
             ),
         );
     }
+    host.progress(format!("serving https://{}", domain.name));
     package::ensure(host).await.context("installing Caddy")?;
     let account = package::ensure_account(host).await?;
     host.ensure_dir(&data.certificates, account).await?;
@@ -126,7 +127,7 @@ async fn is_serving(host: &Host, name: &str) -> Result<bool> {
     }
     // One that is slow may serve others.
     let is_slow = |error: anyhow::Error| error.downcast_ref().is_some_and(http::Failure::is_timeout);
-    Ok(answers(name).await.map_or_else(is_slow, |()| true))
+    Ok(has_valid_certificate(name).await.unwrap_or_else(is_slow))
 }
 
 async fn start(host: &Host) -> Result<()> {
@@ -166,8 +167,9 @@ pub async fn lack(host: &Host, name: &str) -> Option<String> {
         Ok(false) => return Some(format!("{PROXY_UNIT} does not run{}", last_error(host).await)),
         Err(error) => return Some(format!("{error:#}")),
     }
-    match answers(name).await {
-        Ok(()) => None,
+    match has_valid_certificate(name).await {
+        Ok(true) => None,
+        Ok(false) => Some(format!("the certificate for {name} has expired{}", last_error(host).await)),
         Err(error) => {
             tracing::debug!("asking the proxy for {name}: {error:#}");
             Some(format!("there is no certificate for {name} yet{}", last_error(host).await))
@@ -175,11 +177,13 @@ pub async fn lack(host: &Host, name: &str) -> Option<String> {
     }
 }
 
-/// Any answer will do: without a certificate Caddy speaks no TLS. To this machine it is mostly a refusal.
-async fn answers(name: &str) -> Result<()> {
+/// Any answer will do: without a certificate Caddy speaks no TLS. To this machine it is mostly a refusal. Who signed it
+/// is for browsers to judge; one from the data disk may have expired.
+async fn has_valid_certificate(name: &str) -> Result<bool> {
     let client = http::unverified_client_for(name, SocketAddr::from(([127, 0, 0, 1], 443)))?;
-    http::send(client.get(format!("https://{name}/healthz")), LIMIT).await?;
-    Ok(())
+    let answer = http::send(client.get(format!("https://{name}/healthz")), LIMIT).await?;
+    let certificate = answer.certificate().context("the answer came without a certificate")?;
+    Ok(!http::is_expired(certificate, UnixTime::now()))
 }
 
 /// The last error in Caddy's log, as the end of a sentence; empty when there is none.

@@ -216,6 +216,9 @@ pub(super) fn bind(value: &str) -> Checked<IpAddr> {
     })
 }
 
+/// The ends of names for which Caddy asks no CA, not even one that it was told of.
+const PRIVATE_NAMES: [&str; 4] = [".internal", ".local", ".localhost", ".home.arpa"];
+
 /// A name for which a public CA could give a certificate.
 pub(super) fn domain(value: &str) -> Checked<String> {
     let name = value.to_ascii_lowercase();
@@ -228,6 +231,10 @@ pub(super) fn domain(value: &str) -> Checked<String> {
     if name == "ip" || is_address {
         Err("must be a name: a certificate for an address needs Caddy 2.10 or newer, which the distribution does not \
              have"
+            .to_owned())
+    } else if PRIVATE_NAMES.iter().any(|end| name.ends_with(end)) {
+        Err("must be a name that a CA can sign: for one that ends in .internal, .local, .localhost or .home.arpa Caddy \
+             signs itself, which no browser accepts"
             .to_owned())
     } else if labels.len() > 1 && name.len() <= 253 && labels.into_iter().all(is_label) {
         Ok(name)
@@ -494,7 +501,14 @@ mod tests {
         let long = format!("{}.example.com", "a".repeat(64));
         accepts(
             domain,
-            &["claw.example.com", "Claw.Example.COM", "a-b.c", "xn--bcher-kva.example", "1.example"],
+            &[
+                "claw.example.com",
+                "Claw.Example.COM",
+                "a-b.c",
+                "xn--bcher-kva.example",
+                "1.example",
+                "internal.example",
+            ],
             &[
                 "ip",
                 "10.0.0.1",
@@ -507,6 +521,10 @@ mod tests {
                 "a b.c",
                 &long,
                 "::1",
+                "claw.Local",
+                "claw.localhost",
+                "claw.c.project.internal",
+                "claw.home.arpa",
             ],
         );
         assert_eq!(domain("Claw.Example.COM").as_deref(), Ok("claw.example.com"));

@@ -28,11 +28,12 @@ const AUTH_MODES: [&str; 3] = ["token", "password", TRUSTED_PROXY];
 const TRUSTED_PROXY: &str = "trusted-proxy";
 
 /// What lets devices in that nobody has approved.
-const PAIRING: [&str; 4] = [
+const PAIRING: [&str; 5] = [
     "gateway.controlUi.dangerouslyDisableDeviceAuth",
     "gateway.controlUi.allowInsecureAuth",
     "gateway.auth.trustedProxy.deviceAutoApprove",
     "gateway.nodes.pairing.autoApproveCidrs",
+    "gateway.nodes.pairing.sshVerify",
 ];
 
 /// A merge patch for `openclaw.json`. `Debug` does not show it: it may hold credentials.
@@ -314,6 +315,8 @@ mod tests {
             ("{gateway: {controlUi: {allowInsecureAuth: 'yes'}}}", "pairing of devices on"),
             ("{gateway: {auth: {trustedProxy: {deviceAutoApprove: {enabled: true}}}}}", "pairing of devices on"),
             ("{gateway: {nodes: {pairing: {autoApproveCidrs: ['0.0.0.0/0']}}}}", "pairing of devices on"),
+            ("{gateway: {nodes: {pairing: {sshVerify: {user: 'hunter2'}}}}}", "pairing of devices on"),
+            ("{gateway: {nodes: {pairing: {sshVerify: {}}}}}", "pairing of devices on"),
             ("{agents: {$include: 'x'}}", "names another file"),
             ("{a: {b: 'secret:projects/hunter2'}}", "a.b must name a secret: projects/PROJECT/"),
             ("{a: [{b: ['secret:hunter2']}]}", "a.b must name a secret: "),
@@ -328,6 +331,7 @@ mod tests {
             "{gateway: {}}",
             "{gateway: {controlUi: {}, auth: {}}}",
             "{gateway: {controlUi: {allowInsecureAuth: false, basePath: '/x'}, auth: {password: 'x'}}}",
+            "{gateway: {nodes: {pairing: {sshVerify: false, autoApproveCidrs: null}}}}",
             "{gatewayport: 1, 'gateway.portal': 2}",
             "{gateway: {auth: {mode: 'trusted-proxy', trustedProxy: {userHeader: 'x-user'}}}}",
             "{gateway: {auth: {mode: null}}}",

@@ -135,7 +135,10 @@ impl Gateway<'_> {
                 host.warn(format!("the gateway runs, but could not start again: {}", one_line(&broken)));
                 return Ok(refusal);
             }
-            Err(broken) => return Err(broken),
+            Err(broken) => {
+                self.leave_next(action, &spec).await;
+                return Err(broken);
+            }
         };
         let edited = async {
             if action != Action::Untouched {

@@ -23,7 +23,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 use super::exec::exit_code;
 use super::spec::no_health_check;
-use super::{NAME, PROGRAM, SPEC_LABEL, inspect, one_off, stop_container};
+use super::{NAME, NEXT, PROGRAM, SPEC_LABEL, inspect, one_off, stop_container};
 use crate::docker::{Engine, SOCKET};
 use crate::error::{Classify as _, Code, RUN_AGAIN, io_kind};
 use crate::host::{Command, Endings, Host};
@@ -64,9 +64,13 @@ fn docker(host: &Host, does: &str) -> Command {
     docker.args([does, "--interactive", "--detach-keys", UNTYPED_KEYS])
 }
 
-/// The gateway's container, as the engine describes it.
+/// The gateway's container, as the engine describes it; the next one where none has come up yet.
 async fn ours(engine: &Engine) -> Result<ContainerInspectResponse> {
-    let found = inspect(engine, NAME).await?.filter(|found| {
+    let found = match inspect(engine, NAME).await? {
+        None => inspect(engine, NEXT).await?,
+        found => found,
+    };
+    let found = found.filter(|found| {
         let labels = found.config.as_ref().and_then(|config| config.labels.as_ref());
         labels.is_some_and(|labels| labels.contains_key(SPEC_LABEL))
     });

@@ -19,7 +19,8 @@ use crate::host::blocking;
 use crate::image::Image;
 use crate::report::Ready;
 
-/// A new container until the one before it is stopped.
+/// A new container until the one before it is stopped; and until the next run what there would be, were `openclaw.json`
+/// in order.
 pub(super) const NEXT: &str = "openclaw-gateway-next";
 
 /// The one before it until the new one is ready.
@@ -59,13 +60,29 @@ impl Gateway<'_> {
             self.require_ports(&observed.published).await?;
         }
         if matches!(action, Action::Create | Action::Replace) {
-            let options = CreateContainerOptionsBuilder::default().name(NEXT).build();
-            let created = self.engine.client.create_container(Some(options), spec.body.clone()).await;
-            let created = created.map_err(explain_creation)?;
-            created.warnings.iter().for_each(|warning| tracing::debug!("creating container {NAME}: {warning}"));
+            self.create_next(spec).await?;
             self.host.changed(format!("created container {NAME}"));
         }
         Ok(())
+    }
+
+    /// Makes the new container under a name of its own, not started.
+    pub(super) async fn create_next(&self, spec: &Spec) -> Result<()> {
+        let options = CreateContainerOptionsBuilder::default().name(NEXT).build();
+        let created = self.engine.client.create_container(Some(options), spec.body.clone()).await;
+        let created = created.map_err(explain_creation)?;
+        created.warnings.iter().for_each(|warning| tracing::debug!("creating container {NAME}: {warning}"));
+        Ok(())
+    }
+
+    /// Leaves the container that cannot be started yet where there is no other: the gateway's own commands, which may
+    /// mend what is wrong, need one to be like.
+    pub(super) async fn leave_next(&self, action: Action, spec: &Spec) {
+        if action == Action::Create
+            && let Err(error) = self.create_next(spec).await
+        {
+            tracing::debug!("{error:#}");
+        }
     }
 
     /// Gives the new container its name, if there is one, and starts the gateway. No container runs.

@@ -26,6 +26,10 @@ pub(super) fn runs_whatever_the_gateway_does(rig: &Rig) -> Result<()> {
     rig.boot(28)?;
     ends(rig, "openclaw config validate", 1, "")?;
     rig.shell(&format!("mv /root/good {CONFIG}"))?;
+    // As on a new VM with an old data disk.
+    rig.shell("docker rm openclaw-gateway")?;
+    rig.boot(28)?;
+    ends(rig, "openclaw config validate", 1, "")?;
     ends(rig, "openclaw config validate", 0, "")?;
     rig.boot(0)?.has(&["result=ready"]).map(drop)
 }

@@ -120,7 +120,7 @@ impl Gateway<'_> {
         self.warn_of_kill(observed.as_ref()).await;
         openclaw_json::ensure_access(host, data).await?;
         let document = openclaw_json::read(host, data).await;
-        let plan = document.map(|found| Plan::of(self, found.as_ref(), image, ownership.as_ref()));
+        let plan = document.map(|found| Plan::of(self, found.as_ref(), image, secrets, ownership.as_ref()));
         let has_tls = plan.as_ref().is_ok_and(Plan::has_tls);
         let inputs = Inputs::observe(*self, image, has_tls).await?;
         let spec = inputs.gateway()?;
@@ -153,7 +153,7 @@ impl Gateway<'_> {
             edited = Edited::ForNextStart;
         }
         if plan.has_tls() == has_tls {
-            self.carry_out(action.after(edited)).await?;
+            self.carry_out(action.after(edited), ownership).await?;
         } else {
             // The container was meant for settings that were refused.
             Box::pin(self.ensure_unless(known, image, secrets, None)).await?;
@@ -181,7 +181,14 @@ impl Gateway<'_> {
             }
             if action == Action::Untouched { Ok(()) } else { self.apply(action).await }
         };
-        self.or_bring_back(action, applied.await).await
+        let applied = applied.await;
+        if applied.is_err()
+            && let Some(ownership) = ownership
+            && let Err(also) = settings::undo_trial(self.host, self.data, ownership).await
+        {
+            self.host.warn(format!("the settings before could not be put back: {}", one_line(&also)));
+        }
+        self.or_bring_back(action, applied).await
     }
 
     async fn or_bring_back<T>(&self, action: Action, outcome: Result<T>) -> Result<T> {

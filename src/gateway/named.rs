@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Error, Result, anyhow};
+use sha2::{Digest as _, Sha256};
 
 use super::dotenv::{EnvFile, TOKEN_VARIABLE, quoted};
 use crate::config::{GatewayConfig, SecretVersion, TokenSource, check_token};
@@ -11,12 +12,26 @@ use crate::host::Host;
 use crate::metadata::Client;
 use crate::secret::Secret;
 use crate::secret_manager::{self, Read, Wanted, add_version};
+use crate::text::hex;
 
 /// What is set by attributes, whether they have a value or name one.
 #[derive(Debug, Default)]
 pub(super) struct Configured {
     pub(super) token: Option<Secret>,
     pub(super) variables: BTreeMap<String, Secret>,
+}
+
+impl Configured {
+    /// Of all of it: other values have another.
+    pub(super) fn digest(&self) -> String {
+        let token = self.token.iter().map(|token| (TOKEN_VARIABLE, token));
+        let variables = self.variables.iter().map(|(name, value)| (name.as_str(), value));
+        let mut digest = Sha256::new();
+        for (name, value) in token.chain(variables) {
+            digest.update(format!("{name}={}\0", value.expose()));
+        }
+        hex(digest.finalize())
+    }
 }
 
 /// A variable whose value an attribute names.

@@ -34,7 +34,7 @@ const LIVE: [&str; 2] = ["without restarting the gateway", "No gateway restart n
 const COMMENTS: &str = "strip JSON5 comments";
 
 /// What it says when somebody else wrote the file meanwhile.
-const CHANGED: &str = "config file changed while this command was writing";
+pub(super) const CHANGED: &str = "config file changed while this command was writing";
 
 /// How often an edit is tried beside somebody who writes the file.
 const PATCH_TRIES: usize = 3;

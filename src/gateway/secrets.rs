@@ -32,6 +32,8 @@ pub struct Secrets {
     pub token: Secret,
     /// All of them, and those among the operator's variables.
     pub redaction: Redaction,
+    /// Of those that attributes set: other values have another.
+    pub(super) digest: String,
 }
 
 /// Makes sure that `.env` holds the token, the keyring's password and the secrets that attributes name, mode 0600,
@@ -54,7 +56,7 @@ pub(crate) async fn ensure(host: &Host, data: &DataDir, config: &GatewayConfig, 
     let variables = variables.chain(config.settings.texts().into_iter().map(named_as_secret));
     // What the file holds beside them comes last: however much that is, these are left out of every message.
     let redaction = Redaction::of(variables).and(configured.variables.values()).and([&token, &password]);
-    Ok(Secrets { token, redaction: redaction.and(&env.secrets()) })
+    Ok(Secrets { token, redaction: redaction.and(&env.secrets()), digest: configured.digest() })
 }
 
 /// Makes `.env` fit a new `document` for `openclaw.json`: the token has the name that its mode of authentication asks

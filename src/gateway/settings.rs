@@ -13,13 +13,14 @@ use super::secrets;
 use super::spec::Inputs;
 use super::swap::Undone;
 use super::{Gateway, Secrets, stop_for_maintenance};
-use crate::config::SettingsPatch;
+use crate::config::{GatewayConfig, SettingsPatch};
 use crate::error::{Code, Diagnosis, RUN_AGAIN, code_of, what};
-use crate::host::{Access, json_file};
+use crate::host::{Access, Host, json_file};
 use crate::image::Image;
 use crate::lock::RunLock;
+use crate::paths::STATE_ALIAS;
 use crate::report::Ready;
-use crate::state::{Owned, OwnedSettings, Record, RefusedSettings, settings_trial};
+use crate::state::{DataDir, Owned, OwnedSettings, Record, RefusedSettings, settings_trial};
 use crate::text::hex;
 
 /// What a gateway did not come up with, for whoever wants it back.
@@ -68,6 +69,7 @@ impl Plan {
         gateway: &Gateway<'_>,
         document: Option<&Value>,
         image: &Image,
+        secrets: &Secrets,
         ownership: Option<&Ownership<'_>>,
     ) -> Self {
         let settings = ownership.map(|ownership| &ownership.record.settings);
@@ -98,7 +100,8 @@ impl Plan {
                     "openclaw.json takes parts of itself from other files ($include), and cannot be merged",
                 ));
             }
-            let known = settings.refused.as_ref().filter(|refused| refused.digest == digest(gateway, image));
+            let digest = digest(gateway.config, image, secrets);
+            let known = settings.refused.as_ref().filter(|refused| refused.digest == digest);
             known.map(|known| refused(patch, &format!("{} (not tried again)", known.why)))
         });
         let decided = (ownership.is_some() && refusal.is_none() && !has_include).then(|| decide(&base, patch, owned));
@@ -179,7 +182,8 @@ impl Gateway<'_> {
             }
             Err(error) => {
                 if !is_plain {
-                    self.end_vain_trial(ownership, before, begun, false).await?;
+                    let wrote_nothing = what(&error).contains(one_off::CHANGED);
+                    self.end_vain_trial(ownership, before, begun, wrote_nothing).await?;
                 }
                 Err(error)
             }
@@ -307,11 +311,7 @@ impl Gateway<'_> {
         let Self { host, engine, data, .. } = *self;
         host.progress("going back to the settings before");
         stop_for_maintenance(host, engine).await?;
-        if let Ok(given_up) = openclaw_json::text(host, data).await {
-            host.ensure_file(data.records.join(GIVEN_UP), given_up, Access::root(0o600)).await?;
-        }
-        secrets::replace(host, data, trial.env).await?;
-        openclaw_json::replace(host, data, trial.text).await?;
+        put_back(host, data, trial.text, trial.env).await?;
         let why = format!("the gateway did not come up with the settings: {}", what(&error));
         let refusal = if let Some(known) = undone(&error) {
             // The settings may be in order.
@@ -320,7 +320,7 @@ impl Gateway<'_> {
             ownership.record.refused_container = Some(known);
             refusal
         } else {
-            let known = RefusedSettings { digest: digest(self, image), why: why.clone() };
+            let known = RefusedSettings { digest: digest(self.config, image, secrets), why: why.clone() };
             ownership.record.settings = OwnedSettings { owned: trial.owned, refused: Some(known) };
             refused(&self.config.settings, &why)
         };
@@ -344,6 +344,25 @@ impl Gateway<'_> {
     }
 }
 
+/// Undoes a trial whose container did not start. The former one comes back with what it was ready with; and from now on
+/// people write, over which an old trial must not come back.
+pub(super) async fn undo_trial(host: &Host, data: &DataDir, ownership: Ownership<'_>) -> Result<()> {
+    let Some(trial) = json_file::read::<Trial>(host, settings_trial(data)).await? else { return Ok(()) };
+    put_back(host, data, trial.text, trial.env).await?;
+    ownership.record.settings.owned = trial.owned;
+    ownership.record.write(host, data, ownership.lock).await?;
+    host.remove_file(settings_trial(data)).await.map(drop)
+}
+
+/// Puts the texts of `openclaw.json` and `.env` in their places; what the first was is kept.
+async fn put_back(host: &Host, data: &DataDir, text: String, env: String) -> Result<()> {
+    if let Ok(given_up) = openclaw_json::text(host, data).await {
+        host.ensure_file(data.records.join(GIVEN_UP), given_up, Access::root(0o600)).await?;
+    }
+    secrets::replace(host, data, env).await?;
+    openclaw_json::replace(host, data, text).await
+}
+
 /// What is remembered of a container that gave way to the former one, if it is known that an attribute is to blame.
 fn undone(error: &Error) -> Option<RefusedSettings> {
     let Undone { fingerprint, attributes } = error.downcast_ref()?;
@@ -351,31 +370,39 @@ fn undone(error: &Error) -> Option<RefusedSettings> {
     (!attributes.is_empty()).then(|| RefusedSettings { digest: fingerprint.clone(), why })
 }
 
+/// What is wrong beyond the attributes may have been mended: nothing tells.
+const TRY_AGAIN: &str = " To have the same value tried again, remove it, run that, and set it again.";
+
 /// The error of settings that are not applied.
 fn refused(settings: &SettingsPatch, why: &str) -> Error {
     let attributes = settings.attributes();
-    let remedy = format!(
-        "The gateway runs with the settings before. Correct or remove {attributes} among the attributes, then run \
-         `{RUN_AGAIN}`."
-    );
-    let doing = format!("applying {attributes}");
+    let (doing, correct) = if settings.is_empty() {
+        let doing = "taking back what attributes had set in openclaw.json".to_owned();
+        (doing, format!("Correct openclaw.json in the state directory {STATE_ALIAS} as the message says"))
+    } else {
+        let correct = format!(
+            "Correct or remove {attributes} among the attributes, or what else the message names in openclaw.json in the \
+             state directory {STATE_ALIAS}"
+        );
+        (format!("applying {attributes}"), correct)
+    };
+    let again = if settings.is_empty() { "" } else { TRY_AGAIN };
+    let remedy = format!("The gateway runs with the settings before. {correct}, then run `{RUN_AGAIN}`.{again}");
     anyhow!("{why}").context(doing).context(Diagnosis { code: Code::ConfigRefused, remedy })
 }
 
 /// The error of a container that gave way to the former one.
 pub(super) fn refused_container(why: &str) -> Error {
-    let remedy = format!(
-        "Correct or remove the attribute, then run `{RUN_AGAIN}`. To have the same value tried again, remove it, run that, \
-         and set it again."
-    );
+    let remedy = format!("Correct or remove the attribute, then run `{RUN_AGAIN}`.{TRY_AGAIN}");
     anyhow!("{why}")
         .context("changing the gateway's container")
         .context(Diagnosis { code: Code::ConfigRefused, remedy })
 }
 
-/// Of these settings for this version of the gateway.
-fn digest(gateway: &Gateway<'_>, image: &Image) -> String {
-    hex(Sha256::digest(format!("{} {}", image.version, gateway.config.settings.value())))
+/// Of these settings for this version of the gateway, with the secrets and the time that it gets.
+fn digest(config: &GatewayConfig, image: &Image, secrets: &Secrets) -> String {
+    let (settings, time) = (config.settings.value(), config.ready_timeout.as_secs());
+    hex(Sha256::digest(format!("{} {settings} {time} {}", image.version, secrets.digest)))
 }
 
 /// Of what differs from the plan only that which was asked for: the image's tool adds blocks of its own.
@@ -408,10 +435,72 @@ mod tests {
         }
         let attributes = [("openclaw-config".to_owned(), "{a: 1}".to_owned())].into();
         let settings = Config::from_attributes(&attributes).map(|(config, _)| config.gateway.settings);
-        let sentence = crate::error::one_line(&refused(&settings.unwrap_or_default(), "logging.level: Invalid input"));
-        assert!(
-            sentence.starts_with("applying openclaw-config: logging.level: Invalid input. The gateway runs"),
-            "{sentence}"
-        );
+        let why = "logging.level: Invalid input";
+        for (settings, begins, has, ends) in [
+            (
+                settings.unwrap_or_default(),
+                "applying openclaw-config: ",
+                "openclaw-config among the attributes, or",
+                "set it again.",
+            ),
+            (
+                SettingsPatch::default(),
+                "taking back what attributes had set in openclaw.json: ",
+                "Correct openclaw.json",
+                "boot`.",
+            ),
+        ] {
+            let sentence = crate::error::one_line(&refused(&settings, why));
+            assert!(sentence.starts_with(&format!("{begins}{why}. The gateway runs")), "{sentence}");
+            assert!(sentence.contains(has) && sentence.ends_with(ends), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn what_was_refused_is_tried_again_with_other_secrets_or_more_time() {
+        let reference: crate::reference::ImageReference = "x/y:1".parse().unwrap_or_else(|_| panic!("it is one"));
+        let base = crate::reference::PinnedImage { reference: reference.clone(), digest: None };
+        let image = Image { reference, base, id: "sha256:1".to_owned(), version: "1".into() };
+        let secrets = |digest: &str| Secrets {
+            token: crate::secret::Secret::new("t"),
+            redaction: crate::secret::Redaction::default(),
+            digest: digest.to_owned(),
+        };
+        let config = GatewayConfig::default();
+        let slow = GatewayConfig { ready_timeout: config.ready_timeout * 2, ..config.clone() };
+        let first = digest(&config, &image, &secrets("a"));
+        assert_eq!(digest(&config, &image, &secrets("a")), first);
+        assert_ne!(digest(&slow, &image, &secrets("a")), first);
+        assert_ne!(digest(&config, &image, &secrets("b")), first);
+    }
+
+    /// Needs root to give the files to the gateway's user.
+    #[tokio::test]
+    async fn a_trial_whose_container_did_not_start_leaves_nothing_that_could_come_back() -> Result<()> {
+        if !nix::unistd::geteuid().is_root() {
+            return Ok(());
+        }
+        let root = tempfile::tempdir()?;
+        let (host, data) = (Host::new(root.path()), DataDir::at("/data", false));
+        let lock = RunLock::acquire(&root.path().join("lock")).await?;
+        let owned = |path: &str| Owned { path: vec![path.to_owned()], depth: 1, value: None, is_object: false };
+        let settings = OwnedSettings { owned: vec![owned("a"), owned("b")], refused: None };
+        let mut record = Record { settings, ..Record::default() };
+        for directory in [&data.state, &data.records] {
+            std::fs::create_dir_all(host.path(directory))?;
+        }
+        openclaw_json::replace(&host, &data, "{b: 1}".to_owned()).await?;
+        undo_trial(&host, &data, Ownership { record: &mut record, lock: &lock }).await?;
+        assert_eq!((openclaw_json::text(&host, &data).await?.as_str(), record.settings.owned.len()), ("{b: 1}", 2));
+
+        let trial = Trial { text: "{a: 1}".to_owned(), env: "A=1\n".to_owned(), owned: vec![owned("a")] };
+        json_file::write(&host, settings_trial(&data), &trial).await?;
+        undo_trial(&host, &data, Ownership { record: &mut record, lock: &lock }).await?;
+        assert_eq!(openclaw_json::text(&host, &data).await?, "{a: 1}");
+        assert_eq!(secrets::text(&host, &data).await?, "A=1\n");
+        assert_eq!(std::fs::read_to_string(host.path(data.records.join(GIVEN_UP)))?, "{b: 1}");
+        assert_eq!(Record::read(&host, &data).await?.settings.owned, [owned("a")]);
+        assert!(!host.path(settings_trial(&data)).exists());
+        Ok(())
     }
 }

@@ -22,21 +22,58 @@ const COMMENT: &str = "OpenClaw proxy (openclaw-init)";
 /// Makes sure that there is a Caddy for our unit, and that it serves nobody else. What was installed for it is noted
 /// before: a cut forgets nothing.
 pub(super) async fn ensure(host: &Host) -> Result<()> {
-    let note = host.read(CADDY_INSTALLED).await?;
-    if note.is_none() && host.path(PROGRAM).exists() {
-        return is_idle(host).await;
+    let note = Note::read(host).await?;
+    if !note.as_ref().is_some_and(|note| note.is_done) && host.path(PROGRAM).exists() {
+        // Somebody may have installed it after a try of ours that failed.
+        is_idle(host).await?;
+        if note.is_none() {
+            return Ok(());
+        }
     }
-    let masked = if let Some(note) = note {
-        String::from_utf8_lossy(&note).into_owned()
-    } else {
-        let masked = unmasked_units(host).await?.join("\n");
-        host.ensure_file(CADDY_INSTALLED, masked.as_str(), Access::root(0o600)).await?;
-        masked
+    let mut note = match note {
+        Some(note) => note,
+        None => Note { units: unmasked_units(host).await?, is_done: false },
     };
-    for unit in masked.lines() {
+    note.write(host).await?;
+    for unit in &note.units {
         systemd::ensure_masked(host, unit).await?;
     }
-    Apt::new(host, APT_DEADLINE).ensure_installed(&[PACKAGE]).await.map(drop)
+    Apt::new(host, APT_DEADLINE).ensure_installed(&[PACKAGE]).await?;
+    note.is_done = true;
+    note.write(host).await
+}
+
+/// What is written down of an installation of ours.
+#[derive(Debug, PartialEq, Eq)]
+struct Note {
+    /// The units that were masked for it.
+    units: Vec<String>,
+    /// It has come to its end: the package is ours.
+    is_done: bool,
+}
+
+/// The last line of a note about an installation that has come to its end.
+const DONE: &str = "installed";
+
+impl Note {
+    async fn read(host: &Host) -> Result<Option<Self>> {
+        let text = host.read(CADDY_INSTALLED).await?;
+        Ok(text.map(|text| Self::parse(&String::from_utf8_lossy(&text))))
+    }
+
+    fn parse(text: &str) -> Self {
+        let (done, units): (Vec<_>, Vec<_>) = text.lines().map(str::to_owned).partition(|line| line == DONE);
+        Self { units, is_done: !done.is_empty() }
+    }
+
+    fn text(&self) -> String {
+        let lines = self.units.iter().map(String::as_str).chain(self.is_done.then_some(DONE));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    async fn write(&self, host: &Host) -> Result<()> {
+        host.ensure_file(CADDY_INSTALLED, self.text(), Access::root(0o600)).await.map(drop)
+    }
 }
 
 /// A Caddy of somebody else's is used while it does nothing.
@@ -54,11 +91,11 @@ async fn is_idle(host: &Host) -> Result<()> {
 }
 
 /// The package's units that no administrator has masked.
-async fn unmasked_units(host: &Host) -> Result<Vec<&'static str>> {
+async fn unmasked_units(host: &Host) -> Result<Vec<String>> {
     let mut units = Vec::new();
     for unit in UNITS {
         if !systemd::is_masked(host, unit).await? {
-            units.push(unit);
+            units.push(unit.to_owned());
         }
     }
     Ok(units)
@@ -66,11 +103,12 @@ async fn unmasked_units(host: &Host) -> Result<Vec<&'static str>> {
 
 /// Takes the package away if it was installed here.
 pub(super) async fn remove(host: &Host) -> Result<()> {
-    let Some(note) = host.read(CADDY_INSTALLED).await? else { return Ok(()) };
-    if !installed(host, &[PACKAGE]).await?.is_empty() {
+    let Some(note) = Note::read(host).await? else { return Ok(()) };
+    let is_ours = note.is_done || is_idle(host).await.is_ok();
+    if is_ours && !installed(host, &[PACKAGE]).await?.is_empty() {
         Apt::new(host, APT_DEADLINE).purge(PACKAGE).await?;
     }
-    for unit in String::from_utf8_lossy(&note).lines() {
+    for unit in &note.units {
         systemd::unmask(host, unit).await?;
     }
     host.remove_file(CADDY_INSTALLED).await.map(drop)
@@ -113,6 +151,20 @@ fn find(passwd: &str) -> Result<Option<Access>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Without a last word: of a try that failed, or of an earlier program.
+    #[test]
+    fn a_note_says_whether_the_package_is_ours() {
+        for (text, units, is_done) in [
+            ("", &[][..], false),
+            ("caddy.service\ncaddy-api.service", &UNITS, false),
+            ("caddy.service\ncaddy-api.service\ninstalled", &UNITS, true),
+            ("installed", &[], true),
+        ] {
+            let note = Note { units: units.iter().map(|&unit| unit.to_owned()).collect(), is_done };
+            assert_eq!((Note::parse(text), note.text().as_str()), (note, text));
+        }
+    }
 
     #[test]
     fn only_an_account_of_ours_is_used() {

@@ -72,12 +72,11 @@ pub async fn run(
     let Some(target) = decide_target(request, on.image, &record) else { return current.map(|(ready, _)| ready) };
     match report.stage(Stage::Update, on.carry_out(&target, record)).await {
         Ok((ready, update)) => {
-            if let Err(error) = current.as_ref().map_err(|error| (error.code(), error.sentence()))
-                && error.0 == Code::ConfigRefused
-            {
-                on.gateway.host.warn(error.1);
-            }
             report.update(update);
+            if current.is_err_and(|error| error.code() == Code::ConfigRefused) {
+                // What the version before refused may be right for this one.
+                return bring_up(on.record().await?).await.map(|(ready, _)| ready);
+            }
             Ok(ready)
         }
         Err(error) => {

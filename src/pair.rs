@@ -24,6 +24,9 @@ use crate::text;
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
 const ASK_INTERVAL: Duration = Duration::from_secs(30);
 
+/// How long a gateway that gave no answer is left alone.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
 /// How much of what a client says of itself is shown: a device has 64 digits, a node's commands are many.
 const SHOWN_BYTES: usize = 64;
 const WANTS_BYTES: usize = 2048;
@@ -170,17 +173,22 @@ impl<'a> Door<'a> {
         Ok(Self { host, engine: Engine::connect(SOCKET).await?, data })
     }
 
-    /// The requests, once those are there that are waited for or the time is over.
+    /// The requests, once those are there that are waited for or the time is over. A gateway that does not answer may
+    /// be starting: only with the time is that an error.
     async fn wait(&self, options: &Options) -> Result<Vec<Request>> {
         let deadline = options.wait.map(|Wait(time)| Instant::now() + time);
         loop {
             let known = self.hints().await;
-            let pending = pairing::pending(self.host, &self.engine, &self.data).await?;
-            let is_there = !pending.is_empty() && named(&options.ids, &pending).1.is_empty();
+            let pending = pairing::pending(self.host, &self.engine, &self.data).await;
+            let is_there = pending.as_ref().is_ok_and(|pending| are_there(&options.ids, pending));
             let Some(deadline) = deadline.filter(|deadline| !is_there && Instant::now() < *deadline) else {
-                return Ok(pending);
+                return pending;
             };
-            let until = deadline.min(Instant::now() + ASK_INTERVAL);
+            if let Err(error) = &pending {
+                tracing::info!("waiting for the gateway: {}", one_line(error));
+            }
+            let interval = if pending.is_ok() { ASK_INTERVAL } else { RETRY_INTERVAL };
+            let until = deadline.min(Instant::now() + interval);
             while Instant::now() < until && self.hints().await.is_subset(&known) {
                 tokio::time::sleep_until(until.min(Instant::now() + LOG_INTERVAL)).await;
             }
@@ -203,6 +211,11 @@ fn named<'a>(ids: &'a [String], pending: &'a [Request]) -> (Vec<&'a Request>, Ve
         }
     }
     (found, unknown)
+}
+
+/// Whether those are there that are waited for: with these ids, else anybody.
+fn are_there(ids: &[String], pending: &[Request]) -> bool {
+    !pending.is_empty() && named(ids, pending).1.is_empty()
 }
 
 fn shown(text: &str) -> String {

@@ -21,15 +21,16 @@ pub(super) fn runs_whatever_the_gateway_does(rig: &Rig) -> Result<()> {
     every_way(rig).context("beside a gateway that runs")?;
     rig.lab_ends(0, "exec", &["--", "openclaw-init", "stop"])?;
     every_way(rig).context("without a gateway")?;
+    ends(rig, "openclaw-init pair --wait 1s", 29, "the gateway does not run")?;
 
     rig.shell(&format!("mv {CONFIG} /root/good && echo '{{' > {CONFIG}"))?;
     rig.boot(28)?;
     ends(rig, "openclaw config validate", 1, "")?;
-    rig.shell(&format!("mv /root/good {CONFIG}"))?;
     // As on a new VM with an old data disk.
     rig.shell("docker rm openclaw-gateway")?;
     rig.boot(28)?;
     ends(rig, "openclaw config validate", 1, "")?;
+    rig.shell(&format!("mv /root/good {CONFIG}"))?;
     ends(rig, "openclaw config validate", 0, "")?;
     rig.boot(0)?.has(&["result=ready"]).map(drop)
 }

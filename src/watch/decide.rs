@@ -99,6 +99,8 @@ pub(super) struct Sight {
     pub(super) low: Vec<PathBuf>,
     /// What the gateway lacks at its domain.
     pub(super) proxy: Option<String>,
+    /// The run itself named something of the proxy's as missing.
+    pub(super) is_proxy_named: bool,
     /// The run missed something of which nothing shows here when it is mended: a proxy that could not be taken away, a
     /// plugin that is not loaded.
     pub(super) is_more_missing: bool,
@@ -319,7 +321,8 @@ impl Sight {
     fn saying(&self, findings: &[Finding], memory: &Memory) -> Option<Saying> {
         let is_news = |finding: &&Finding| match (self.run_state, finding.cause) {
             (run, Cause::Attributes) => run != State::Failed && self.delay().is_some(),
-            (State::Degraded, cause) => !matches!(cause, Cause::Unhealthy | Cause::Proxy),
+            (State::Degraded, Cause::Proxy) => !self.is_proxy_named,
+            (State::Degraded, cause) => cause != Cause::Unhealthy,
             (run, _) => run == State::Ready,
         };
         let news: Vec<&Finding> = findings.iter().filter(is_news).collect();
@@ -606,7 +609,20 @@ mod tests {
             (Sight { low: vec!["/".into()], ..well() }, 600, Some(State::Degraded), false, "less than 5 %"),
             (Sight { proxy: Some("no certificate".into()), ..well() }, 50, None, false, ""),
             (Sight { proxy: Some("no certificate".into()), ..well() }, 60, Some(State::Degraded), false, "certificate"),
-            (Sight { proxy: Some("it".into()), run_state: State::Degraded, ..well() }, 600, None, false, ""),
+            (
+                Sight { proxy: Some("it".into()), is_proxy_named: true, run_state: State::Degraded, ..well() },
+                600,
+                None,
+                false,
+                "",
+            ),
+            (
+                Sight { proxy: Some("it".into()), run_state: State::Degraded, health: Some(failing()), ..well() },
+                60,
+                Some(State::Degraded),
+                false,
+                "it",
+            ),
             (Sight { changed: port(), ..well() }, 0, None, true, ""),
             (Sight { changed: port(), run_state: State::Failed, may_repair: false, ..well() }, 0, None, true, ""),
             (Sight { changed: port(), for_boot: swap(), ..well() }, 600, Some(State::Degraded), false, "openclaw-swap"),

@@ -139,6 +139,7 @@ impl<'a> Eyes<'a> {
             disk: disk(host, &orders).await?,
             low: low(host, &orders, self.patience).await?,
             proxy: proxy(host, &orders).await,
+            is_proxy_named: says(status, Code::ProxyFailed.name()),
             is_more_missing: says(status, NOT_LOADED)
                 || orders.domain.is_none() && says(status, Code::ProxyFailed.name()),
             asking: self.asking(health.as_ref()).await,

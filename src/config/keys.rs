@@ -243,7 +243,8 @@ mod tests {
     fn the_page_of_settings_has_the_table() {
         let cell = |text: &str| if text.is_empty() { String::new() } else { format!("{text} ") };
         let rows = ROWS.iter().map(|row| {
-            let doc: Vec<_> = row.doc.iter().map(|line| line.trim()).collect();
+            let waits = is_for_boot(row.key).then_some("(**waits for a boot**)");
+            let doc: Vec<_> = row.doc.iter().map(|line| line.trim()).chain(waits).collect();
             let example = row.example.replace('|', "\\|");
             let kind = row.kind.replace('|', "\\|");
             format!("| `{}` | `{kind}` | {}| {} | `{example}` |\n", row.key, cell(row.default), doc.join(" "))

@@ -40,7 +40,11 @@ fn is_channel(name: &str) -> bool {
 
 /// Where the gateway has who may talk to it on a channel (its settings, 2026.9.6).
 fn talks(channel: &str) -> Vec<&str> {
-    let rest: &[&str] = if channel == "matrix" { &["dm", "allowFrom"] } else { &["allowFrom"] };
+    let rest: &[&str] = match channel {
+        "matrix" => &["dm", "allowFrom"],
+        "tlon" => &["dmAllowlist"],
+        _ => &["allowFrom"],
+    };
     ["channels", channel].into_iter().chain(rest.iter().copied()).collect()
 }
 
@@ -67,6 +71,7 @@ mod tests {
         let settings = read(&[
             ("openclaw-owner-telegram", "123, 456"),
             ("openclaw-owner-matrix", "@a:example.org"),
+            ("openclaw-owner-tlon", "~zod"),
             (
                 "openclaw-config",
                 r#"{"channels": {"telegram": {"dmPolicy": "allowlist"}}, "commands": {"bash": false}}"#,
@@ -76,8 +81,12 @@ mod tests {
             "channels": {
                 "matrix": {"dm": {"allowFrom": ["@a:example.org"]}},
                 "telegram": {"dmPolicy": "allowlist", "allowFrom": ["123", "456"]},
+                "tlon": {"dmAllowlist": ["~zod"]},
             },
-            "commands": {"bash": false, "ownerAllowFrom": ["matrix:@a:example.org", "telegram:123", "telegram:456"]},
+            "commands": {
+                "bash": false,
+                "ownerAllowFrom": ["matrix:@a:example.org", "telegram:123", "telegram:456", "tlon:~zod"],
+            },
         });
         assert_eq!(settings, expected);
         Ok(())

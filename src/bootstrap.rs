@@ -18,14 +18,14 @@ use jiff::SignedDuration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::config::{self, Config, Domain, MetadataAccess};
+use crate::config::{self, Config, Domain, Limits, MetadataAccess};
 use crate::docker::{self, Engine};
 use crate::error::{Code, RUN_AGAIN, StageError, one_line};
 use crate::gateway::{self, Gateway, Ownership, RunState, secrets};
 use crate::host::Host;
 use crate::image::Image;
 use crate::lock::RunLock;
-use crate::memory::swap;
+use crate::memory::{self, swap};
 use crate::metadata::{Client, Instance};
 use crate::paths::{LOCK, PROXY_UNIT, STOP_GRACE, STOPPED_BY_SHIELD};
 use crate::proxy::{self, Upstream};
@@ -318,6 +318,9 @@ async fn is_older_than_trust(host: &Host, pid: Option<u32>) -> bool {
 async fn configure(host: &Host, instance: &Instance) -> Result<Config> {
     Orders::leave_attributes(host, &instance.attributes).await?;
     let (config, warnings) = config::read(host, &instance.attributes.values).await?;
+    if config.gateway.limits != Limits::default() {
+        config::check_limits(config.gateway.limits, memory::total(host).await?)?;
+    }
     for warning in warnings {
         host.warn(warning);
     }

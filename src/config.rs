@@ -25,7 +25,7 @@ use crate::reference::ImageReference;
 use crate::secret;
 use crate::version::{GatewayVersion, Variant, VersionChoice};
 
-pub use baked::read;
+pub use baked::{check_limits, read};
 pub use ca::MOST_CERTIFICATES;
 pub(crate) use check::{is_request_id, token as check_token};
 pub use extras::{Arch, Binary, Extras};

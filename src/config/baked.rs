@@ -9,7 +9,6 @@ use super::keys::{IMAGE, IMAGE_SOURCE, IMAGE_VARIANT, MEMORY, TIMEZONE, TMP, VER
 use super::{Config, Limits};
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::host::{Access, Host};
-use crate::memory;
 use crate::paths::BAKED;
 use crate::reference::ImageReference;
 use crate::text::{MIB, size};
@@ -70,14 +69,11 @@ pub async fn read(host: &Host, given: &BTreeMap<String, String>) -> Result<(Conf
     {
         check_timezone(host, zone)?;
     }
-    if config.gateway.limits != Limits::default() {
-        check_limits(config.gateway.limits, memory::total(host).await?)?;
-    }
     Ok((config, warnings))
 }
 
-/// A limit that the machine cannot have: its sizes are known only here.
-fn check_limits(limits: Limits, total: u64) -> Result<()> {
+/// Refuses limits that a machine with so much memory in `total` cannot have.
+pub fn check_limits(limits: Limits, total: u64) -> Result<()> {
     let complaint = if limits.memory.is_some_and(|memory| memory > total) {
         format!("{MEMORY} is more than the {} of memory that this VM has", size(total))
     } else {

@@ -43,8 +43,8 @@ struct Row {
 }
 
 // The one table of the attributes, from which docs/settings.md and docs/settings.schema.json are made: what it means,
-// its name, when a changed value is applied (by a run, by one beside the gateway, at the next boot, by the loader), what it may be (words, and
-// kinds in capitals, of which `schema.rs` has the patterns), its default, an example.
+// its name, when a changed value is applied (by a run, by one beside the gateway, at the next boot, by the loader),
+// what it may be (words, and kinds in capitals, of which `schema.rs` has the patterns), its default, an example.
 keys! {
     /// exact gateway version, or `latest`: the newest official image when it is first asked for, then kept. Another
     /// value is an update
@@ -133,8 +133,8 @@ keys! {
     /// swap file on the boot disk: `auto` (up to 2 GiB where memory is below 4 GiB and there is no swap), `off`, or a
     /// size such as `2G`
     SWAP = "openclaw-swap", boot, "auto|off|SIZE", "`auto`", "2G";
-    /// what the gateway and its agents may take of [the VM's memory](small-machines.md#limits), `768M` or more; Node's heap
-    /// gets half of it
+    /// what the gateway and its agents may take of [the VM's memory](small-machines.md#limits), `768M` or more; Node's
+    /// heap gets half of it
     MEMORY = "openclaw-memory", run, "SIZE", "three quarters of the VM's", "3G";
     /// how many processes and threads they may have, 64 to 32768
     PIDS = "openclaw-pids", run, "NUMBER", "`512`", "2048";

@@ -42,7 +42,7 @@ const MEMORY_STEP_BYTES: u64 = 64 * MIB;
 
 /// Directories that programs in the container write to and that need not outlive it: in memory, bounded. `~/.local/bin`
 /// is in the image's `PATH`. Other caches are below the state (`XDG_CACHE_HOME`).
-const SCRATCH: [&str; 3] = [TMP, "/home/node/.npm", "/home/node/.local"];
+const SCRATCH: [&str; 3] = ["/tmp", "/home/node/.npm", "/home/node/.local"];
 
 /// The one of them for everybody's temporary files.
 pub(super) const TMP: &str = "/tmp";

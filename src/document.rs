@@ -11,8 +11,8 @@ use serde_json::{Map, Value};
 /// How many lists and objects may lie within each other, as in `serde_json`; the parser's stack grows with each.
 const DEPTH_LIMIT: u32 = 128;
 
-/// How many values there may be: each takes far more memory than its text, and an object (700 bytes with one key) as much
-/// as several.
+/// How many values there may be: each takes far more memory than its text, and an object (700 bytes with one key) as
+/// much as several.
 const VALUES_LIMIT: u32 = 100_000;
 const VALUES_OF_OBJECT: u32 = 10;
 

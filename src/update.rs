@@ -130,8 +130,8 @@ impl Updater<'_> {
         }
     }
 
-    /// Compares what the gateway has with what it had when it was last ready. What is gone is missed until it is back, or
-    /// until `openclaw.json` does not ask for it any more.
+    /// Compares what the gateway has with what it had when it was last ready. What is gone is missed until it is back,
+    /// or until `openclaw.json` does not ask for it any more.
     async fn take_stock(&self, record: &mut Record, ready: &mut Ready) -> Result<()> {
         let Some(inventory) = self.gateway.inventory().await? else { return Ok(()) };
         let lost = self.gateway.lost(&record.plugins).await?;

@@ -91,8 +91,8 @@ impl Updater<'_> {
         Ok(Record { plugins, ..record })
     }
 
-    /// Stops the gateway, makes the safety copy exact, and starts the new version on the state. Returns also the plugins
-    /// without which it is taken.
+    /// Stops the gateway, makes the safety copy exact, and starts the new version on the state. Returns also the
+    /// plugins without which it is taken.
     async fn switch_over(
         &self,
         update: &mut Update,

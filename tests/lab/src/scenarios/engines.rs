@@ -55,8 +55,8 @@ fn built(rig: &Rig, engine: &str, buildkit: bool) -> Result<()> {
 /// The digest that is pinned.
 const DIGEST: &str = "grep '\"digest\"' /mnt/disks/openclaw-data/openclaw-init/record.json";
 
-/// Debian 13's engine with the store of images that later ones have by default. A layer that is gone with the image's name
-/// is fetched again, by the same digest; what it builds, the classic builder builds.
+/// Debian 13's engine with the store of images that later ones have by default. A layer that is gone with the image's
+/// name is fetched again, by the same digest; what it builds, the classic builder builds.
 pub(super) fn containerds_image_store(rig: &Rig) -> Result<()> {
     rig.up(&["--os", "debian-13", "--attr", "openclaw-apply=boot"])?;
     let digest = rig.shell(DIGEST)?;

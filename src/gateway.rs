@@ -4,6 +4,7 @@ pub mod cli;
 mod dotenv;
 mod env;
 mod exec;
+mod exposure;
 mod failure;
 #[cfg(fuzzing)]
 pub mod fuzzing;

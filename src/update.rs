@@ -117,6 +117,7 @@ impl Updater<'_> {
         let (mut ready, undone) = self.gateway.settle(image, secrets, ownership).await?;
         let mut record = record.owned_by(image, self.image);
         self.take_stock(&mut record, &mut ready).await?;
+        self.gateway.warn_if_exposed().await;
         if refusal.is_none() && undone.is_none() {
             record.refused_container = None;
         }

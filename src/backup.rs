@@ -36,7 +36,7 @@ use crate::host::{Host, blocking, remove_if_exists, remove_tree_if_exists, sync_
 use crate::lock::RunLock;
 use crate::paths::LOCK;
 use crate::stage::{Stage, within};
-use crate::state::copy::{self, Progress};
+use crate::state::copy::{self, LeftOut, Progress};
 use crate::state::{self, DataDir, Record, room};
 use crate::text::{MIB, file_time, size as bytes};
 use crate::version::GatewayVersion;
@@ -244,19 +244,19 @@ async fn write(host: &Host, data: &DataDir, file: &Path, header: &Header, trees:
         .then(|| Native { file: host.path(gateway::native_backup_file(data)), limit: native_limit(trees.bytes()) });
     let free = room::free(host, &data.state).await?.bytes;
     let first_member = header.clone();
-    let (part, size, left_out) = copy::in_background(host, "packed", move |progress| {
+    let (part, size, missing) = copy::in_background(host, "packed", move |progress| {
         progress.expect(trees.state.content);
         let directory = target.parent().context("it has no directory")?;
         // Without a random part in its name, the next run finds what a cut one left.
         let part = tempfile::Builder::new().prefix(PART_FILE).rand_bytes(0).tempfile_in(directory)?;
         let add = |bytes| progress.add(bytes);
         let packer = Packer::new(Writer::new(part.as_file(), &first_member)?, free, &add);
-        let (size, left_out) = pack(packer, &state, &config, native.as_ref())?;
+        let (size, missing) = pack(packer, &state, &config, native.as_ref())?;
         part.as_file().sync_all().context("syncing it")?;
-        Ok((part, size, left_out))
+        Ok((part, size, missing))
     })
     .await?;
-    for warning in left_out.warnings() {
+    for warning in missing.warnings() {
         host.warn(warning);
     }
     let verified = verify(host, part.path()).await.context("reading it back");
@@ -274,16 +274,16 @@ async fn write(host: &Host, data: &DataDir, file: &Path, header: &Header, trees:
 
 /// What is in no backup.
 #[derive(Debug, Default)]
-struct LeftOut {
+struct Missing {
     /// Fifos, sockets, devices, mount points.
-    special: Vec<PathBuf>,
+    special: LeftOut,
     /// Databases in use that the gateway's own backup leaves out.
-    databases: Vec<PathBuf>,
+    databases: LeftOut,
     /// Files outside of the data disk.
-    elsewhere: Vec<PathBuf>,
+    elsewhere: LeftOut,
 }
 
-impl LeftOut {
+impl Missing {
     fn warnings(&self) -> impl Iterator<Item = String> {
         let kinds = [
             (&self.special, "fifos, sockets, devices and mount points have no content to back up"),
@@ -293,8 +293,9 @@ impl LeftOut {
             ),
             (&self.elsewhere, "files of the gateway's own backup are not on the data disk, and not in this one"),
         ];
-        kinds.into_iter().filter_map(|(paths, what)| {
-            paths.first().map(|first| format!("{what}: {} left out, such as {}", paths.len(), first.display()))
+        kinds.into_iter().filter_map(|(LeftOut { count, first }, what)| {
+            let first = first.as_ref()?.display();
+            Some(format!("{what}: {count} left out, such as {first}"))
         })
     }
 }
@@ -317,8 +318,7 @@ fn pack(
     state: &Path,
     config: &Path,
     native: Option<&Native>,
-) -> Result<(Size, LeftOut)> {
-    let mut left_out = LeftOut::default();
+) -> Result<(Size, Missing)> {
     let mut included = native::Included::default();
     if let Some(Native { file, limit }) = native {
         let (directory, name) = file.parent().zip(file.file_name()).context("the archive has no name")?;
@@ -327,7 +327,7 @@ fn pack(
         let copied = native::copy(archive, *limit, &mut packer.writer, packer.progress);
         included = copied.context("reading the gateway's archive").classify(Code::GatewayNotReady, stop_first())?;
     }
-    let databases = RefCell::new(Vec::new());
+    let databases = RefCell::new(LeftOut::default());
     let native_name = native.and_then(|native| Some(Path::new("config").join(native.file.file_name()?)));
     let wanted = |path: &Path, is_dir: bool| {
         if native_name.is_none() {
@@ -341,17 +341,16 @@ fn pack(
         }
         let remainder = native::remainder(path);
         if remainder == Remainder::Database {
-            databases.borrow_mut().push(path.to_owned());
+            databases.borrow_mut().add(path);
         }
         remainder == Remainder::Wanted
     };
     packer.directory(state, Path::new("state"), &wanted)?;
     packer.directory(config, Path::new("config"), &wanted)?;
-    left_out.special = std::mem::take(&mut packer.left_out);
-    left_out.databases = databases.into_inner();
-    left_out.elsewhere = included.elsewhere;
+    let missing =
+        Missing { special: packer.left_out, databases: databases.into_inner(), elsewhere: included.elsewhere };
     let (_, size) = packer.writer.finish()?;
-    Ok((size, left_out))
+    Ok((size, missing))
 }
 
 /// A file that reports how far it was read.

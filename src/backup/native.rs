@@ -17,6 +17,7 @@ use super::archive::Writer;
 use super::members::{Members, RawMember};
 use super::plan::{Kind, Member};
 use crate::host::Access;
+use crate::state::copy::LeftOut;
 
 /// What a member takes besides its content.
 const NAME_COST: u64 = 512;
@@ -43,7 +44,7 @@ pub(super) struct Included {
     /// Paths in our archive.
     pub(super) paths: HashSet<PathBuf>,
     /// Paths in the container that are on no data disk, hence in no backup.
-    pub(super) elsewhere: Vec<PathBuf>,
+    pub(super) elsewhere: LeftOut,
 }
 
 #[derive(Deserialize)]
@@ -75,7 +76,7 @@ pub(super) fn copy<W: Write>(
                 described = true;
             }
             Place::Elsewhere(_) if found.entry.header().entry_type().is_dir() => {}
-            Place::Elsewhere(path) => included.elsewhere.push(path),
+            Place::Elsewhere(path) => included.elsewhere.add(&path),
             Place::Ours(path) => {
                 let kind = kind(&found).with_context(|| format!("at {}", path.display()))?;
                 if let Some(kind) = kind.filter(|_| included.paths.insert(path.clone())) {

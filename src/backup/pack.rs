@@ -16,6 +16,7 @@ use super::plan::{Kind, Member};
 use crate::error::{Classify as _, Code};
 use crate::state::copy::tree::DEPTH;
 use crate::state::copy::tree::{Dir, Entry};
+use crate::state::copy::{LeftOut, LinkedNames};
 use crate::text::size;
 
 /// A file up to this size is read into memory first: it may grow or shrink meanwhile.
@@ -28,15 +29,17 @@ pub(super) struct Packer<'a, W: Write> {
     pub(super) progress: &'a dyn Fn(u64) -> Result<()>,
     /// The first names of files with several, by device and inode.
     names: HashMap<(u64, u64), PathBuf>,
+    linked: LinkedNames,
     /// How many bytes of the files may be holes, which the archive fills: a file of terabytes is made in a moment.
     room_for_holes: u64,
     /// Fifos, sockets, devices and mount points: they have no content to pack.
-    pub(super) left_out: Vec<PathBuf>,
+    pub(super) left_out: LeftOut,
 }
 
 impl<'a, W: Write> Packer<'a, W> {
     pub(super) fn new(writer: Writer<W>, room_for_holes: u64, progress: &'a dyn Fn(u64) -> Result<()>) -> Self {
-        Self { writer, progress, names: HashMap::new(), room_for_holes, left_out: Vec::new() }
+        let (names, linked, left_out) = (HashMap::new(), LinkedNames::new(), LeftOut::default());
+        Self { writer, progress, names, linked, room_for_holes, left_out }
     }
 
     /// Packs the directory at `path` under the name `name`. Of its content it packs what `wanted` accepts, which gets
@@ -49,9 +52,9 @@ impl<'a, W: Write> Packer<'a, W> {
     fn tree(&mut self, dir: &Dir, name: &Path, wanted: &dyn Fn(&Path, bool) -> bool, depth: usize) -> Result<()> {
         ensure!(depth < DEPTH, "there are more than {DEPTH} directories within each other");
         self.add(&member(name, Kind::Directory, &dir.metadata()?), io::empty())?;
-        for entry in dir.names()? {
-            let name = name.join(&entry);
-            self.entry(dir.open_entry(&entry), &name, wanted, depth)
+        for entry in dir.names()?.iter() {
+            let name = name.join(entry);
+            self.entry(dir.open_entry(entry), &name, wanted, depth)
                 .with_context(|| format!("at {}", name.display()))?;
         }
         Ok(())
@@ -71,7 +74,7 @@ impl<'a, W: Write> Packer<'a, W> {
             Entry::File(file, found) => self.file(file, &found, name),
             Entry::Link(target, found) => self.add(&member(name, Kind::Symlink(target), &found), io::empty()),
             Entry::Special => {
-                self.left_out.push(name.to_owned());
+                self.left_out.add(name);
                 Ok(())
             }
             Entry::Gone => Ok(()),
@@ -80,11 +83,13 @@ impl<'a, W: Write> Packer<'a, W> {
 
     fn file(&mut self, mut file: File, found: &Metadata, name: &Path) -> Result<()> {
         if found.nlink() > 1 {
-            let first = self.names.entry((found.dev(), found.ino())).or_insert_with(|| name.to_owned());
-            if first != name {
+            let file = (found.dev(), found.ino());
+            if let Some(first) = self.names.get(&file) {
                 let link = member(name, Kind::HardLink(first.clone()), found);
                 return self.add(&link, io::empty());
             }
+            self.linked.count(name)?;
+            self.names.insert(file, name.to_owned());
         }
         self.fill_holes(found)?;
         (self.progress)(found.len())?;

@@ -22,6 +22,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::sync::watch;
 
 use super::room::measure;
+use crate::error::{Classify as _, Code};
 use crate::failpoint;
 use crate::host::{Host, sync_dir};
 use crate::text;
@@ -47,7 +48,49 @@ pub struct SyncStats {
     /// Entries that the copy had and the original has not (a directory with all in it counts once).
     pub removed: u64,
     /// What has no content to copy: fifos, sockets, devices, mount points.
-    pub left_out: Vec<PathBuf>,
+    pub left_out: LeftOut,
+}
+
+/// What is left out: how much, and one of it. Its names are somebody else's, as many and as long as they like.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// How many there are.
+    pub count: u64,
+    /// The first of them.
+    pub first: Option<PathBuf>,
+}
+
+impl LeftOut {
+    pub(crate) fn add(&mut self, path: &Path) {
+        self.count += 1;
+        self.first.get_or_insert_with(|| path.to_owned());
+    }
+}
+
+/// How many bytes the names may have of files with several, each with what it takes besides: whoever copies a tree has
+/// to remember the first. They are those of a quarter of a million files in a package manager's store.
+const LINKED_BYTES: usize = 64 << 20;
+const LINKED_COST: usize = 96;
+
+/// What is left of the bytes of such names after one more.
+#[derive(Debug)]
+pub(crate) struct LinkedNames(usize);
+
+impl LinkedNames {
+    pub(crate) fn new() -> Self {
+        Self(LINKED_BYTES)
+    }
+
+    /// Counts one more name that is remembered. [`Code::GatewayRefused`]: there are too many.
+    pub(crate) fn count(&mut self, path: &Path) -> Result<()> {
+        let left = self.0.checked_sub(path.as_os_str().len() + LINKED_COST);
+        let left = left.context("there are more files with several names than can be remembered").classify(
+            Code::GatewayRefused,
+            "Remove hard links from this directory, or copies of packages that share files, then try again.",
+        );
+        self.0 = left?;
+        Ok(())
+    }
 }
 
 /// Makes the directory `to` an exact copy of the directory `from`, synced to the disk when this returns.
@@ -76,10 +119,10 @@ pub async fn sync(host: &Host, from: &Path, to: &Path) -> Result<SyncStats> {
     .await
     .with_context(doing)?;
     step.hit_at("after");
-    if let Some(first) = stats.left_out.first() {
+    if let Some(first) = &stats.left_out.first {
         host.warn(format!(
             "{} of {} cannot be copied and were left out (fifos, sockets, devices, mount points), such as {}",
-            stats.left_out.len(),
+            stats.left_out.count,
             from.display(),
             first.display()
         ));

@@ -81,8 +81,8 @@ impl DataDir {
             let databases = Dir::open(&top.at("state")).ok();
             let mut newest = None;
             for directory in [Some(top), databases].into_iter().flatten() {
-                for name in directory.names()? {
-                    if let Some(found) = directory.look(&name)? {
+                for name in directory.names()?.iter() {
+                    if let Some(found) = directory.look(name)? {
                         newest = newest.max(Some(found.modified()?));
                     }
                 }

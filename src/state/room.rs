@@ -121,11 +121,11 @@ fn measure_into(dir: &Dir, size: &mut Size, seen: &mut HashSet<u64>, depth: usiz
     let here = dir.metadata()?;
     size.bytes += here.blocks() * 512;
     size.inodes += 1;
-    for name in dir.names()? {
-        let Some(found) = dir.look(&name)?.filter(|found| found.dev() == here.dev()) else { continue };
+    for name in dir.names()?.iter() {
+        let Some(found) = dir.look(name)?.filter(|found| found.dev() == here.dev()) else { continue };
         if found.is_dir() {
             // One that is gone by now, or is none any more, takes no room.
-            if let Ok(child) = Dir::open(&dir.at(&name)) {
+            if let Ok(child) = dir.open_directory(name) {
                 measure_into(&child, size, seen, depth + 1)?;
             }
         } else if found.nlink() == 1 || seen.insert(found.ino()) {

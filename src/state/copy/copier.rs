@@ -14,7 +14,7 @@ use super::attributes::{self, Attributes};
 use super::content;
 use super::tree::DEPTH;
 use super::tree::{Dir, Entry};
-use super::{Progress, SyncStats};
+use super::{LinkedNames, Progress, SyncStats};
 
 #[derive(Debug)]
 pub(super) struct Copier<'a> {
@@ -24,6 +24,7 @@ pub(super) struct Copier<'a> {
     progress: &'a Progress,
     /// Files with more than one name: by the original's inode, where the copy is, and its inode.
     links: HashMap<u64, (PathBuf, u64)>,
+    linked: LinkedNames,
     /// Files of the copy with more than one name that already stand for an original.
     taken: HashSet<u64>,
     stats: SyncStats,
@@ -32,7 +33,7 @@ pub(super) struct Copier<'a> {
 impl<'a> Copier<'a> {
     pub(super) fn new(target: &'a Dir, quiet: Duration, progress: &'a Progress) -> Self {
         let (links, taken, stats) = (HashMap::new(), HashSet::new(), SyncStats::default());
-        Self { target, quiet, progress, links, taken, stats }
+        Self { target, quiet, progress, links, linked: LinkedNames::new(), taken, stats }
     }
 
     /// Makes the target equal to `from`.
@@ -47,29 +48,29 @@ impl<'a> Copier<'a> {
         let target = self.target.metadata()?;
         ensure!((found.dev(), found.ino()) != (target.dev(), target.ino()), "the copy lies within the original");
         let wanted = from.names().context("listing it")?;
-        for name in to.names().context("listing its copy")? {
-            if wanted.binary_search(&name).is_err() {
-                to.remove(&name).with_context(|| format!("removing {} from the copy", path.join(&name).display()))?;
+        for name in to.names().context("listing its copy")?.iter() {
+            if wanted.binary_search(name).is_err() {
+                to.remove(name).with_context(|| format!("removing {} from the copy", path.join(name).display()))?;
                 self.stats.removed += 1;
             }
         }
-        for name in wanted {
-            let path = path.join(&name);
+        for name in wanted.iter() {
+            let path = path.join(name);
             let doing = || path.display().to_string();
-            let entry = from.open_entry(&name).with_context(doing)?;
+            let entry = from.open_entry(name).with_context(doing)?;
             match entry {
                 Entry::Directory(child) => {
-                    let copy = to.ensure_directory(&name).with_context(doing)?;
+                    let copy = to.ensure_directory(name).with_context(doing)?;
                     self.directory(&child, &copy, &path, depth + 1)?;
                     continue;
                 }
-                Entry::File(file, found) => self.file(&file, &found, to, &name, &path),
-                Entry::Link(target, found) => self.link(&target, &found, to, &name, &path),
+                Entry::File(file, found) => self.file(&file, &found, to, name, &path),
+                Entry::Link(target, found) => self.link(&target, &found, to, name, &path),
                 Entry::Special | Entry::Gone => {
                     if matches!(entry, Entry::Special) {
-                        self.stats.left_out.push(path.clone());
+                        self.stats.left_out.add(&path);
                     }
-                    to.remove(&name).map(drop).map_err(Into::into)
+                    to.remove(name).map(drop).map_err(Into::into)
                 }
             }
             .with_context(doing)?;
@@ -91,8 +92,7 @@ impl<'a> Copier<'a> {
         }
         attributes::give_to_link(to, name, found)?;
         let copied = to.look(name)?.context("the link that was just made has gone")?;
-        self.remember(found, &copied, path);
-        Ok(())
+        self.remember(found, &copied, path)
     }
 
     fn file(&mut self, file: &File, found: &Metadata, to: &Dir, name: &OsStr, path: &Path) -> Result<()> {
@@ -113,8 +113,7 @@ impl<'a> Copier<'a> {
             copy
         };
         Attributes::read(file, found)?.give_to(&copy)?;
-        self.remember(found, &copy.metadata()?, path);
-        Ok(())
+        self.remember(found, &copy.metadata()?, path)
     }
 
     /// Whether this is one more name of what was copied already; the copy then has it as well.
@@ -127,13 +126,15 @@ impl<'a> Copier<'a> {
         Ok(true)
     }
 
-    fn remember(&mut self, found: &Metadata, copied: &Metadata, path: &Path) {
+    fn remember(&mut self, found: &Metadata, copied: &Metadata, path: &Path) -> Result<()> {
         if found.nlink() > 1 {
+            self.linked.count(path)?;
             self.links.insert(found.ino(), (path.to_owned(), copied.ino()));
         }
         if copied.nlink() > 1 {
             self.taken.insert(copied.ino());
         }
+        Ok(())
     }
 
     /// Whether the copy can be trusted to have the file's content.

@@ -151,7 +151,7 @@ async fn a_copy_of_any_tree_is_exact() -> Result<()> {
         let bench = Bench::new()?;
         make(&bench.from()).context(*case)?;
         let stats = bench.sync().await.context(*case)?;
-        assert_eq!((stats.removed, stats.left_out), (0, Vec::new()), "{case}");
+        assert_eq!((stats.removed, stats.left_out.count), (0, 0), "{case}");
         bench.verify().await.context(*case)?;
         let (from, to) =
             (room::of(&bench.host, Path::new("/from")).await?, room::of(&bench.host, Path::new("/to")).await?);
@@ -304,10 +304,56 @@ async fn what_has_no_content_is_left_out_with_one_warning() -> Result<()> {
     nix::unistd::mkfifo(&bench.from().join("fifo"), Mode::S_IRWXU)?;
     let _socket = UnixListener::bind(bench.from().join("socket"))?;
     fs::write(bench.from().join("file"), "x")?;
-    assert_eq!(bench.sync().await?.left_out, [Path::new("fifo"), Path::new("socket")]);
+    let expected = LeftOut { count: 2, first: Some("fifo".into()) };
+    assert_eq!(bench.sync().await?.left_out, expected);
     bench.verify().await?;
     assert_eq!(bench.host.ledger().borrow().warnings.len(), 1);
     Ok(())
+}
+
+/// Hard links cost no inodes: names without end would fill the memory.
+#[tokio::test]
+async fn a_directory_with_too_many_names_is_named() -> Result<()> {
+    let bench = Bench::new()?;
+    let many = bench.from().join("inner/many");
+    fs::create_dir_all(&many)?;
+    for number in 0..120_000 {
+        let name = many.join(format!("{number:0>250}"));
+        let first = many.join(format!("{:0>250}", number / 60_000 * 60_000));
+        if name == first { fs::write(name, "x")? } else { fs::hard_link(first, name)? }
+    }
+    for outcome in [bench.sync().await.map(drop), room::of(&bench.host, Path::new("/from")).await.map(drop)] {
+        let error = outcome.err().context("all were listed")?;
+        assert_eq!(crate::error::code_of(&error), crate::error::Code::GatewayRefused, "{error:#}");
+        assert!(one_line(&error).contains("/from/inner/many has more entries"), "{error:#}");
+    }
+    Ok(())
+}
+
+/// The directories above a directory are listed at the same time.
+#[test]
+fn names_are_counted_as_long_as_they_are_kept() -> Result<()> {
+    let bench = Bench::new()?;
+    fs::create_dir_all(bench.from().join("inner"))?;
+    let dir = open(&bench.from())?;
+    let (names, kept) = (dir.names()?, dir.kept());
+    assert!(kept > 0);
+    let inner = dir.open_directory(&names[0])?;
+    fs::write(bench.from().join("inner/file"), "")?;
+    let more = inner.names()?;
+    assert!(dir.kept() > kept);
+    drop((names, more));
+    assert_eq!(dir.kept(), 0);
+    Ok(())
+}
+
+#[test]
+fn first_names_of_linked_files_have_a_limit() {
+    let mut linked = LinkedNames::new();
+    let path = PathBuf::from("d/".repeat(30_000));
+    let refused = (0..10_000).find_map(|_| linked.count(&path).err());
+    let code = refused.as_ref().map(crate::error::code_of);
+    assert_eq!(code, Some(crate::error::Code::GatewayRefused));
 }
 
 /// Whoever owns the original exchanges directories and files for links, fifos and nothing while it is copied.

@@ -3,22 +3,59 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
+use std::ops::Deref;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use anyhow::{Result, anyhow};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
+use crate::error::{Classify as _, Code};
 use crate::host::untrusted::when_free;
 
 /// How many directories may lie within each other: two are held open for each.
 pub(crate) const DEPTH: usize = 256;
 
+/// How many bytes of names are kept at once, of a directory and of those that it is in, each with what it takes
+/// besides. It is a directory of half a million files: a gateway that lists one is of no use any more. Names are hard
+/// links at no cost, so that without a limit they fill the memory.
+const NAMES_BYTES: usize = 32 << 20;
+const NAME_COST: usize = 32;
+
 /// An open directory. Its entries are reached through the descriptor and by one name only, so no link can
 /// lead anywhere else.
 #[derive(Debug)]
-pub(crate) struct Dir(File);
+pub(crate) struct Dir {
+    file: File,
+    /// The bytes of all names that are kept, of this directory and of all that were opened from the same one.
+    kept: Arc<AtomicUsize>,
+}
+
+/// The names in a directory, sorted.
+#[derive(Debug)]
+pub(crate) struct Names {
+    sorted: Vec<OsString>,
+    bytes: usize,
+    kept: Arc<AtomicUsize>,
+}
+
+impl Deref for Names {
+    type Target = [OsString];
+
+    fn deref(&self) -> &[OsString] {
+        &self.sorted
+    }
+}
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        self.kept.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
 
 /// How often an entry that changes meanwhile is looked at again.
 const RACE_LIMIT: u32 = 5;
@@ -37,28 +74,45 @@ pub(crate) enum Entry {
 impl Dir {
     /// Opens a directory whose parents nobody but root can change.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        open(path, OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).map(Self)
+        let file = open(path, OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW)?;
+        Ok(Self { file, kept: Arc::default() })
     }
 
     /// The entry `name` as a path that begins at the open directory.
     pub(crate) fn at(&self, name: impl AsRef<Path>) -> PathBuf {
-        of(&self.0).join(name)
+        of(&self.file).join(name)
     }
 
     pub(super) fn file(&self) -> &File {
-        &self.0
+        &self.file
     }
 
     pub(crate) fn metadata(&self) -> io::Result<Metadata> {
-        self.0.metadata()
+        self.file.metadata()
     }
 
-    /// The names of the entries, sorted.
-    pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
-        let mut names: Vec<_> =
-            fs::read_dir(of(&self.0))?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>()?;
-        names.sort();
-        Ok(names)
+    /// The names of the entries, sorted. [`Code::GatewayRefused`]: there are too many.
+    pub(crate) fn names(&self) -> Result<Names> {
+        let mut found = Names { sorted: Vec::new(), bytes: 0, kept: Arc::clone(&self.kept) };
+        for entry in fs::read_dir(of(&self.file))? {
+            let name = entry?.file_name();
+            let bytes = name.len() + NAME_COST;
+            found.bytes += bytes;
+            if self.kept.fetch_add(bytes, Ordering::Relaxed) + bytes > NAMES_BYTES {
+                let path = fs::read_link(of(&self.file)).unwrap_or_default();
+                return Err(anyhow!("{} has more entries than can be listed", path.display()))
+                    .classify(Code::GatewayRefused, "Remove what is in this directory, then try again.");
+            }
+            found.sorted.push(name);
+        }
+        found.sorted.sort();
+        Ok(found)
+    }
+
+    /// The bytes of all names that are kept.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.kept.load(Ordering::Relaxed)
     }
 
     /// What `name` is, itself; `None` when there is nothing of that name.
@@ -84,10 +138,10 @@ impl Dir {
     fn try_open(&self, name: &OsStr) -> io::Result<Entry> {
         let Some(found) = self.look(name)? else { return Ok(Entry::Gone) };
         let kind = found.file_type();
-        if found.dev() != self.0.metadata()?.dev() {
+        if found.dev() != self.metadata()?.dev() {
             Ok(Entry::Special)
         } else if kind.is_dir() {
-            Self::open(&self.at(name)).map(Entry::Directory)
+            self.open_directory(name).map(Entry::Directory)
         } else if kind.is_symlink() {
             Ok(Entry::Link(fs::read_link(self.at(name))?, found))
         } else if kind.is_file() {
@@ -97,6 +151,11 @@ impl Dir {
         } else {
             Ok(Entry::Special)
         }
+    }
+
+    /// Opens the directory `name`.
+    pub(crate) fn open_directory(&self, name: &OsStr) -> io::Result<Self> {
+        Ok(Self { kept: Arc::clone(&self.kept), ..Self::open(&self.at(name))? })
     }
 
     /// Opens a regular file for reading; anything else is an error, and nothing waits for a fifo's writer.
@@ -119,7 +178,7 @@ impl Dir {
         if !current.is_some_and(|found| found.is_dir()) {
             fs::DirBuilder::new().mode(0o700).create(self.at(name))?;
         }
-        Self::open(&self.at(name))
+        self.open_directory(name)
     }
 
     /// Removes `name` and all that is in it; true when there was something.

@@ -1,6 +1,6 @@
 //! Compares two trees, content included.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -34,18 +34,19 @@ impl<'a> Verifier<'a> {
         if let Some(difference) = original.difference(&copy) {
             bail!("the directory {} differs: {difference}", path.display());
         }
-        let mut extra: BTreeSet<_> = to.names()?.into_iter().collect();
-        for name in from.names()? {
-            let path = path.join(&name);
+        let names = from.names()?;
+        let extra = to.names()?.iter().find(|name| names.binary_search(name).is_err()).cloned();
+        for name in names.iter() {
+            let path = path.join(name);
             let doing = || format!("comparing {}", path.display());
-            match (from.open_entry(&name).with_context(doing)?, to.open_entry(&name).with_context(doing)?) {
-                (Entry::Special | Entry::Gone, _) => continue,
+            match (from.open_entry(name).with_context(doing)?, to.open_entry(name).with_context(doing)?) {
+                (Entry::Special | Entry::Gone, Entry::Gone) => {}
+                (Entry::Special | Entry::Gone, _) => bail!("{} is only in the copy", path.display()),
                 (Entry::Directory(from), Entry::Directory(to)) => self.directory(&from, &to, &path, depth + 1)?,
                 (original, copy) => self.entry(&original, &copy).with_context(doing)?,
             }
-            extra.remove(&name);
         }
-        match extra.first() {
+        match extra {
             None => Ok(()),
             Some(name) => bail!("{} is only in the copy", path.join(name).display()),
         }

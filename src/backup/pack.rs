@@ -62,7 +62,7 @@ impl<'a, W: Write> Packer<'a, W> {
 
     fn entry(
         &mut self,
-        entry: io::Result<Entry>,
+        entry: Result<Entry>,
         name: &Path,
         wanted: &dyn Fn(&Path, bool) -> bool,
         depth: usize,

@@ -353,6 +353,20 @@ fn a_file_of_holes_is_named_when_it_is_packed() -> Result<()> {
     Ok(())
 }
 
+/// A lease keeps a file from being read for 45 s: its name is what helps.
+#[tokio::test]
+async fn a_leased_file_is_named_when_it_is_packed() -> Result<()> {
+    let from = tempfile::tempdir()?;
+    let (state, config) = (from.path().join("state"), from.path().join("config"));
+    fill(&state, &config)?;
+    let _holder = untrusted::lease(&state.join("workspace/run.sh")).await?;
+    let error = packed(&state, &config).err().context("it was packed")?;
+    assert_eq!(crate::error::code_of(&error), Code::GatewayNotReady, "{error:#}");
+    let sentence = crate::error::one_line(&error);
+    assert!(sentence.contains("state/workspace/run.sh") && sentence.contains("holds a lease"), "{sentence}");
+    Ok(())
+}
+
 #[test]
 fn the_gateways_archive_unpacks_to_no_more_than_its_state_could() -> Result<()> {
     let from = tempfile::tempdir()?;

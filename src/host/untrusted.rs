@@ -84,6 +84,7 @@ pub(crate) fn open(directory: &Path, name: &str) -> Result<Option<File>> {
     match if_exists(when_free(|| Ok(openat2(&directory, name, how)?))) {
         Ok(Some(file)) => refuse(regular(file.into())).map(Some),
         Ok(None) => Ok(None),
+        Err(error) if is_leased(&error) => explain_lease(Err(error)),
         Err(error) => refuse(Err(match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ELOOP) => anyhow!("it is a symbolic link"),
             Some(Errno::ENXIO) => anyhow!(NO_FILE),
@@ -123,6 +124,25 @@ pub(crate) fn when_free<T>(attempt: impl Fn() -> io::Result<T>) -> io::Result<T>
     }
 }
 
+/// Whether a file could not be opened because another process holds a lease on it.
+pub(crate) fn is_leased(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::WouldBlock
+}
+
+/// Says what to do about a lease: it ends with the process that holds it.
+pub(crate) fn explain_lease<T>(opened: io::Result<T>) -> Result<T> {
+    match opened {
+        Err(error) if is_leased(&error) => Err(error).classify(
+            Code::GatewayNotReady,
+            format!(
+                "Stop the gateway with `sudo openclaw-init stop` (or the process that `grep LEASE /proc/locks` names), \
+                 try again, then run `{RUN_AGAIN}`."
+            ),
+        ),
+        opened => Ok(opened?),
+    }
+}
+
 fn refuse<T>(outcome: Result<T>) -> Result<T> {
     outcome.classify(
         Code::GatewayRefused,
@@ -133,16 +153,29 @@ fn refuse<T>(outcome: Result<T>) -> Result<T> {
     )
 }
 
+/// A process that holds a lease on the file until it is killed.
+#[cfg(test)]
+pub(crate) async fn lease(file: &Path) -> Result<tokio::process::Child> {
+    use tokio::io::AsyncBufReadExt as _;
+    const HOLD: &str = r#"$SIG{IO} = "IGNORE"; open(F, "+<", $ARGV[0]) or die; fcntl(F, 1024, 1) or die; $| = 1;
+        print "held\n"; sleep 60"#;
+    #[expect(clippy::disallowed_methods, reason = "it goes on while the test does")]
+    let mut holder = tokio::process::Command::new("perl");
+    holder.args(["-e", HOLD]).arg(file).stdout(std::process::Stdio::piped()).kill_on_drop(true);
+    let mut holder = holder.spawn()?;
+    let mut said = tokio::io::BufReader::new(holder.stdout.take().context("it is piped")?).lines();
+    anyhow::ensure!(said.next_line().await?.as_deref() == Some("held"), "there is no lease");
+    Ok(holder)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::process::Stdio;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
     use nix::sys::stat::Mode;
     use nix::unistd::mkfifo;
-    use tokio::io::AsyncBufReadExt as _;
 
     use super::*;
     use crate::error::{code_of, one_line};
@@ -234,21 +267,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_lease_is_named_at_once_and_does_not_keep_a_file_from_being_written() -> Result<()> {
-        const HOLD: &str = r#"$SIG{IO} = "IGNORE"; open(F, "+<", $ARGV[0]) or die; fcntl(F, 1024, 1) or die; $| = 1;
-            print "held\n"; sleep 60"#;
         let root = tempfile::tempdir()?;
         let file = root.path().join(FILE);
         std::fs::write(&file, "A=b\n")?;
-        #[expect(clippy::disallowed_methods, reason = "it goes on while the test does")]
-        let mut holder = tokio::process::Command::new("perl");
-        holder.args(["-e", HOLD]).arg(&file).stdout(Stdio::piped()).kill_on_drop(true);
-        let mut holder = holder.spawn()?;
-        let mut said = tokio::io::BufReader::new(holder.stdout.take().unwrap()).lines();
-        assert_eq!(said.next_line().await?.as_deref(), Some("held"));
+        let mut holder = lease(&file).await?;
         let host = Host::new(root.path());
         let error = read(&host, Path::new("/"), FILE).await.unwrap_err();
-        assert_eq!(code_of(&error), Code::GatewayRefused, "{error:#}");
-        assert!(one_line(&error).contains("holds a lease"), "{error:#}");
+        assert_eq!(code_of(&error), Code::GatewayNotReady, "{error:#}");
+        let sentence = one_line(&error);
+        assert!(sentence.contains("holds a lease") && sentence.contains(FILE), "{sentence}");
         let access = Access { mode: 0o600, ..Access::root(0) };
         if nix::unistd::geteuid().is_root() {
             assert!(host.ensure_file(Path::new("/").join(FILE), "A=b\n", access).await?);

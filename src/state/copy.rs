@@ -49,6 +49,8 @@ pub struct SyncStats {
     pub removed: u64,
     /// What has no content to copy: fifos, sockets, devices, mount points.
     pub left_out: LeftOut,
+    /// Files that other processes hold leases on, in a copy of what is [in use](Original::InUse).
+    pub leased: LeftOut,
 }
 
 /// What is left out: how much, and one of it. Its names are somebody else's, as many and as long as they like.
@@ -65,6 +67,15 @@ impl LeftOut {
         self.count += 1;
         self.first.get_or_insert_with(|| path.to_owned());
     }
+}
+
+/// Whether processes may have the original open while it is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Original {
+    /// A file with a lease on it is left for a later call.
+    InUse,
+    /// Every file is copied.
+    AtRest,
 }
 
 /// How many bytes the names may have of files with several, each with what it takes besides: whoever copies a tree has
@@ -99,7 +110,7 @@ impl LinkedNames {
 /// during a call, whose result is then only nearly equal: a later call finds every file that changed since it was
 /// copied, and always copies `SQLite`'s files again. Paths are the machine's; the parent of `to` exists, and only root
 /// can write to it. The caller notes the change.
-pub async fn sync(host: &Host, from: &Path, to: &Path) -> Result<SyncStats> {
+pub async fn sync(host: &Host, from: &Path, to: &Path, original: Original) -> Result<SyncStats> {
     let (source, target) = (host.path(from), host.path(to));
     let doing = || format!("copying {} to {}", from.display(), to.display());
     let step = failpoint::counted("copy");
@@ -111,7 +122,7 @@ pub async fn sync(host: &Host, from: &Path, to: &Path) -> Result<SyncStats> {
             std::fs::DirBuilder::new().mode(0o700).create(&target).context("making the copy's directory")?;
         }
         let copy = open(&target)?;
-        let stats = Copier::new(&copy, QUIET_INTERVAL, progress).run(&source)?;
+        let stats = Copier::new(&copy, original, QUIET_INTERVAL, progress).run(&source)?;
         nix::unistd::syncfs(copy.file()).context("syncing the copy")?;
         sync_dir(target.parent().unwrap_or(&target))?;
         Ok(stats)

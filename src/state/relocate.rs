@@ -223,7 +223,7 @@ async fn has_room(
 
 async fn copy_all(host: &Host, copies: &[(PathBuf, PathBuf)]) -> Result<()> {
     for (original, target) in copies {
-        copy::sync(host, original, target).await?;
+        copy::sync(host, original, target, copy::Original::AtRest).await?;
     }
     failpoint::hit("state.relocate.copied");
     for (original, copy) in copies {

@@ -13,7 +13,8 @@ use crate::gateway::{self, Gateway, Secrets, secrets};
 use crate::host::Host;
 use crate::image::{self, Image};
 use crate::report::{Ready, UpdateReport};
-use crate::state::{self, DataDir, Operation, Phase, Previous, Record, SafetyCopy, Update, copy, room};
+use crate::state::copy::{self, Original};
+use crate::state::{self, DataDir, Operation, Phase, Previous, Record, SafetyCopy, Update, room};
 use crate::text::file_time;
 
 /// The check that fails while the gateway refuses an agent's database; the agent's name follows.
@@ -41,7 +42,7 @@ impl Updater<'_> {
         let record = self.with_plugins_of_now(record).await?;
         let mut update = begin(data, &record, &image, choice)?;
         Operation::Update(update.clone()).write(host, data, self.lock).await?;
-        sync(host, data, &update.copy).await?;
+        sync(host, data, &update.copy, Original::InUse).await?;
 
         let (stopped, of) = (StoppedAt(Instant::now()), Timestamp::now());
         let switched = self.switch_over(&mut update, &record, &image, &secrets).await;
@@ -102,7 +103,8 @@ impl Updater<'_> {
     ) -> Result<(Ready, BTreeSet<String>)> {
         let Gateway { host, engine, data, .. } = self.gateway;
         gateway::remove(host, engine).await?;
-        sync(host, data, &update.copy).await?;
+        // What had a lease is copied now: no process of the gateway's is left.
+        sync(host, data, &update.copy, Original::AtRest).await?;
         verify(host, data, &update.copy).await?;
         update.phase = Phase::Starting;
         Operation::Update(update.clone()).write(host, data, self.lock).await?;
@@ -226,11 +228,13 @@ async fn copy_size(host: &Host, data: &DataDir) -> Result<room::Size> {
     Ok([room::of(host, &data.state).await?, room::of(host, &data.config).await?].into_iter().sum())
 }
 
-/// Makes the safety copy equal to the current data, which may be in use.
-async fn sync(host: &Host, data: &DataDir, copy: &SafetyCopy) -> Result<()> {
-    for (original, name) in [(&data.state, &copy.state), (&data.config, &copy.config)] {
-        let stats = copy::sync(host, original, &data.beside(name)?).await?;
-        tracing::debug!("copied {} files of {}, {} bytes", stats.copied, original.display(), stats.bytes);
+/// Makes the safety copy equal to the current data, as far as files with a lease allow while it is in use.
+async fn sync(host: &Host, data: &DataDir, copy: &SafetyCopy, original: Original) -> Result<()> {
+    for (directory, name) in [(&data.state, &copy.state), (&data.config, &copy.config)] {
+        let copy::SyncStats { copied, bytes, leased, .. } =
+            copy::sync(host, directory, &data.beside(name)?, original).await?;
+        let count = leased.count;
+        tracing::debug!("copied {copied} files of {}, {bytes} bytes, {count} leased", directory.display());
     }
     host.changed(format!("copied {} to {}", data.state.display(), copy.state));
     Ok(())

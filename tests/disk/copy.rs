@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use openclaw_init::host::Host;
-use openclaw_init::state::copy::{self, LeftOut};
+use openclaw_init::state::copy::{self, LeftOut, Original};
 use openclaw_lab::program;
 
 use crate::fixture::{alone, command, tool};
@@ -18,7 +18,7 @@ const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 fn replicate(root: &Path) -> Result<LeftOut> {
     let (host, from, to) = (Host::new(root), Path::new("/from"), Path::new("/to"));
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let stats = copy::sync(&host, from, to).await?;
+        let stats = copy::sync(&host, from, to, Original::AtRest).await?;
         copy::verify(&host, from, to).await?;
         Ok(stats.left_out)
     })

@@ -14,11 +14,12 @@ use super::attributes::{self, Attributes};
 use super::content;
 use super::tree::DEPTH;
 use super::tree::{Dir, Entry};
-use super::{LinkedNames, Progress, SyncStats};
+use super::{LinkedNames, Original, Progress, SyncStats};
 
 #[derive(Debug)]
 pub(super) struct Copier<'a> {
     target: &'a Dir,
+    original: Original,
     /// How long before its copy was begun a file must have been changed last, for the copy to be trusted unread.
     quiet: Duration,
     progress: &'a Progress,
@@ -31,9 +32,9 @@ pub(super) struct Copier<'a> {
 }
 
 impl<'a> Copier<'a> {
-    pub(super) fn new(target: &'a Dir, quiet: Duration, progress: &'a Progress) -> Self {
+    pub(super) fn new(target: &'a Dir, original: Original, quiet: Duration, progress: &'a Progress) -> Self {
         let (links, taken, stats) = (HashMap::new(), HashSet::new(), SyncStats::default());
-        Self { target, quiet, progress, links, linked: LinkedNames::new(), taken, stats }
+        Self { target, original, quiet, progress, links, linked: LinkedNames::new(), taken, stats }
     }
 
     /// Makes the target equal to `from`.
@@ -57,7 +58,10 @@ impl<'a> Copier<'a> {
         for name in wanted.iter() {
             let path = path.join(name);
             let doing = || path.display().to_string();
-            let entry = from.open_entry(name).with_context(doing)?;
+            let Some(entry) = self.open(from, name).with_context(doing)? else {
+                self.stats.leased.add(&path);
+                continue;
+            };
             match entry {
                 Entry::Directory(child) => {
                     let copy = to.ensure_directory(name).with_context(doing)?;
@@ -78,6 +82,14 @@ impl<'a> Copier<'a> {
         // Last, since every change within it moved its time.
         let attributes = Attributes::read(from.file(), &found)?;
         attributes.give_to(to.file()).with_context(|| format!("the directory {}", path.display()))
+    }
+
+    /// `None`: it has a lease, and is left for later.
+    fn open(&self, from: &Dir, name: &OsStr) -> Result<Option<Entry>> {
+        match self.original {
+            Original::InUse => from.open_unleased(name),
+            Original::AtRest => from.open_entry(name).map(Some),
+        }
     }
 
     fn link(&mut self, target: &Path, found: &Metadata, to: &Dir, name: &OsStr, path: &Path) -> Result<()> {

@@ -41,7 +41,7 @@ impl Bench {
     }
 
     async fn sync(&self) -> Result<SyncStats> {
-        sync(&self.host, Path::new("/from"), Path::new("/to")).await
+        sync(&self.host, Path::new("/from"), Path::new("/to"), Original::AtRest).await
     }
 
     async fn verify(&self) -> Result<()> {
@@ -52,7 +52,7 @@ impl Bench {
     fn sync_at_once(&self) -> Result<SyncStats> {
         fs::DirBuilder::new().recursive(true).create(self.to())?;
         let (from, to) = (open(&self.from())?, open(&self.to())?);
-        Copier::new(&to, Duration::ZERO, &Progress(watch::channel((0, 0)).0)).run(&from)
+        Copier::new(&to, Original::AtRest, Duration::ZERO, &Progress(watch::channel((0, 0)).0)).run(&from)
     }
 }
 
@@ -311,6 +311,23 @@ async fn what_has_no_content_is_left_out_with_one_warning() -> Result<()> {
     Ok(())
 }
 
+/// A lease keeps a file from being opened for 45 s. While its holder runs it is left for the copy after that.
+#[tokio::test]
+async fn a_leased_file_is_named_or_left_for_later() -> Result<()> {
+    let bench = Bench::new()?;
+    make_ordinary(&bench.from())?;
+    let mut holder = crate::host::untrusted::lease(&bench.from().join("directory/file")).await?;
+    let error = bench.sync().await.err().context("it was copied")?;
+    assert_eq!(crate::error::code_of(&error), crate::error::Code::GatewayNotReady, "{error:#}");
+    let sentence = one_line(&error);
+    assert!(sentence.contains("directory/file") && sentence.contains("holds a lease"), "{sentence}");
+    let in_use = sync(&bench.host, Path::new("/from"), Path::new("/to"), Original::InUse).await?;
+    assert_eq!(in_use.leased, LeftOut { count: 1, first: Some("directory/file".into()) });
+    holder.kill().await?;
+    assert_eq!(bench.sync().await?.leased.count, 0);
+    bench.verify().await
+}
+
 /// Hard links cost no inodes: names without end would fill the memory.
 #[tokio::test]
 async fn a_directory_with_too_many_names_is_named() -> Result<()> {
@@ -463,7 +480,7 @@ async fn a_tree_without_end_is_refused() -> Result<()> {
     let bench = Bench::new()?;
     fs::create_dir_all(bench.from().join("directory/".repeat(DEPTH)))?;
     assert!(bench.sync().await.is_err_and(|error| error.to_string().contains("copying /from")));
-    let within = sync(&bench.host, Path::new("/from"), Path::new("/from/to")).await;
+    let within = sync(&bench.host, Path::new("/from"), Path::new("/from/to"), Original::AtRest).await;
     assert!(within.is_err(), "the copy within the original");
     Ok(())
 }

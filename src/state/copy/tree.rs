@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
 use crate::error::{Classify as _, Code};
-use crate::host::untrusted::when_free;
+use crate::host::untrusted::{self, when_free};
 
 /// How many directories may lie within each other: two are held open for each.
 pub(crate) const DEPTH: usize = 256;
@@ -124,8 +124,21 @@ impl Dir {
         }
     }
 
-    /// Opens `name` as what it is now: others may replace it at any time.
-    pub(crate) fn open_entry(&self, name: &OsStr) -> io::Result<Entry> {
+    /// Opens `name` as what it is now: others may replace it at any time. [`Code::GatewayNotReady`]: it stays leased.
+    pub(crate) fn open_entry(&self, name: &OsStr) -> Result<Entry> {
+        let opened = when_free(|| self.open_at_once(name));
+        untrusted::explain_lease(opened).with_context(|| format!("opening {}", Path::new(name).display()))
+    }
+
+    /// The same without waiting; `None` for a file that another process holds a lease on.
+    pub(crate) fn open_unleased(&self, name: &OsStr) -> Result<Option<Entry>> {
+        match self.open_at_once(name) {
+            Err(error) if untrusted::is_leased(&error) => Ok(None),
+            opened => Ok(Some(opened?)),
+        }
+    }
+
+    fn open_at_once(&self, name: &OsStr) -> io::Result<Entry> {
         let mut tries = 0;
         loop {
             match self.try_open(name) {
@@ -160,7 +173,7 @@ impl Dir {
 
     /// Opens a regular file for reading; anything else is an error, and nothing waits for a fifo's writer.
     pub(super) fn regular(&self, name: &OsStr) -> io::Result<File> {
-        let file = when_free(|| open(&self.at(name), OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK))?;
+        let file = open(&self.at(name), OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK)?;
         if file.metadata()?.is_file() { Ok(file) } else { Err(Errno::ESTALE.into()) }
     }
 

@@ -1,11 +1,11 @@
 //! What unpacking an archive will make, in memory: a member that cannot be restored is named before anything is.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
-use sha2::{Digest as _, Sha256};
+use anyhow::{Result, bail, ensure};
 
 use crate::state::copy::tree::DEPTH;
 
@@ -14,9 +14,16 @@ const NAME_BYTES: usize = 255;
 const PATH_BYTES: usize = 3840;
 const TARGET_BYTES: usize = 4095;
 
-/// How many bytes of names there may be, each with what it costs besides: some millions of files.
-const NAMES_BYTES: usize = 256 << 20;
-const NAME_COST: usize = 64;
+/// How many files, directories and links there may be. A node takes 13 bytes of a table that is half empty at worst:
+/// 27 MB for all. An ext4 file system makes one inode for 16 KiB, so that as many fill a disk of 28 GB: no gateway's
+/// state is near that.
+const NODES: usize = 1_800_000;
+
+/// How many tables they are in: a table that grows is in memory twice, a small one does not matter.
+const TABLES: usize = 16;
+
+/// How many names a file may have: ext4 allows no more.
+const NAMES_PER_FILE: u16 = 65_000;
 
 /// One file, directory or link, by its path in the archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,62 +48,103 @@ pub(super) enum Kind {
     HardLink(PathBuf),
 }
 
-/// What is where. Paths by the beginning of their digest: however long they are, a member takes a few bytes.
+/// What is where. Paths by a keyed hash: however long they are, a member takes a few bytes, and nobody who does not
+/// know the keys, which are made anew for each plan, can make two paths be taken for one.
 pub(super) struct Plan {
-    nodes: HashMap<Key, Node>,
-    names: usize,
+    hasher: RandomState,
+    tables: [HashMap<Key, Node>; TABLES],
+    nodes: usize,
 }
 
-type Key = [u8; 16];
+/// Not a number: that would take its own alignment, and a node 16 bytes.
+type Key = [u8; 8];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Node {
     Directory,
-    File,
+    /// With so many names.
+    File(u16),
+    /// One more name of a file.
+    HardLink,
     Symlink,
 }
+
+const _: () = assert!(size_of::<(Key, Node)>() == 12, "what a node takes is reckoned with");
 
 impl Plan {
     /// Two empty directories.
     pub(super) fn new() -> Self {
-        let nodes = ["state", "config"].map(|top| (key(Path::new(top)), Node::Directory));
-        Self { nodes: nodes.into(), names: 0 }
+        let mut plan = Self { hasher: RandomState::new(), tables: Default::default(), nodes: 0 };
+        for top in ["state", "config"] {
+            plan.insert(Path::new(top), Node::Directory);
+        }
+        plan
     }
 
     /// Adds one member, if it can be made after those before it.
     pub(super) fn admit(&mut self, member: &Member) -> Result<()> {
         let (node, target) = match &member.kind {
             Kind::Directory => (Node::Directory, None),
-            Kind::File(_) => (Node::File, None),
+            Kind::File(_) => (Node::File(1), None),
             Kind::Symlink(target) => (Node::Symlink, Some(target)),
-            Kind::HardLink(first) => (Node::File, Some(first)),
+            Kind::HardLink(first) => (Node::HardLink, Some(first)),
         };
-        self.names += member.path.as_os_str().len() + target.map_or(0, |target| target.as_os_str().len()) + NAME_COST;
-        ensure!(self.names <= NAMES_BYTES, "there are more names than can be remembered");
         check_length(&member.path)?;
+        ensure!(i64::try_from(member.modified).is_ok(), "it was changed at no time that a file can have");
         let is_short = target.is_none_or(|target| target.as_os_str().len() <= TARGET_BYTES);
         ensure!(is_short, "its target has more than {TARGET_BYTES} bytes");
         if let Kind::HardLink(first) = &member.kind {
-            ensure!(self.nodes.get(&key(first)) == Some(&Node::File), "{} is no file before it", first.display());
+            self.count_name(first)?;
         }
         self.parents(&member.path)?;
-        let before = self.nodes.insert(key(&member.path), node);
+        let before = self.insert(&member.path, node);
         ensure!(
             before.is_none_or(|before| before == node && node == Node::Directory),
             "something of that name came before"
         );
+        // Parents that have no member of their own are made, too.
+        ensure!(self.nodes <= NODES, "there are more files, directories and links than {NODES}");
+        Ok(())
+    }
+
+    /// One more name of the file `first`, which is not itself such a name.
+    fn count_name(&mut self, first: &Path) -> Result<()> {
+        let Some(Node::File(names)) = self.get(first) else { bail!("{} is no file before it", first.display()) };
+        ensure!(names < NAMES_PER_FILE, "{} has more than {NAMES_PER_FILE} names", first.display());
+        self.insert(first, Node::File(names + 1));
         Ok(())
     }
 
     fn parents(&mut self, path: &Path) -> Result<()> {
         let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return Ok(()) };
-        match self.nodes.get(&key(parent)) {
+        match self.get(parent) {
             Some(Node::Directory) => return Ok(()),
-            Some(_) => anyhow::bail!("{} is no directory", parent.display()),
-            None => self.nodes.insert(key(parent), Node::Directory),
+            Some(_) => bail!("{} is no directory", parent.display()),
+            None => self.insert(parent, Node::Directory),
         };
         self.parents(parent)
     }
+
+    fn get(&self, path: &Path) -> Option<Node> {
+        let key = self.key(path);
+        self.tables[table(key)].get(&key).copied()
+    }
+
+    /// Returns what was there before.
+    fn insert(&mut self, path: &Path, node: Node) -> Option<Node> {
+        let key = self.key(path);
+        let before = self.tables[table(key)].insert(key, node);
+        self.nodes += usize::from(before.is_none());
+        before
+    }
+
+    fn key(&self, path: &Path) -> Key {
+        self.hasher.hash_one(path.as_os_str().as_bytes()).to_le_bytes()
+    }
+}
+
+fn table(key: Key) -> usize {
+    usize::from(key[0]) % TABLES
 }
 
 fn check_length(path: &Path) -> Result<()> {
@@ -108,12 +156,4 @@ fn check_length(path: &Path) -> Result<()> {
     );
     ensure!(path.components().count() <= DEPTH + 1, "there are more than {DEPTH} directories within each other");
     Ok(())
-}
-
-fn key(path: &Path) -> Key {
-    let digest = Sha256::digest(path.as_os_str().as_bytes());
-    let mut key = Key::default();
-    let length = key.len();
-    key.copy_from_slice(&digest[..length]);
-    key
 }

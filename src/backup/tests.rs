@@ -214,6 +214,11 @@ type Forged<'a> = (&'a str, EntryType, &'a str);
 
 /// An archive that somebody else put together, with a valid gzip frame and the header of a real one.
 fn forged(members: &[Forged<'_>], header: &str) -> Vec<u8> {
+    forged_at(0, members, header)
+}
+
+/// The same, last changed at this time.
+fn forged_at(modified: u64, members: &[Forged<'_>], header: &str) -> Vec<u8> {
     let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
     let mut add = |path: &str, kind, link: &str, content: &[u8]| {
         let mut header = TarHeader::new_gnu();
@@ -222,7 +227,7 @@ fn forged(members: &[Forged<'_>], header: &str) -> Vec<u8> {
         header.set_mode(0o4755);
         header.set_uid(0);
         header.set_gid(0);
-        header.set_mtime(0);
+        header.set_mtime(modified);
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
         header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
         header.set_cksum();
@@ -271,6 +276,51 @@ fn nothing_gets_out_of_the_directories_it_is_unpacked_to() -> Result<()> {
     Ok(())
 }
 
+/// Unpacking follows no link even if the plan had let one pass.
+#[test]
+fn nothing_is_unpacked_through_a_link() -> Result<()> {
+    let (to, outside) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let mut unpacker = Unpacker::new(&to.path().join("state"), &to.path().join("config"))?;
+    symlink(outside.path(), to.path().join("state/a"))?;
+    let member = |path: &str, kind| plan::Member { path: path.into(), kind, mode: 0o600, owner: (0, 0), modified: 0 };
+    for refused in [
+        member("state/a", plan::Kind::Directory),
+        member("state/a/victim", plan::Kind::File(0)),
+        member("state/a/b/victim", plan::Kind::File(0)),
+        member("state/a/victim", plan::Kind::Symlink("x".into())),
+    ] {
+        assert!(unpacker.add(&refused, &mut io::empty()).is_err(), "{refused:?}");
+    }
+    assert_eq!(fs::read_dir(outside.path())?.count(), 0);
+    Ok(())
+}
+
+/// A directory keeps its time whatever comes into it later; what has no member of its own is the gateway's alone.
+#[test]
+fn members_may_come_in_any_order() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let to = tempfile::tempdir()?;
+    let mut unpacker = Unpacker::new(&to.path().join("state"), &to.path().join("config"))?;
+    let member =
+        |path: &str, kind, modified| plan::Member { path: path.into(), kind, mode: 0o750, owner: (0, 0), modified };
+    for member in [
+        member("state/a/b/first", plan::Kind::File(0), 1),
+        member("state/a", plan::Kind::Directory, 7),
+        member("state/a/second", plan::Kind::File(0), 2),
+        member("state/a/b/link", plan::Kind::Symlink("x".into()), 3),
+    ] {
+        unpacker.add(&member, &mut io::empty())?;
+    }
+    unpacker.finish()?;
+    for (path, modified, mode) in [("state/a", 7, 0o750), ("state/a/b", 0, 0o700), ("state", 0, 0o700)] {
+        let found = fs::metadata(to.path().join(path))?;
+        assert_eq!((found.mtime(), found.mode() & 0o7777, found.uid()), (modified, mode, 1000), "{path}");
+    }
+    Ok(())
+}
+
 /// What verification accepts can be unpacked: it refuses what unpacking could not make.
 #[test]
 fn what_cannot_be_restored_is_not_verified() -> Result<()> {
@@ -291,6 +341,15 @@ fn what_cannot_be_restored_is_not_verified() -> Result<()> {
         let error = archive::read(&bytes[..], |_, _| Ok(())).err().context("it was verified")?;
         assert!(crate::error::one_line(&error).contains(reason), "{members:?}: {error:#}");
     }
+    let late = forged_at(1 << 63, &[("state/a", Regular, "")], &header);
+    let error = archive::read(&late[..], |_, _| Ok(())).err().context("it was verified")?;
+    assert!(crate::error::one_line(&error).contains("no time"), "{error:#}");
+    let names: Vec<String> = (0..65_000).map(|number| format!("state/{number}")).collect();
+    let links = names.iter().map(|name| (name.as_str(), Link, "state/a"));
+    let linked: Vec<Forged<'_>> = [("state/a", Regular, "")].into_iter().chain(links).collect();
+    let error = archive::read(&forged(&linked, &header)[..], |_, _| Ok(())).err().context("it was verified")?;
+    let sentence = crate::error::one_line(&error);
+    assert!(sentence.contains("state/64999") && sentence.contains("more than 65000 names"), "{sentence}");
     let nested = format!("state{}/file", "/d".repeat(1500));
     for path in
         [nested.as_str(), &format!("state/{}", "n".repeat(256)), &format!("state{}", "/nnnnnnnnnnnnnnnn".repeat(250))]
@@ -301,6 +360,18 @@ fn what_cannot_be_restored_is_not_verified() -> Result<()> {
         assert!(plan.admit(&member).is_err(), "{} bytes", path.len());
     }
     Ok(())
+}
+
+/// Directories that no member is, but that members are in, are made, too.
+#[test]
+fn directories_without_a_member_are_counted() {
+    let mut plan = plan::Plan::new();
+    let refused = (0..20_000).find_map(|number| {
+        let path = format!("state/{number}{}/f", "/a".repeat(250)).into();
+        let kind = plan::Kind::File(0);
+        plan.admit(&plan::Member { path, kind, mode: 0o600, owner: (0, 0), modified: 0 }).err()
+    });
+    assert!(refused.is_some_and(|error| error.to_string().contains("more files, directories and links")));
 }
 
 /// How much was read of what would go on for ever.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result, anyhow};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
 use crate::error::{Classify as _, Code};
 use crate::host::untrusted::{self, when_free};
@@ -76,6 +76,15 @@ impl Dir {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = open(path, OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW)?;
         Ok(Self { file, kept: Arc::default() })
+    }
+
+    /// Opens the directory `path` below this one, which may be this one; no part of it may be a link.
+    pub(crate) fn open_below(&self, path: &Path) -> io::Result<Self> {
+        let resolve =
+            ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+        let how = OpenHow::new().flags(OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).resolve(resolve);
+        let file = openat2(&self.file, &Path::new(".").join(path), how)?.into();
+        Ok(Self { file, kept: Arc::clone(&self.kept) })
     }
 
     /// The entry `name` as a path that begins at the open directory.

@@ -319,13 +319,14 @@ fn pack(
     config: &Path,
     native: Option<&Native>,
 ) -> Result<(Size, Missing)> {
-    let mut included = native::Included::default();
+    let mut elsewhere = LeftOut::default();
     if let Some(Native { file, limit }) = native {
         let (directory, name) = file.parent().zip(file.file_name()).context("the archive has no name")?;
-        let archive =
-            untrusted::open(directory, &name.to_string_lossy())?.context("the gateway's archive is missing")?;
-        let copied = native::copy(archive, *limit, &mut packer.writer, packer.progress);
-        included = copied.context("reading the gateway's archive").classify(Code::GatewayNotReady, stop_first())?;
+        let copied = untrusted::open(directory, &name.to_string_lossy())
+            .and_then(|archive| archive.context("it is missing"))
+            .and_then(|archive| native::copy(archive, *limit, &mut packer.writer, packer.progress));
+        let reading = || format!("reading the gateway's archive {}", file.display());
+        elsewhere = copied.with_context(reading).classify(Code::GatewayNotReady, stop_first())?;
     }
     let databases = RefCell::new(LeftOut::default());
     let native_name = native.and_then(|native| Some(Path::new("config").join(native.file.file_name()?)));
@@ -336,7 +337,7 @@ fn pack(
         if is_dir {
             return !native::is_ephemeral(path);
         }
-        if included.paths.contains(path) || native_name.as_deref() == Some(path) {
+        if native_name.as_deref() == Some(path) {
             return false;
         }
         let remainder = native::remainder(path);
@@ -347,8 +348,7 @@ fn pack(
     };
     packer.directory(state, Path::new("state"), &wanted)?;
     packer.directory(config, Path::new("config"), &wanted)?;
-    let missing =
-        Missing { special: packer.left_out, databases: databases.into_inner(), elsewhere: included.elsewhere };
+    let missing = Missing { special: packer.left_out, databases: databases.into_inner(), elsewhere };
     let (_, size) = packer.writer.finish()?;
     Ok((size, missing))
 }

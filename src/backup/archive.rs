@@ -19,6 +19,7 @@ use tar::{EntryType, Header as TarHeader};
 
 use super::members::{Members, RawMember};
 use super::plan::{Kind, Member, Plan};
+use crate::error::{Classify as _, Code};
 use crate::state::Record;
 use crate::text::hex;
 
@@ -133,25 +134,35 @@ impl<R: Read> Read for ChecksumReader<'_, R> {
     }
 }
 
-/// Writes an archive.
+/// Writes an archive. What it accepts can be restored.
 pub(super) struct Writer<W: Write> {
     tar: tar::Builder<GzEncoder<W>>,
     checksum: Checksum,
+    plan: Plan,
 }
 
 impl<W: Write> Writer<W> {
     pub(super) fn new(file: W, header: &Header) -> Result<Self> {
         // A fast level: most of a state is text and databases, and the machine has a gateway to run.
-        let mut writer =
-            Self { tar: tar::Builder::new(GzEncoder::new(file, Compression::fast())), checksum: Checksum::default() };
+        let tar = tar::Builder::new(GzEncoder::new(file, Compression::fast()));
+        let mut writer = Self { tar, checksum: Checksum::default(), plan: Plan::new() };
         let header = serde_json::to_vec_pretty(header)?;
         writer.text(HEADER, &header)?;
         writer.checksum.digest.update(&header);
         Ok(writer)
     }
 
+    /// Whether it holds a file or a link of this path.
+    pub(super) fn has_content(&self, path: &Path) -> bool {
+        self.plan.has_content(path)
+    }
+
     /// Adds a member. A file must have as many bytes as it is said to have.
     pub(super) fn add(&mut self, member: &Member, content: impl Read) -> Result<()> {
+        self.plan.admit(member).context("it could not be restored").classify(
+            Code::GatewayRefused,
+            "Move it out of the gateway's directory, or remove it, then run the backup again.",
+        )?;
         let mut header = TarHeader::new_gnu();
         let (kind, size, link) = match &member.kind {
             Kind::Directory => (EntryType::Directory, 0, None),

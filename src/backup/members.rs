@@ -24,6 +24,12 @@ pub(super) struct RawMember<'a, R: Read> {
 }
 
 impl<R: Read> RawMember<'_, R> {
+    /// The length of its names.
+    pub(super) fn name_bytes(&self) -> u64 {
+        let link = self.link.as_ref().map_or(0, |link| link.as_os_str().len());
+        (self.path.as_os_str().len() + link) as u64
+    }
+
     /// The target of a link.
     pub(super) fn link(&self) -> Result<PathBuf> {
         let link = self.link.clone().filter(|link| !link.as_os_str().is_empty());

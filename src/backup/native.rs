@@ -4,7 +4,6 @@
 //! (gateway 2026.9.6) installed plugins (`npm`, `tools`), logs, transcripts in files, all of
 //! `/home/node/.config/openclaw`, owners, and times of directories. They are added from the files.
 
-use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::path::{Component, Path, PathBuf};
 
@@ -18,9 +17,13 @@ use super::members::{Members, RawMember};
 use super::plan::{Kind, Member};
 use crate::host::Access;
 use crate::state::copy::LeftOut;
+use crate::text::size;
 
-/// What a member takes besides its content.
+/// What a member takes besides its content and its names.
 const NAME_COST: u64 = 512;
+
+/// No file can have a later time.
+const LATEST: u64 = i64::MAX.unsigned_abs();
 
 const MORE_THAN_THE_STATE: &str = "the gateway's archive unpacks to far more than its state takes on the disk";
 
@@ -30,22 +33,13 @@ const PAYLOAD: &str = "payload/posix";
 /// The archive's description of itself, and the version that this program knows.
 const MANIFEST: &str = "manifest.json";
 const SCHEMA: u32 = 1;
-const MANIFEST_LIMIT: u64 = 64 << 20;
+const MANIFEST_LIMIT: u64 = 1 << 20;
 
 /// The container's paths, and their names in our archive.
 const PLACES: [(&str, &str); 2] = [("home/node/.openclaw", "state"), ("home/node/.config/openclaw", "config")];
 
 /// Made anew, or of use only to the processes of its time.
 const EPHEMERAL: [&str; 2] = ["state/tmp", "state/cache"];
-
-/// What the gateway's archive held.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Included {
-    /// Paths in our archive.
-    pub(super) paths: HashSet<PathBuf>,
-    /// Paths in the container that are on no data disk, hence in no backup.
-    pub(super) elsewhere: LeftOut,
-}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -54,34 +48,37 @@ struct Manifest {
 }
 
 /// Copies the files and links of the gateway's archive into ours; its directories are included from the files. One that
-/// unpacks to more than `limit` bytes is refused: with holes filled, or forged, it could never be restored.
+/// unpacks to more than `limit` bytes is refused: with holes filled, or forged, it could never be restored. Returns the
+/// paths in the container that are on no data disk, hence in no backup.
 pub(super) fn copy<W: Write>(
     file: impl Read,
     limit: u64,
     writer: &mut Writer<W>,
     progress: &dyn Fn(u64) -> Result<()>,
-) -> Result<Included> {
+) -> Result<LeftOut> {
     let mut archive = tar::Archive::new(GzDecoder::new(file));
-    let (mut included, mut described, mut left) = (Included::default(), false, limit);
+    let (mut elsewhere, mut described, mut left) = (LeftOut::default(), false, limit);
     let mut members = Members::new(&mut archive)?;
     while let Some(mut found) = members.next()? {
         let path = &found.path;
-        left = left.checked_sub(found.entry.size().max(NAME_COST)).context(MORE_THAN_THE_STATE)?;
+        let cost = found.entry.size().max(NAME_COST).saturating_add(found.name_bytes());
+        left = left.checked_sub(cost).context(MORE_THAN_THE_STATE)?;
         match place(path).with_context(|| format!("at {}", path.display()))? {
             Place::Manifest => {
-                let manifest: Manifest = serde_json::from_reader((&mut found.entry).take(MANIFEST_LIMIT))
+                ensure!(found.entry.size() <= MANIFEST_LIMIT, "its manifest is larger than {}", size(MANIFEST_LIMIT));
+                let manifest: Manifest = serde_json::from_reader(&mut found.entry)
                     .context("reading the manifest of the gateway's archive")?;
                 let found = manifest.schema_version;
                 ensure!(found == SCHEMA, "the gateway's archive has schema {found}, known is {SCHEMA}");
                 described = true;
             }
             Place::Elsewhere(_) if found.entry.header().entry_type().is_dir() => {}
-            Place::Elsewhere(path) => included.elsewhere.add(&path),
+            Place::Elsewhere(path) => elsewhere.add(&path),
             Place::Ours(path) => {
                 let kind = kind(&found).with_context(|| format!("at {}", path.display()))?;
-                if let Some(kind) = kind.filter(|_| included.paths.insert(path.clone())) {
+                if let Some(kind) = kind.filter(|_| !writer.has_content(&path)) {
                     let header = found.entry.header();
-                    let (mode, modified) = (header.mode()? & 0o7777, header.mtime()?);
+                    let (mode, modified) = (header.mode()? & 0o7777, header.mtime()?.min(LATEST));
                     let owner = Access::gateway(0);
                     let member = Member { path, kind, mode, owner: (owner.uid, owner.gid), modified };
                     progress(found.entry.size())?;
@@ -91,7 +88,7 @@ pub(super) fn copy<W: Write>(
         }
     }
     ensure!(described, "the gateway's archive has no manifest");
-    Ok(included)
+    Ok(elsewhere)
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -111,7 +108,8 @@ fn place(path: &Path) -> Result<Place> {
         return Ok(Place::Manifest);
     }
     let Ok(inside) = below.strip_prefix(PAYLOAD) else { bail!("nothing is known about this place") };
-    let ours = PLACES.iter().find_map(|(from, to)| Some(Path::new(to).join(inside.strip_prefix(from).ok()?)));
+    let joined = |(from, to)| Some(Path::new(to).join(inside.strip_prefix(from).ok()?).components().collect());
+    let ours: Option<PathBuf> = PLACES.into_iter().find_map(joined);
     Ok(ours.map_or_else(|| Place::Elsewhere(Path::new("/").join(inside)), Place::Ours))
 }
 

@@ -70,7 +70,7 @@ impl<'a, W: Write> Packer<'a, W> {
         match entry? {
             Entry::Directory(_) if !wanted(name, true) => Ok(()),
             Entry::Directory(dir) => self.tree(&dir, name, wanted, depth + 1),
-            Entry::File(..) | Entry::Link(..) if !wanted(name, false) => Ok(()),
+            Entry::File(..) | Entry::Link(..) if self.writer.has_content(name) || !wanted(name, false) => Ok(()),
             Entry::File(file, found) => self.file(file, &found, name),
             Entry::Link(target, found) => self.add(&member(name, Kind::Symlink(target), &found), io::empty()),
             Entry::Special => {

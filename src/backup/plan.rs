@@ -81,6 +81,11 @@ impl Plan {
         plan
     }
 
+    /// Whether there is a file or a link of this path.
+    pub(super) fn has_content(&self, path: &Path) -> bool {
+        self.get(path).is_some_and(|node| node != Node::Directory)
+    }
+
     /// Adds one member, if it can be made after those before it.
     pub(super) fn admit(&mut self, member: &Member) -> Result<()> {
         let (node, target) = match &member.kind {

@@ -451,6 +451,78 @@ fn the_gateways_archive_unpacks_to_no_more_than_its_state_could() -> Result<()> 
     Ok(())
 }
 
+/// Members of the gateway's archive, by path, kind and content. Names may be as long as they like.
+fn gateways_archive(members: &[(&str, EntryType, &[u8])]) -> Result<Vec<u8>> {
+    let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+    for (path, kind, content) in members {
+        let mut header = TarHeader::new_gnu();
+        header.set_entry_type(*kind);
+        header.set_size(content.len() as u64);
+        header.set_mode(0o600);
+        header.set_mtime(u64::MAX);
+        tar.append_data(&mut header, Path::new("backup").join(path), *content)?;
+    }
+    Ok(tar.into_inner()?.finish()?)
+}
+
+#[test]
+fn names_of_the_gateways_archive_take_no_more_memory_than_its_content() -> Result<()> {
+    const STATE: &str = "payload/posix/home/node/.openclaw";
+    let manifest = |text: &'static [u8]| ("manifest.json", EntryType::Regular, text);
+    let (copied, small) = (
+        |archive: &[u8], limit| {
+            let mut writer = Writer::new(io::sink(), &header())?;
+            native::copy(archive, limit, &mut writer, &|_| Ok(()))
+        },
+        br#"{"schemaVersion":1}"#,
+    );
+    let sentence =
+        |outcome: Result<LeftOut>| outcome.err().map(|error| crate::error::one_line(&error)).unwrap_or_default();
+    let long = format!("{STATE}{}/f", "/dddddddddddddddddddddddd".repeat(160));
+    let one = gateways_archive(&[(&long, EntryType::Regular, b""), manifest(small)])?;
+    assert!(sentence(copied(&one, 1 << 20)).contains("its path has more than"), "{}", long.len());
+    let names: Vec<String> = (0..100).map(|number| format!("{STATE}/{number}{}", "/dddddddd".repeat(220))).collect();
+    let mut members: Vec<_> = names.iter().map(|name| (name.as_str(), EntryType::Regular, &b""[..])).collect();
+    members.push(manifest(small));
+    let many = gateways_archive(&members)?;
+    assert_eq!(sentence(copied(&many, 100 * (512 + 2100))), "");
+    assert!(sentence(copied(&many, 100 * (512 + 1900))).contains("far more than its state"));
+    let key: &[u8] = Vec::leak(format!("{{\"{}\":1,\"schemaVersion\":1}}", "k".repeat(2 << 20)).into_bytes());
+    let described = gateways_archive(&[manifest(key)])?;
+    assert!(sentence(copied(&described, 1 << 30)).contains("manifest"), "a name of 2 MiB");
+    Ok(())
+}
+
+/// What the gateway says of its files' times is what can be restored.
+#[test]
+fn a_time_of_the_gateways_archive_can_be_restored() -> Result<()> {
+    let file = ("payload/posix/home/node/.openclaw/a", EntryType::Regular, &b"a"[..]);
+    let archive = gateways_archive(&[file, ("manifest.json", EntryType::Regular, br#"{"schemaVersion":1}"#)])?;
+    let mut writer = Writer::new(Vec::new(), &header())?;
+    native::copy(&archive[..], 1 << 20, &mut writer, &|_| Ok(()))?;
+    let (bytes, _) = writer.finish()?;
+    archive::read(&bytes[..], |member, _| {
+        assert!(i64::try_from(member.modified).is_ok(), "{member:?}");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+#[test]
+fn a_path_that_could_not_be_restored_is_named_when_it_is_packed() -> Result<()> {
+    let from = tempfile::tempdir()?;
+    let (state, config) = (from.path().join("state"), from.path().join("config"));
+    fs::create_dir_all(&config)?;
+    let deep = state.join("/dddddddddddddddddddddddd".repeat(153).trim_start_matches('/'));
+    fs::create_dir_all(&deep)?;
+    fs::write(deep.join("ffffffffffffffffffffffffffffff"), "x")?;
+    let error = packed(&state, &config).err().context("it was packed")?;
+    assert_eq!(crate::error::code_of(&error), Code::GatewayRefused, "{error:#}");
+    let sentence = crate::error::one_line(&error);
+    assert!(sentence.contains("its path has more than") && sentence.contains("state/dddd"), "{sentence}");
+    Ok(())
+}
+
 #[test]
 fn what_is_no_backup_is_named() -> Result<()> {
     let named = |bytes: &[u8]| {

@@ -61,6 +61,9 @@ fn stop_first() -> String {
 const MAKE_ROOM: &str = "Remove old backups, enlarge the disk with `gcloud compute disks resize`, or name a file on \
     another disk with --to.";
 
+/// A file takes a block at least.
+const BLOCK_BYTES: u64 = 4096;
+
 /// The options of `openclaw-init backup`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Options {
@@ -208,6 +211,22 @@ impl Trees {
     fn bytes(self) -> u64 {
         self.state.bytes + self.config.bytes
     }
+
+    /// How many bytes of holes a backup may fill so that there is still room to restore it, beside it and the state, on
+    /// a file system with `free` bytes. A tenth of the state is nothing that matters: no other disk is asked for then.
+    fn room_for_holes(self, free: u64) -> u64 {
+        let size = Size { members: self.state.inodes + self.config.inodes, bytes: self.bytes() };
+        // Restoring asks for a tenth more, and the holes take a hundredth in the backup.
+        let most = u128::from(free.saturating_sub(self.bytes())) * 100 / 111;
+        let most = u64::try_from(most).unwrap_or(u64::MAX);
+        most.saturating_sub(room_to_restore(size).bytes).max(self.bytes() / 10)
+    }
+}
+
+/// The room that a backup takes once it is restored.
+fn room_to_restore(size: Size) -> room::Size {
+    let blocks = size.members.saturating_mul(BLOCK_BYTES);
+    room::Size { bytes: size.bytes.saturating_add(blocks), inodes: size.members, content: size.bytes }
 }
 
 /// Refuses when the files might not fit. They are compressed, but how much less they take nobody knows.
@@ -242,7 +261,7 @@ async fn write(host: &Host, data: &DataDir, file: &Path, header: &Header, trees:
     let (state, config) = (host.path(&data.state), host.path(&data.config));
     let native = (header.how == How::Gateway)
         .then(|| Native { file: host.path(gateway::native_backup_file(data)), limit: native_limit(trees.bytes()) });
-    let free = room::free(host, &data.state).await?.bytes;
+    let room_for_holes = trees.room_for_holes(room::free(host, &data.state).await?.bytes);
     let first_member = header.clone();
     let (part, size, missing) = copy::in_background(host, "packed", move |progress| {
         progress.expect(trees.state.content);
@@ -250,7 +269,7 @@ async fn write(host: &Host, data: &DataDir, file: &Path, header: &Header, trees:
         // Without a random part in its name, the next run finds what a cut one left.
         let part = tempfile::Builder::new().prefix(PART_FILE).rand_bytes(0).tempfile_in(directory)?;
         let add = |bytes| progress.add(bytes);
-        let packer = Packer::new(Writer::new(part.as_file(), &first_member)?, free, &add);
+        let packer = Packer::new(Writer::new(part.as_file(), &first_member)?, room_for_holes, &add);
         let (size, missing) = pack(packer, &state, &config, native.as_ref())?;
         part.as_file().sync_all().context("syncing it")?;
         Ok((part, size, missing))

@@ -31,9 +31,6 @@ use crate::{disk, docker, systemd};
 /// How long the metadata server may keep an operator waiting.
 const METADATA_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A file takes a block at least.
-const BLOCK_BYTES: u64 = 4096;
-
 /// The options of `openclaw-init restore`.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
@@ -157,8 +154,7 @@ async fn last_used(host: &Host, data: &DataDir, engine: Option<&Engine>) -> Resu
 
 async fn require_room(host: &Host, data: &DataDir, size: Size) -> Result<()> {
     let root = data.root()?;
-    let needed =
-        room::Size { bytes: size.bytes + size.members * BLOCK_BYTES, inodes: size.members, content: size.bytes };
+    let needed = super::room_to_restore(size);
     let remedy = format!("Enlarge the disk with `gcloud compute disks resize`, run `{RUN_AGAIN}`, then restore again.");
     room::require(needed, room::free(host, root).await?, "the backup", &root.display().to_string(), remedy)
 }

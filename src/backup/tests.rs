@@ -424,6 +424,23 @@ fn a_file_of_holes_is_named_when_it_is_packed() -> Result<()> {
     Ok(())
 }
 
+/// What is verified on a disk is restored on it, unless the state alone is too large for that.
+#[test]
+fn holes_leave_room_to_restore_them() {
+    const GIB: u64 = 1 << 30;
+    let trees =
+        |bytes, inodes| Trees { state: room::Size { bytes, inodes, content: 0 }, config: room::Size::default() };
+    for (bytes, inodes, free) in [(GIB, 1000, 40 * GIB), (0, 2, 40 * GIB), (10 * GIB, 500_000, 60 * GIB)] {
+        let holes = trees(bytes, inodes).room_for_holes(free);
+        let restored = room_to_restore(Size { members: inodes, bytes: bytes + holes });
+        let left = free - bytes - holes / 100;
+        assert!(room::Size { bytes: left, inodes: u64::MAX, content: 0 }.has_room_for(restored), "{holes}");
+        assert!(holes > (free - 3 * bytes) * 8 / 10, "{holes} of {free}");
+    }
+    assert!(trees(GIB, 1000).room_for_holes(40 * GIB) < 39 * GIB);
+    assert_eq!(trees(10 * GIB, 1000).room_for_holes(5 * GIB), GIB, "on a disk that is nearly full");
+}
+
 /// A lease keeps a file from being read for 45 s: its name is what helps.
 #[tokio::test]
 async fn a_leased_file_is_named_when_it_is_packed() -> Result<()> {

@@ -16,7 +16,7 @@ pub mod restore;
 mod tests;
 mod unpack;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -45,6 +45,7 @@ use archive::Writer;
 pub use archive::{Header, How, Size};
 use native::Remainder;
 use pack::Packer;
+use plan::Kind;
 use unpack::Unpacker;
 
 /// The name of an unfinished backup, in the directory of the file that it becomes.
@@ -278,7 +279,7 @@ async fn write(host: &Host, data: &DataDir, file: &Path, header: &Header, trees:
     for warning in missing.warnings() {
         host.warn(warning);
     }
-    let verified = verify(host, part.path()).await.context("reading it back");
+    let verified = verify(host, part.path(), u64::MAX).await.context("reading it back");
     let (found, found_size) = verified.classify(Code::GatewayNotReady, stop_first())?;
     ensure!(found == *header && found_size == size, "what was written is not what can be read back");
     let target = host.path(file);
@@ -393,10 +394,23 @@ fn open<'a>(file: &Path, progress: &'a Progress) -> Result<ProgressReader<'a>> {
     Ok(ProgressReader { file: found, progress })
 }
 
-/// Reads the whole backup and returns what it is of. Any difference from what was written is an error.
-pub(crate) async fn verify(host: &Host, file: &Path) -> Result<(Header, Size)> {
+/// Reads the whole backup and returns what it is of. Any difference from what was written is an error, and so is one
+/// whose files have more than `most` bytes ([`Code::NoSpace`]): zeros are compressed to next to nothing.
+pub(crate) async fn verify(host: &Host, file: &Path, most: u64) -> Result<(Header, Size)> {
     let file = file.to_owned();
-    copy::in_background(host, "verified", move |progress| archive::read(open(&file, progress)?, |_, _| Ok(()))).await
+    let verified = copy::in_background(host, "verified", move |progress| {
+        let left = Cell::new(most);
+        archive::read(open(&file, progress)?, |member, _| {
+            let Kind::File(length) = member.kind else { return Ok(()) };
+            let less =
+                left.get().checked_sub(length).with_context(|| format!("it unpacks to more than {}", bytes(most)));
+            left.set(
+                less.classify(Code::NoSpace, "No disk of this machine has room for it: restore it on a larger one.")?,
+            );
+            Ok(())
+        })
+    });
+    verified.await
 }
 
 /// Unpacks the backup to two new directories beside the current ones, and verifies it once more on the way.

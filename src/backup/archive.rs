@@ -21,7 +21,7 @@ use super::members::{Members, RawMember};
 use super::plan::{Kind, Member, Plan};
 use crate::error::{Classify as _, Code};
 use crate::state::Record;
-use crate::text::hex;
+use crate::text::{hex, size};
 
 /// The version of this format.
 const FORMAT: u32 = 1;
@@ -32,6 +32,9 @@ const TRAILER: &str = "openclaw-backup.end.json";
 
 /// Neither of them is larger.
 const TEXT_LIMIT: u64 = 1 << 20;
+
+/// A tar archive is filled up to a whole record, with zeros.
+const PADDING_LIMIT: u64 = 1 << 20;
 
 /// The longest name that fits into a tar header; a longer one comes before it as a member of its own.
 const NAME_BYTES: usize = 100;
@@ -252,7 +255,8 @@ pub(super) fn read(
     ensure!(checksum.trailer() == trailer, "its content is not what was written");
     // Nothing is left, but gzip checks its own sum only at the very end.
     let mut rest = tar.into_inner();
-    io::copy(&mut rest, &mut io::sink()).context("reading to its end")?;
+    let padding = io::copy(&mut (&mut rest).take(PADDING_LIMIT), &mut io::sink()).context("reading to its end")?;
+    ensure!(padding < PADDING_LIMIT, "there is more after its end");
     let more = rest.into_inner().read(&mut [0])?;
     ensure!(more == 0, "there is more after its end");
     Ok((header, trailer.size))
@@ -273,6 +277,7 @@ fn header(first: RawMember<'_, impl Read>, checksum: &mut Checksum) -> Result<He
 }
 
 fn text(entry: tar::Entry<'_, impl Read>) -> Result<Vec<u8>> {
+    ensure!(entry.size() <= TEXT_LIMIT, "it is larger than {}", size(TEXT_LIMIT));
     let mut text = Vec::new();
     entry.take(TEXT_LIMIT).read_to_end(&mut text)?;
     Ok(text)

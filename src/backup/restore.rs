@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use super::{Header, Size, Unpacked};
 use crate::config;
 use crate::docker::Engine;
-use crate::error::{Classify as _, Code, RUN_AGAIN};
+use crate::error::{Classify as _, Code, RUN_AGAIN, code_of};
 use crate::failpoint;
 use crate::gateway::{self, RunState};
 use crate::host::Host;
@@ -63,10 +63,11 @@ async fn replace(
     stopped: &Cell<bool>,
 ) -> Result<()> {
     let file = std::path::absolute(&options.file).context("finding the file")?;
-    let (header, size) = super::verify(host, &file)
-        .await
-        .context("reading it, nothing was changed")
-        .classify(Code::ConfigInvalid, "Name a file that `sudo openclaw-init backup` made, unchanged.")?;
+    let read = super::verify(host, &file, largest_disk(host).await?).await;
+    let (header, size) = match read.context("reading it, nothing was changed") {
+        Err(error) if code_of(&error) == Code::NoSpace => return Err(error),
+        read => read.classify(Code::ConfigInvalid, "Name a file that `sudo openclaw-init backup` made, unchanged.")?,
+    };
     let instance = metadata.instance(METADATA_DEADLINE).await.context("asking for the data disk")?;
     let (config, _) = config::read(host, &instance.attributes.values).await?;
     let engine = docker::find(host).await?;
@@ -104,6 +105,15 @@ async fn replace(
         host.changed(format!("kept what was there before as {}", aside.display()));
     }
     Ok(())
+}
+
+/// The size of the machine's largest disk: no backup of more can be restored. Without an answer there is no limit.
+async fn largest_disk(host: &Host) -> Result<u64> {
+    let table = host.read("/proc/partitions").await?.unwrap_or_default();
+    let table = String::from_utf8_lossy(&table);
+    // major, minor, blocks of 1 KiB, name
+    let blocks = table.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
+    Ok(blocks.max().map_or(u64::MAX, |blocks| blocks.saturating_mul(1024)))
 }
 
 /// The record of the restored state: version, image and settings of the backup, and this machine's last choice, which
@@ -162,7 +172,7 @@ async fn require_room(host: &Host, data: &DataDir, size: Size) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::{code_of, one_line};
+    use crate::error::one_line;
     use crate::reference::PinnedImage;
     use crate::state::{Owned, OwnedSettings};
 
@@ -229,6 +239,32 @@ mod tests {
             let sentence = one_line(&error);
             assert!(sentence.contains(why) && sentence.contains("nothing was changed"), "{sentence}");
         }
+        Ok(())
+    }
+
+    /// A terabyte of zeros is a gigabyte in the file, and hours under the lock.
+    #[tokio::test]
+    async fn a_backup_of_more_than_the_largest_disk_holds_is_not_read_to_its_end() -> Result<()> {
+        let (root, lock) = (tempfile::tempdir()?, RunLock::of_a_test());
+        let (host, metadata) = (Host::new(root.path()), Client::new(Some("127.0.0.1:1"))?);
+        std::fs::create_dir(root.path().join("proc"))?;
+        let table = "major minor  #blocks  name\n\n   8        0       1024 sda\n   8       16       3072 sdb\n";
+        std::fs::write(root.path().join("proc/partitions"), table)?;
+        let file = root.path().join("zeros");
+        let mut writer =
+            super::super::Writer::new(std::fs::File::create(&file)?, &backup(None, "2026-11-23T15:00:00Z")?)?;
+        for (name, bytes) in [("small", 2 << 20), ("vast", 4 << 20)] {
+            let (path, kind) = (PathBuf::from("state").join(name), super::super::Kind::File(bytes));
+            let member = super::super::plan::Member { path, kind, mode: 0o600, owner: (0, 0), modified: 0 };
+            writer.add(&member, std::io::repeat(0))?;
+        }
+        writer.finish()?;
+        let options = Options { file, replace_newer: false };
+        let refused = replace(&host, &metadata, &options, &lock, &Cell::new(false)).await;
+        let error = refused.err().context("it was read")?;
+        assert_eq!(code_of(&error), Code::NoSpace, "{error:#}");
+        let sentence = one_line(&error);
+        assert!(sentence.contains("state/vast") && sentence.contains("more than 3.0 MiB"), "{sentence}");
         Ok(())
     }
 

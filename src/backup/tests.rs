@@ -525,6 +525,40 @@ fn a_time_of_the_gateways_archive_can_be_restored() -> Result<()> {
     Ok(())
 }
 
+/// An archive of kilobytes that inflates to terabytes is given up where its own content ends.
+#[test]
+fn what_follows_the_end_is_not_read_for_long() -> Result<()> {
+    let from = tempfile::tempdir()?;
+    let (state, config) = (from.path().join("state"), from.path().join("config"));
+    fs::create_dir_all(&state)?;
+    fs::create_dir_all(&config)?;
+    let (file, _) = packed(&state, &config)?;
+    let mut tar = Vec::new();
+    flate2::read::GzDecoder::new(File::open(file.path())?).read_to_end(&mut tar)?;
+    let with = |zeros: usize| [&tar[..], &vec![0; zeros]].concat();
+    assert!(archive::read(&deflated(&with(8 << 10))[..], |_, _| Ok(())).is_ok(), "tar fills its last record");
+    let error = archive::read(&deflated(&with(2 << 20))[..], |_, _| Ok(())).err().context("it was read")?;
+    assert!(error.to_string().contains("more after its end"), "{error:#}");
+    Ok(())
+}
+
+#[test]
+fn a_header_of_gigabytes_is_not_passed_over() -> Result<()> {
+    let mut end = TarHeader::new_gnu();
+    end.set_path("openclaw-backup.end.json")?;
+    end.set_size(3 << 30);
+    end.set_cksum();
+    let mut tar = inflated(&[]);
+    tar.truncate(tar.len() - 1024);
+    tar.extend_from_slice(end.as_bytes());
+    let mut endless = Endless { begin: &tar, read: 0 };
+    let mut reader = GzEncoder::new(Vec::new(), Compression::fast());
+    io::copy(&mut (&mut endless).take(tar.len() as u64 + (8 << 20)), &mut reader)?;
+    let error = archive::read(&reader.finish()?[..], |_, _| Ok(())).err().context("it was read")?;
+    assert!(crate::error::one_line(&error).contains("larger than 1.0 MiB"), "{error:#}");
+    Ok(())
+}
+
 #[test]
 fn a_path_that_could_not_be_restored_is_named_when_it_is_packed() -> Result<()> {
     let from = tempfile::tempdir()?;

@@ -19,7 +19,7 @@ mod unpack;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -30,9 +30,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::docker;
-use crate::error::{Classify as _, Code, RUN_AGAIN};
+use crate::error::{Classify as _, Code, RUN_AGAIN, one_line};
 use crate::gateway::{self, RunState};
-use crate::host::{Host, blocking, remove_if_exists, remove_tree_if_exists, sync_dir, untrusted};
+use crate::host::{Host, blocking, if_exists, remove_tree_if_exists, sync_dir, untrusted};
 use crate::lock::RunLock;
 use crate::paths::LOCK;
 use crate::stage::{Stage, within};
@@ -148,17 +148,26 @@ pub async fn run(host: &Host, options: &Options) -> Result<Backup> {
     }
     let mut header = Header::new(created, machine(host).await?, how, record);
     let written = within(Stage::Disk, write(host, &data, &file, &header, trees)).await;
-    discard(host, &native).await?;
+    if let Err(error) = discard(host, &native).await {
+        host.warn(one_line(&error));
+    }
     let (file_bytes, size) = written.with_context(|| format!("writing the backup {}", file.display()))?;
     host.changed(format!("wrote {}", file.display()));
     header.record = header.record.without_former_values();
     Ok(Backup { file, file_bytes, size, seconds: started.elapsed().as_secs_f64(), header })
 }
 
-/// Removes a file that exists only while a backup is made.
+/// Removes a file that exists only while a backup is made, and whatever else somebody gave its name.
 async fn discard(host: &Host, file: &Path) -> Result<()> {
-    let file = host.path(file);
-    blocking(move || remove_if_exists(&file)).await.map(drop)
+    let path = host.path(file);
+    let removed = blocking(move || match if_exists(std::fs::remove_file(&path)) {
+        Err(error) if error.kind() == ErrorKind::IsADirectory => remove_tree_if_exists(&path).map(drop),
+        outcome => Ok(outcome.map(drop)?),
+    });
+    removed.await.with_context(|| format!("removing {}", file.display())).classify(
+        Code::GatewayNotReady,
+        format!("Remove it with `sudo rm -r`, then run the backup again. {}", stop_first()),
+    )
 }
 
 /// The default name; backups sorted by name are sorted by time.

@@ -574,6 +574,24 @@ fn a_path_that_could_not_be_restored_is_named_when_it_is_packed() -> Result<()> 
     Ok(())
 }
 
+/// The agent can make anything where the gateway's archive is to be.
+#[tokio::test]
+async fn whatever_has_the_name_of_an_unfinished_backup_is_removed() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let (host, path) = (Host::new(root.path()), root.path().join("part"));
+    discard(&host, Path::new("/part")).await?;
+    for make in [
+        |path: &Path| fs::write(path, "x"),
+        |path: &Path| fs::create_dir_all(path.join("a/b")).and_then(|()| fs::write(path.join("a/f"), "x")),
+        |path: &Path| symlink("/etc", path),
+    ] {
+        make(&path)?;
+        discard(&host, Path::new("/part")).await?;
+        assert!(fs::symlink_metadata(&path).is_err());
+    }
+    Ok(())
+}
+
 #[test]
 fn what_is_no_backup_is_named() -> Result<()> {
     let named = |bytes: &[u8]| {

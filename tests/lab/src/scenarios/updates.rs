@@ -150,12 +150,12 @@ fn loses_no_plugin(rig: &Rig) -> Result<()> {
     is_missed_until_nobody_asks(rig, entries)
 }
 
-/// What was changed in a container that can be is gone after a reboot, and never starts in it.
+/// What was changed in a container that can be is gone after a power cut, and never starts again.
 fn begins_anew_at_every_boot(rig: &Rig) -> Result<()> {
     rig.attribute("openclaw-container-root=writable")?;
     rig.boot(0)?;
-    rig.shell("docker cp /etc/hostname openclaw-gateway:/app/mark")?;
-    rig.lab_ends(0, "reboot", &[])?;
+    rig.shell("docker cp /etc/hostname openclaw-gateway:/app/mark && sync")?;
+    rig.lab_ends(0, "reboot", &["--hard"])?;
     let engine = rig.shell("journalctl --boot --unit docker --no-pager | grep -c openclaw-init/this-boot || true")?;
     ensure!(engine != "0", "the engine started the container of the boot before");
     let copied = rig.shell("docker cp openclaw-gateway:/app/mark - > /dev/null 2>&1; echo $?")?;

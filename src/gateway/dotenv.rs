@@ -18,6 +18,12 @@ pub(super) const TOKEN_VARIABLE: &str = "OPENCLAW_GATEWAY_TOKEN";
 /// The variable in which the token is kept while the gateway's mode of authentication takes none.
 pub(super) const KEPT_TOKEN_VARIABLE: &str = "OPENCLAW_INIT_KEPT_TOKEN";
 
+/// The variable of the password, by which the gateway's own commands come in where a proxy says who users are.
+pub(super) const PASSWORD_VARIABLE: &str = "OPENCLAW_GATEWAY_PASSWORD";
+
+/// The end of the line in which the token is that password.
+const LENT: &str = " # the token, lent by openclaw-init";
+
 /// The variable that unlocks `gog`'s keyring; a new one would make the stored logins unreadable.
 pub(super) const KEYRING_VARIABLE: &str = "GOG_KEYRING_PASSWORD";
 
@@ -117,6 +123,19 @@ impl EnvFile {
         let [name, other] = if is_taken { names } else { [names[1], names[0]] };
         self.set(name, token)?;
         self.remove(other);
+        self.lend(token, !is_taken)
+    }
+
+    /// Makes the token the password as well, unless there is one, or takes that back.
+    fn lend(&mut self, token: &Secret, is_lent: bool) -> Result<()> {
+        let value = quoted(token.expose()).map_err(|what| anyhow!("the token {what}"))?;
+        let lent = format!("{PASSWORD_VARIABLE}={value}{LENT}");
+        let is_free = |line: &String| line.ends_with(LENT) || value_of(line, PASSWORD_VARIABLE).is_none();
+        let is_lent = is_lent && self.lines.iter().all(is_free);
+        self.lines.retain(|line| !line.ends_with(LENT) || is_lent && *line == lent);
+        if is_lent && !self.lines.contains(&lent) {
+            self.lines.push(lent);
+        }
         Ok(())
     }
 
@@ -204,6 +223,26 @@ mod tests {
 
     fn secret(text: &str) -> Secret {
         Secret::new(text)
+    }
+
+    #[test]
+    fn the_token_is_lent_as_the_password_while_no_token_is_taken() {
+        let mut env = EnvFile::parse("OPENCLAW_GATEWAY_TOKEN=abc\nA=1\n");
+        for token in ["abc", "def"] {
+            for _ in 0..2 {
+                env.set_token(&secret(token), false).unwrap();
+                let text = env.text();
+                assert_eq!(env.get(PASSWORD_VARIABLE), Some(secret(token)), "{text}");
+                assert!(text.lines().count() == 3 && env.get(TOKEN_VARIABLE).is_none(), "{text}");
+            }
+        }
+        env.set_token(&secret("def"), true).unwrap();
+        assert_eq!(env.text(), "A=1\nOPENCLAW_GATEWAY_TOKEN=def\n");
+        let mut env = EnvFile::parse("OPENCLAW_GATEWAY_PASSWORD=mine\n");
+        for is_taken in [false, true, false] {
+            env.set_token(&secret("abc"), is_taken).unwrap();
+            assert_eq!((env.get(PASSWORD_VARIABLE), env.text().lines().count()), (Some(secret("mine")), 2));
+        }
     }
 
     #[test]

@@ -153,8 +153,7 @@ pub(super) fn every_mode_in_a_browser(rig: &Rig) -> Result<()> {
         rig.attribute(attribute)?;
     }
     rig.attribute("openclaw-public-url=https://claw.example.com")?;
-    let known =
-        json!({"mode": "trusted-proxy", "trustedProxy": {"userHeader": "x-forwarded-user"}, "password": password});
+    let known = json!({"mode": "trusted-proxy", "trustedProxy": {"userHeader": "x-forwarded-user"}});
     rig.attribute(&settings(json!({"auth": known})))?;
     rig.boot(0)?.has(&["result=ready"])?;
     rig.script(KNOWS_ITS_USERS, &[&directory]).context("a proxy that knows its users")?;

@@ -47,7 +47,7 @@ pub(super) struct EnvFile {
 pub(super) fn limited(text: String) -> Result<String> {
     let lines = text.bytes().filter(|byte| matches!(byte, b'\n' | b'\r')).count();
     if text.len() > BYTES_LIMIT || lines > LINES_LIMIT {
-        let limits = format!("{LINES_LIMIT} lines and {} bytes", BYTES_LIMIT);
+        let limits = format!("{LINES_LIMIT} lines and {BYTES_LIMIT} bytes");
         return Err(anyhow!("{FILE} in the state directory has more than {limits}"))
             .classify(Code::GatewayRefused, format!("Remove what does not belong there, then run `{RUN_AGAIN}`."));
     }

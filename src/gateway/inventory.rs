@@ -166,7 +166,9 @@ mod tests {
         ];
         for (log, expected) in cases {
             let mut found = None;
-            log.iter().for_each(|line| see(&mut found, line));
+            for line in &log {
+                see(&mut found, line);
+            }
             let found = found.map(|it: Inventory| (it.plugins, it.channels_without));
             assert_eq!(found, expected.map(|(plugins, channels)| (set(plugins), set(channels))), "{log:?}");
         }

@@ -27,6 +27,7 @@ const UPDATE_0_1: &str = "update.json";
 /// What is being done to a state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "operation", rename_all = "kebab-case")]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub(crate) enum Operation {
     /// Another version of the gateway. Undone unless that version became ready.
     Update(Update),

@@ -143,9 +143,9 @@ fn build(command: &[&str], profile: &str, package: &str, program: &str, settings
     Ok(tree.join(TARGET).join(directory).join(program))
 }
 
-/// The setting that makes a release smaller. The builder's own directories are left out of the paths of the crates' files,
-/// which a program names where it ends in a panic: a hundredth, and it says the same wherever it is built. Sequences of
-/// instructions that several functions have are one (LLVM's machine outliner): a thirtieth.
+/// The setting that makes a release smaller. The builder's own directories are left out of the paths of the crates'
+/// files, which a program names where it ends in a panic: a hundredth, and it says the same wherever it is built.
+/// Sequences of instructions that several functions have are one (LLVM's machine outliner): a thirtieth.
 fn release_flags() -> String {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo"))).unwrap_or_default();

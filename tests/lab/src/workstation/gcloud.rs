@@ -669,6 +669,7 @@ pub(super) fn agreed(quiet: bool) -> Result<()> {
         return Ok(());
     }
     let stdin = std::io::stdin().as_fd().try_clone_to_owned().context("reading the answer")?;
+    #[expect(clippy::unbuffered_bytes, reason = "a buffer would take what is for others")]
     let bytes = std::fs::File::from(stdin).bytes().take_while(|byte| byte.as_ref().is_ok_and(|byte| *byte != b'\n'));
     let answer = String::from_utf8(bytes.collect::<Result<_, _>>().context("reading the answer")?)?;
     ensure!(answer.trim().eq_ignore_ascii_case("y"), "aborted by user");

@@ -180,16 +180,16 @@ async fn serve(
         Some(domain) => proxy::is_other(host, domain, upstream).await,
         None => true,
     };
-    match proxy_action(ended.as_ref().err().map(StageError::code), domain.is_some(), is_other) {
-        ProxyAction::Leave => return ended,
-        ProxyAction::Keep => {
+    match proxy::decide(ended.as_ref().err().map(StageError::code), domain.is_some(), is_other) {
+        proxy::Action::Leave => return ended,
+        proxy::Action::Keep => {
             host.warn(format!(
                 "openclaw-domain is gone, and its proxy serves on: the gateway may have its settings until a run \
                  succeeds. `sudo systemctl stop {PROXY_UNIT}` closes it now"
             ));
             return ended;
         }
-        ProxyAction::Ensure => {}
+        proxy::Action::Ensure => {}
     }
     let serve = async { Ok(proxy::ensure(host, domain, upstream, data).await) };
     let lacks = report.stage(Stage::Proxy, serve).await?;
@@ -224,29 +224,6 @@ async fn upstream(gateway: Gateway<'_>) -> Upstream {
         address: published.unwrap_or(SocketAddr::new(config.bind, config.port)),
         has_tls: gateway.has_tls().await,
         may_believe_proxy: gateway.may_believe_proxy().await,
-    }
-}
-
-/// What a run does about the proxy at its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ProxyAction {
-    /// Nothing: it is as it should be, or never was.
-    Leave,
-    /// Nothing, although it should go.
-    Keep,
-    /// It is made what it should be.
-    Ensure,
-}
-
-/// `failure`: that of the run. `is_other`: the proxy is there, and serves otherwise than it should.
-fn proxy_action(failure: Option<Code>, has_domain: bool, is_other: bool) -> ProxyAction {
-    match failure {
-        // With the settings for a domain the gateway refuses the tunnel: this is the only way in.
-        Some(_) if !has_domain => ProxyAction::Keep,
-        None | Some(Code::ConfigRefused) => ProxyAction::Ensure,
-        // The former gateway may run on, and who may come is not for the failure to decide.
-        Some(_) if is_other => ProxyAction::Ensure,
-        Some(_) => ProxyAction::Leave,
     }
 }
 
@@ -291,6 +268,9 @@ async fn shield_with_identity(
 /// The engine of a machine that trusts its operator's CAs. An engine reads the machine's store when it starts.
 async fn trusting_engine(host: &Host, config: &Config) -> Result<Engine> {
     let is_changed = trust::ensure(host, &config.gateway.ca_certificates).await?;
+    if !is_changed && config.gateway.ca_certificates.is_empty() {
+        return docker::ensure(host, &config.docker).await;
+    }
     let [unit] = systemd::show(host, [docker::UNIT]).await?;
     // A run that was cut may have changed them after the engine's start, too.
     let is_old = unit.active == "active" && (is_changed || is_older_than_trust(host, unit.main_pid).await);
@@ -426,24 +406,6 @@ async fn stop_gateway(host: &Host, cause: StopCause) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_run_that_fails_closes_no_way_in_and_leaves_none_too_wide() {
-        use ProxyAction::{Ensure, Keep, Leave};
-        let denied = Some(Code::SecretDenied);
-        let refused = Some(Code::ConfigRefused);
-        for (failure, has_domain, is_other, expected) in [
-            (None, true, false, Ensure),
-            (None, false, true, Ensure),
-            (refused, true, false, Ensure),
-            (refused, false, true, Keep),
-            (denied, true, false, Leave),
-            (denied, true, true, Ensure),
-            (denied, false, true, Keep),
-        ] {
-            assert_eq!(proxy_action(failure, has_domain, is_other), expected, "{failure:?} {has_domain} {is_other}");
-        }
-    }
 
     #[tokio::test]
     async fn an_engine_that_started_before_the_cas_changed_is_known_as_old() -> Result<()> {

@@ -62,6 +62,29 @@ pub async fn is_other(host: &Host, domain: &Domain, upstream: Upstream) -> bool 
     former.is_some_and(|former| former != caddyfile(domain, upstream).as_bytes())
 }
 
+/// What a run does about the proxy at its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing: it is as it should be, or never was.
+    Leave,
+    /// Nothing, although it should go.
+    Keep,
+    /// It is made what it should be.
+    Ensure,
+}
+
+/// `failure`: that of the run. `is_other`: the proxy is there, and serves otherwise than it should.
+pub fn decide(failure: Option<Code>, has_domain: bool, is_other: bool) -> Action {
+    match failure {
+        // With the settings for a domain the gateway refuses the tunnel: this is the only way in.
+        Some(_) if !has_domain => Action::Keep,
+        None | Some(Code::ConfigRefused) => Action::Ensure,
+        // The former gateway may run on, and who may come is not for the failure to decide.
+        Some(_) if is_other => Action::Ensure,
+        Some(_) => Action::Leave,
+    }
+}
+
 /// Makes the proxy serve `domain` for the gateway, or leaves nothing of it but its certificates. Returns what the
 /// domain lacks: the gateway runs all the same.
 pub async fn ensure(host: &Host, domain: Option<&Domain>, upstream: Upstream, data: &DataDir) -> Vec<String> {
@@ -262,6 +285,24 @@ mod tests {
     use expect_test::expect_file;
 
     use super::*;
+
+    #[test]
+    fn a_run_that_fails_closes_no_way_in_and_leaves_none_too_wide() {
+        use Action::{Ensure, Keep, Leave};
+        let denied = Some(Code::SecretDenied);
+        let refused = Some(Code::ConfigRefused);
+        for (failure, has_domain, is_other, expected) in [
+            (None, true, false, Ensure),
+            (None, false, true, Ensure),
+            (refused, true, false, Ensure),
+            (refused, false, true, Keep),
+            (denied, true, false, Leave),
+            (denied, true, true, Ensure),
+            (denied, false, true, Keep),
+        ] {
+            assert_eq!(decide(failure, has_domain, is_other), expected, "{failure:?} {has_domain} {is_other}");
+        }
+    }
 
     #[test]
     fn the_file_of_ours_is_what_it_was() {

@@ -211,11 +211,14 @@ fn is_inside(host: &Host, file: &Path, data: &DataDir) -> Result<bool> {
 struct Trees {
     state: room::Size,
     config: room::Size,
+    /// How many bytes are free beside the state.
+    free: u64,
 }
 
 impl Trees {
     async fn measure(host: &Host, data: &DataDir) -> Result<Self> {
-        Ok(Self { state: room::of(host, &data.state).await?, config: room::of(host, &data.config).await? })
+        let (state, config) = (room::of(host, &data.state).await?, room::of(host, &data.config).await?);
+        Ok(Self { state, config, free: room::free(host, &data.state).await?.bytes })
     }
 
     fn bytes(self) -> u64 {
@@ -223,11 +226,11 @@ impl Trees {
     }
 
     /// How many bytes of holes a backup may fill so that there is still room to restore it, beside it and the state, on
-    /// a file system with `free` bytes. A tenth of the state is nothing that matters: no other disk is asked for then.
-    fn room_for_holes(self, free: u64) -> u64 {
+    /// their file system. A tenth of the state is nothing that matters: no other disk is asked for then.
+    fn room_for_holes(self) -> u64 {
         let size = Size { members: self.state.inodes + self.config.inodes, bytes: self.bytes() };
         // Restoring asks for a tenth more, and the holes take a hundredth in the backup.
-        let most = u128::from(free.saturating_sub(self.bytes())) * 100 / 111;
+        let most = u128::from(self.free.saturating_sub(self.bytes())) * 100 / 111;
         let most = u64::try_from(most).unwrap_or(u64::MAX);
         most.saturating_sub(room_to_restore(size).bytes).max(self.bytes() / 10)
     }
@@ -271,7 +274,7 @@ async fn write(host: &Host, data: &DataDir, file: &Path, header: &Header, trees:
     let (state, config) = (host.path(&data.state), host.path(&data.config));
     let native = (header.how == How::Gateway)
         .then(|| Native { file: host.path(gateway::native_backup_file(data)), limit: native_limit(trees.bytes()) });
-    let room_for_holes = trees.room_for_holes(room::free(host, &data.state).await?.bytes);
+    let room_for_holes = trees.room_for_holes();
     let first_member = header.clone();
     let (part, size, missing) = copy::in_background(host, "packed", move |progress| {
         progress.expect(trees.state.content);

@@ -175,9 +175,16 @@ async fn serve(
     if domain.is_none() && !proxy::exists(host) {
         return ended;
     }
-    let upstream = upstream(gateway).await;
-    let is_other = match domain {
-        Some(domain) => proxy::is_other(host, domain, upstream).await,
+    let served = match domain {
+        // With an `openclaw.json` that cannot be read the proxy stays as it is, and so does one that was stopped.
+        Some(domain) => match upstream(gateway).await {
+            Ok(upstream) => Some((domain, upstream)),
+            Err(_) => return ended,
+        },
+        None => None,
+    };
+    let is_other = match served {
+        Some((domain, upstream)) => proxy::is_other(host, domain, upstream).await,
         None => true,
     };
     match proxy::decide(ended.as_ref().err().map(StageError::code), domain.is_some(), is_other) {
@@ -191,7 +198,7 @@ async fn serve(
         }
         proxy::Action::Ensure => {}
     }
-    let serve = async { Ok(proxy::ensure(host, domain, upstream, data).await) };
+    let serve = async { Ok(proxy::ensure(host, served, data).await) };
     let lacks = report.stage(Stage::Proxy, serve).await?;
     match ended {
         Ok(mut ready) => {
@@ -209,7 +216,7 @@ async fn serve(
 
 /// Stops a proxy that passes on what anybody says to a gateway that may believe it, before that one starts again.
 async fn close_to_strangers(gateway: Gateway<'_>) {
-    if gateway.may_believe_proxy().await
+    if gateway.may_believe_proxy().await.unwrap_or(false)
         && let Err(error) = proxy::stop(gateway.host).await
     {
         gateway.host.warn(one_line(&error));
@@ -217,14 +224,14 @@ async fn close_to_strangers(gateway: Gateway<'_>) {
 }
 
 /// Where the gateway is: a run that failed may have left it at another port than the attribute's.
-async fn upstream(gateway: Gateway<'_>) -> Upstream {
+async fn upstream(gateway: Gateway<'_>) -> Result<Upstream> {
     let Gateway { engine, config, .. } = gateway;
     let published = gateway::published(engine).await.ok().flatten();
-    Upstream {
+    Ok(Upstream {
         address: published.unwrap_or(SocketAddr::new(config.bind, config.port)),
-        has_tls: gateway.has_tls().await,
-        may_believe_proxy: gateway.may_believe_proxy().await,
-    }
+        has_tls: gateway.has_tls().await?,
+        may_believe_proxy: gateway.may_believe_proxy().await?,
+    })
 }
 
 /// The engine, behind its shield. While a blank disk is read, the image is fetched that its state will need; where that

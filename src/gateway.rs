@@ -44,7 +44,7 @@ use crate::host::Host;
 use crate::image::Image;
 use crate::secret::Secret;
 use crate::state::{DataDir, RefusedSettings};
-pub use inventory::{Inventory, NOT_LOADED, lacks_channel, lacks_plugin};
+pub use inventory::{Inventory, NOT_LOADED};
 pub use probe::Health;
 pub use processes::started_at;
 pub use secrets::Secrets;
@@ -162,16 +162,16 @@ impl Gateway<'_> {
         Ok(plan.refusal().or(refusal))
     }
 
-    /// Whether its port has TLS, as far as `openclaw.json` can be read.
-    pub async fn has_tls(&self) -> bool {
-        let document = openclaw_json::read(self.host, self.data).await;
-        document.is_ok_and(|document| openclaw_json::has_tls(document.as_ref()))
+    /// Whether its port has TLS.
+    pub async fn has_tls(&self) -> Result<bool> {
+        let document = openclaw_json::read(self.host, self.data).await?;
+        Ok(openclaw_json::has_tls(document.as_ref()))
     }
 
-    /// Whether it may believe a proxy in front who its users are, as far as `openclaw.json` can be read.
-    pub async fn may_believe_proxy(&self) -> bool {
-        let document = openclaw_json::read(self.host, self.data).await;
-        document.is_ok_and(|document| openclaw_json::may_believe_proxy(document.as_ref()))
+    /// Whether it may believe a proxy in front who its users are.
+    pub async fn may_believe_proxy(&self) -> Result<bool> {
+        let document = openclaw_json::read(self.host, self.data).await?;
+        Ok(openclaw_json::may_believe_proxy(document.as_ref()))
     }
 
     /// Starts, restarts or replaces the container. With one that does not start new settings go, too.

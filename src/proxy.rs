@@ -87,11 +87,11 @@ pub fn decide(failure: Option<Code>, has_domain: bool, is_other: bool) -> Action
 
 /// Makes the proxy serve `domain` for the gateway, or leaves nothing of it but its certificates. Returns what the
 /// domain lacks: the gateway runs all the same.
-pub async fn ensure(host: &Host, domain: Option<&Domain>, upstream: Upstream, data: &DataDir) -> Vec<String> {
+pub async fn ensure(host: &Host, served: Option<(&Domain, Upstream)>, data: &DataDir) -> Vec<String> {
     host.extend_deadline(DEADLINE);
     let work = async {
-        match domain {
-            Some(domain) => serve(host, domain, upstream, data).await,
+        match served {
+            Some((domain, upstream)) => serve(host, domain, upstream, data).await,
             None => remove(host).await.context("removing the proxy of openclaw-domain"),
         }
     };

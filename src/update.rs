@@ -134,11 +134,10 @@ impl Updater<'_> {
     /// Compares what the gateway has with what it had when it was last ready. What is gone is missed until it is back,
     /// or until `openclaw.json` does not ask for it any more.
     async fn take_stock(&self, record: &mut Record, ready: &mut Ready) -> Result<()> {
-        let Some(inventory) = self.gateway.inventory().await? else { return Ok(()) };
-        let lost = self.gateway.lost(&record.plugins).await?;
-        ready.degraded.extend(lost.iter().map(|plugin| gateway::lacks_plugin(plugin)));
-        ready.degraded.extend(inventory.channels_without.iter().map(|channel| gateway::lacks_channel(channel)));
-        record.plugins = inventory.plugins.into_iter().chain(lost).collect();
+        let before = record.plugins.union(&record.lost_plugins).cloned().collect();
+        let Some((inventory, lacks)) = self.gateway.stock(&before).await? else { return Ok(()) };
+        ready.degraded.extend(lacks.sentences());
+        (record.plugins, record.lost_plugins) = (inventory.plugins, lacks.plugins);
         Ok(())
     }
 
@@ -194,7 +193,11 @@ impl Updater<'_> {
             let aside = state::switch::replace(host, data, Purpose::Rollback, &prepared, self.lock).await?;
             state::publish(host, data).await?;
             let secrets = secrets::ensure(host, data, self.gateway.config, self.metadata).await?;
-            Ok((self.bring_up(&image, &secrets).await?, aside))
+            let mut ready = self.bring_up(&image, &secrets).await?;
+            let mut record = Record::read(host, data).await?;
+            self.take_stock(&mut record, &mut ready).await?;
+            record.write(host, data, self.lock).await?;
+            Ok((ready, aside))
         };
         let (ready, aside) = went.await.map_err(|error: anyhow::Error| error.context(stopped))?;
         let message =

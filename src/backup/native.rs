@@ -33,7 +33,7 @@ const PAYLOAD: &str = "payload/posix";
 /// The archive's description of itself, and the version that this program knows.
 const MANIFEST: &str = "manifest.json";
 const SCHEMA: u32 = 1;
-const MANIFEST_LIMIT: u64 = 1 << 20;
+const MANIFEST_LIMIT: u64 = 8 << 20;
 
 /// The container's paths, and their names in our archive.
 const PLACES: [(&str, &str); 2] = [("home/node/.openclaw", "state"), ("home/node/.config/openclaw", "config")];

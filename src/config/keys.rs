@@ -200,6 +200,11 @@ fn applied(key: &str) -> Applied {
     found.map_or(Applied::Restart, |(_, applied)| *applied)
 }
 
+/// Whether somebody waits for it, or is to be kept out.
+pub(crate) fn is_urgent(key: &str) -> bool {
+    [ALLOW_FROM, APPROVE, METADATA_ACCOUNT].contains(&key)
+}
+
 /// A warning about a key that looks like ours and is not.
 pub(super) fn unknown(key: &str) -> Option<String> {
     let ours = key.starts_with("openclaw-") || key.starts_with("openclaw_");

@@ -28,7 +28,7 @@ use crate::docker::{Engine, SOCKET};
 use crate::error::{Classify as _, Code, RUN_AGAIN, io_kind};
 use crate::host::{Command, Endings, Host};
 use crate::lock::{RunLock, require_root};
-use crate::paths::LOCK;
+use crate::paths::{LOCK, THIS_BOOT};
 
 /// The exit code of a command whose output nobody reads any more, as a shell gives it (SIGPIPE).
 const UNREAD: u8 = 141;
@@ -229,7 +229,9 @@ async fn beside(host: &Host, engine: &Engine, command: Vec<String>, has_terminal
 /// The gateway's container with another command, that nobody can reach and that is not started again.
 fn like(gateway: ContainerInspectResponse, command: Vec<String>, has_terminal: bool) -> ContainerCreateBody {
     let config = gateway.config.unwrap_or_default();
-    let host = gateway.host_config.unwrap_or_default();
+    let mut host = gateway.host_config.unwrap_or_default();
+    // It is no gateway that starts by itself.
+    host.mounts.iter_mut().for_each(|mounts| mounts.retain(|mount| mount.source.as_deref() != Some(THIS_BOOT)));
     ContainerCreateBody {
         image: gateway.image,
         hostname: config.hostname,

@@ -14,7 +14,6 @@ use serde_json::Value;
 
 use super::{Gateway, NAME, inspect, logs, openclaw_json};
 use crate::error::RUN_AGAIN;
-use crate::host::Access;
 use crate::paths::INVENTORY;
 use crate::text::printable;
 
@@ -52,8 +51,7 @@ impl Gateway<'_> {
     /// What the gateway has loaded; `None` where it does not say. The log is read once for each start of the container.
     pub async fn inventory(&self) -> Result<Option<Inventory>> {
         let Some(started_at) = self.started_at().await? else { return Ok(None) };
-        let note = self.host.read(INVENTORY).await?;
-        match note.and_then(|note| serde_json::from_slice::<Note>(&note).ok()) {
+        match self.note().await? {
             Some(note) if note.started_at == started_at => Ok(note.inventory),
             _ => self.take_inventory().await,
         }
@@ -67,9 +65,16 @@ impl Gateway<'_> {
             tokio::time::sleep(LOG_DELAY).await;
             inventory = self.read_inventory(started_at).await;
         }
+        // The line may have left the log since.
+        let known = self.note().await?.filter(|note| note.started_at == started_at).and_then(|note| note.inventory);
+        let inventory = inventory.or(known);
         let note = serde_json::to_vec(&Note { started_at, inventory: inventory.clone() })?;
-        self.host.ensure_file(INVENTORY, note, Access::root(0o600)).await.context("noting what the gateway has")?;
+        self.host.note_file(INVENTORY, note).await.context("noting what the gateway has")?;
         Ok(inventory)
+    }
+
+    async fn note(&self) -> Result<Option<Note>> {
+        Ok(self.host.read(INVENTORY).await?.and_then(|note| serde_json::from_slice(&note).ok()))
     }
 
     async fn started_at(&self) -> Result<Option<Timestamp>> {
@@ -83,22 +88,59 @@ impl Gateway<'_> {
         found
     }
 
+    /// What the gateway has, and what it lacks of what `openclaw.json` asks for: plugins that were loaded `before`, and
+    /// those of its channels. `None` where it does not say.
+    pub async fn stock(&self, before: &BTreeSet<String>) -> Result<Option<(Inventory, Lacks)>> {
+        let Some(inventory) = self.inventory().await? else { return Ok(None) };
+        let lacks = self.lacks(before, &inventory).await;
+        if lacks.plugins.is_empty() && lacks.channels.is_empty() {
+            return Ok(Some((inventory, lacks)));
+        }
+        // It may have begun anew inside its container since.
+        let inventory = self.take_inventory().await?.unwrap_or(inventory);
+        let lacks = self.lacks(before, &inventory).await;
+        Ok(Some((inventory, lacks)))
+    }
+
     /// Of the plugins that were loaded `before`, those that are not any more although `openclaw.json` asks for them.
     pub async fn lost(&self, before: &BTreeSet<String>) -> Result<BTreeSet<String>> {
-        let Some(now) = self.inventory().await? else { return Ok(BTreeSet::new()) };
+        Ok(self.stock(before).await?.map(|(_, lacks)| lacks.plugins).unwrap_or_default())
+    }
+
+    async fn lacks(&self, before: &BTreeSet<String>, now: &Inventory) -> Lacks {
         // With a file that cannot be read the gateway would not run.
         let document = openclaw_json::read(self.host, self.data).await.ok().flatten().unwrap_or_default();
-        Ok(before.difference(&now.plugins).filter(|plugin| asks_for(&document, plugin)).cloned().collect())
+        let plugins = before.difference(&now.plugins).filter(|plugin| asks_for(&document, plugin));
+        let is_configured = |channel: &&String| is_on(document["channels"].get(channel.as_str()));
+        let channels = now.channels_without.iter().filter(is_configured);
+        Lacks { plugins: plugins.cloned().collect(), channels: channels.cloned().collect() }
+    }
+}
+
+/// What a gateway lacks although `openclaw.json` asks for it.
+#[derive(Debug, Default)]
+pub struct Lacks {
+    /// Plugins that were loaded before.
+    pub plugins: BTreeSet<String>,
+    /// Channels for which it has no plugin.
+    pub channels: BTreeSet<String>,
+}
+
+impl Lacks {
+    /// For the report.
+    pub fn sentences(&self) -> impl Iterator<Item = String> {
+        let plugins = self.plugins.iter().map(|plugin| lacks_plugin(plugin));
+        plugins.chain(self.channels.iter().map(|channel| lacks_channel(channel)))
     }
 }
 
 /// What is said of a plugin that was loaded before.
-pub fn lacks_plugin(plugin: &str) -> String {
+fn lacks_plugin(plugin: &str) -> String {
     format!("the plugin {plugin} {NOT_LOADED}: see `sudo openclaw plugins list`, then run `{RUN_AGAIN}`")
 }
 
 /// What is said of a channel without a plugin.
-pub fn lacks_channel(channel: &str) -> String {
+fn lacks_channel(channel: &str) -> String {
     format!("the plugin of channels.{channel} {NOT_LOADED}: see `sudo openclaw doctor`, then run `{RUN_AGAIN}`")
 }
 
@@ -132,9 +174,23 @@ fn asks_for(document: &Value, plugin: &str) -> bool {
     let places = [&["plugins", "entries"][..], &["channels"], &["models", "providers"]];
     let named = places.iter().filter_map(|place| place.iter().try_fold(document, |at, key| at.get(key))?.get(plugin));
     let mut named = named.peekable();
-    let denied = document["plugins"]["deny"].as_array().into_iter().flatten().any(|name| name == plugin);
-    let is_on = document["plugins"]["enabled"] != false;
-    is_on && !denied && named.peek().is_some() && named.all(|entry| entry.get("enabled") != Some(&Value::Bool(false)))
+    let plugins = &document["plugins"];
+    let list = |name: &str| plugins[name].as_array().filter(|list| !list.is_empty());
+    let is_listed = |name: &str| list(name).is_some_and(|list| list.iter().any(|it| it == plugin));
+    let is_allowed = list("allow").is_none() || is_listed("allow");
+    // One memory at a time.
+    let memory = plugins["slots"]["memory"].as_str().filter(|_| plugin.starts_with("memory-"));
+    plugins["enabled"] != false
+        && is_allowed
+        && !is_listed("deny")
+        && memory.is_none_or(|memory| memory == plugin)
+        && named.peek().is_some()
+        && named.all(|entry| is_on(Some(entry)))
+}
+
+/// Whether there is such an entry, and it is not switched off.
+fn is_on(entry: Option<&Value>) -> bool {
+    entry.is_some_and(|entry| entry.get("enabled") != Some(&Value::Bool(false)))
 }
 
 #[cfg(test)]
@@ -187,6 +243,10 @@ mod tests {
             (json!({"plugins": {"entries": {"other": {}}}}), false),
             (json!({"plugins": {"entries": {"pigeon": {}}, "deny": ["pigeon"]}}), false),
             (json!({"plugins": {"entries": {"pigeon": {}}, "enabled": false}}), false),
+            (json!({"plugins": {"entries": {"pigeon": {}}, "allow": []}}), true),
+            (json!({"plugins": {"entries": {"pigeon": {}}, "allow": ["pigeon"]}}), true),
+            (json!({"plugins": {"entries": {"pigeon": {}}, "allow": ["other"]}}), false),
+            (json!({"plugins": {"entries": {"pigeon": {}}, "slots": {"memory": "memory-core"}}}), true),
             (json!({"channels": {"pigeon": {"token": "x"}}}), true),
             (json!({"channels": {"pigeon": {}}, "plugins": {"entries": {"pigeon": {"enabled": false}}}}), false),
             (json!({"models": {"providers": {"pigeon": {"apiKey": "x"}}}}), true),
@@ -194,5 +254,7 @@ mod tests {
         ] {
             assert_eq!(asks_for(&document, "pigeon"), expected, "{document}");
         }
+        let memory = json!({"plugins": {"entries": {"memory-core": {}}, "slots": {"memory": "memory-lancedb"}}});
+        assert!(!asks_for(&memory, "memory-core"));
     }
 }

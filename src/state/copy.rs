@@ -79,8 +79,8 @@ pub enum Original {
 }
 
 /// How many bytes the names may have of files with several, each with what it takes besides: whoever copies a tree has
-/// to remember the first. They are those of a quarter of a million files in a package manager's store.
-const LINKED_BYTES: usize = 64 << 20;
+/// to remember the first. They are those of half a million files in a package manager's store.
+const LINKED_BYTES: usize = 128 << 20;
 const LINKED_COST: usize = 96;
 
 /// What is left of the bytes of such names after one more.

@@ -74,6 +74,9 @@ pub struct Record {
     /// The plugins that the gateway had loaded when it was last ready, by their ids.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub plugins: BTreeSet<String>,
+    /// Those that it had loaded before and lacks.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub lost_plugins: BTreeSet<String>,
     /// The requests to be paired that were approved because an attribute names them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub approved: Vec<String>,

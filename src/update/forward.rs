@@ -80,8 +80,11 @@ impl Updater<'_> {
         let Gateway { host, data, .. } = self.gateway;
         let message = format!("OpenClaw {} is the current version already", image.version);
         let choice = self.image.choice();
-        Record { choice, refused: None, interrupted: None, ..record }.write(host, data, self.lock).await?;
-        let ready = self.bring_up(image, secrets).await?;
+        let mut record = Record { choice, refused: None, interrupted: None, ..record };
+        record.write(host, data, self.lock).await?;
+        let mut ready = self.bring_up(image, secrets).await?;
+        self.take_stock(&mut record, &mut ready).await?;
+        record.write(host, data, self.lock).await?;
         Ok((ready, UpdateReport { message, code: None, downtime_ms: None }))
     }
 
@@ -173,10 +176,11 @@ impl Updater<'_> {
         ready: &mut Ready,
     ) -> Result<()> {
         let Gateway { host, engine, data, .. } = self.gateway;
-        let Record { settings, approved, .. } = previous.record.clone();
+        let Record { settings, approved, lost_plugins, .. } = previous.record.clone();
+        let lost_plugins = if self.image.accepts_loss { BTreeSet::new() } else { lost_plugins };
         let record = Record { previous: Some(Box::new(previous)), settings, approved, ..Record::default() };
         let record = record.owned_by(image, desired);
-        let mut record = Record { choice: self.image.choice(), ..record };
+        let mut record = Record { choice: self.image.choice(), lost_plugins, ..record };
         self.take_stock(&mut record, ready).await?;
         record.write(host, data, self.lock).await?;
         state::accept(host, data, update, self.lock).await?;

@@ -308,7 +308,11 @@ impl Sight {
 
     /// How long the run for changed attributes waits. Only a gateway that runs has something to lose.
     fn delay(&self) -> Option<Duration> {
-        let is_alive = matches!(self.container, Some(Container::Alive { .. }));
+        // An engine that is only busy says nothing of it.
+        let is_alive = match &self.container {
+            Some(container) => matches!(container, Container::Alive { .. }),
+            None => self.engine == EngineSight::Silent,
+        };
         self.delay.filter(|_| is_alive && self.for_boot.is_empty())
     }
 
@@ -392,8 +396,10 @@ impl Memory {
         for finding in findings {
             self.seen.entry(finding.cause).or_insert(now);
         }
-        // Another delay is that of other attributes.
-        let begun = |delay| self.delay.filter(|(known, _)| *known == delay).unwrap_or((delay, now));
+        // Another delay is that of other attributes: what waits already does not wait for longer.
+        let left = self.delay.map(|(known, since)| known.saturating_sub(now.elapsed.saturating_sub(since.elapsed)));
+        let begun =
+            |delay| self.delay.filter(|(known, _)| *known == delay || left < Some(delay)).unwrap_or((delay, now));
         self.delay = sight.delay().map(begun);
         self.starts.retain(|_, (_, last)| now.elapsed.saturating_sub(*last) < FORGET);
         self.is_upgrade = sight.engine != EngineSight::Up && (self.is_upgrade || sight.is_dpkg_busy);
@@ -672,8 +678,14 @@ mod tests {
         let mut memory = Memory::default();
         assert_eq!(decide(&delayed(420), &mut memory, at(0)).next, LONGEST);
         assert_eq!(decide(&delayed(420), &mut memory, at(415)).next, Duration::from_secs(5));
-        assert_eq!(decide(&delayed(60), &mut memory, at(419)).start, None, "another change");
-        assert!(decide(&delayed(60), &mut memory, at(479)).start.is_some());
+        assert_eq!(decide(&delayed(60), &mut memory, at(416)).start, None, "another change");
+        let silent = Sight { engine: EngineSight::Silent, container: None, health: None, ..delayed(60) };
+        assert_eq!(decide(&silent, &mut memory, at(418)).start, None, "an engine that is busy");
+        assert!(decide(&delayed(60), &mut memory, at(420)).start.is_some());
+        let mut memory = Memory::default();
+        assert_eq!(decide(&delayed(420), &mut memory, at(0)).start, None);
+        assert_eq!(decide(&delayed(60), &mut memory, at(10)).start, None, "a shorter delay");
+        assert!(decide(&delayed(60), &mut memory, at(70)).start.is_some());
     }
 
     #[test]

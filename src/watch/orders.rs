@@ -127,8 +127,12 @@ impl Orders {
         let (for_boot, for_run): (Vec<_>, Vec<_>) =
             self.changed(&now.values).into_iter().partition(|key| keys::is_for_boot(key));
         let is_own = |key: &String| now.own.contains(key) || self.own.contains(key);
-        let is_spread = !for_run.iter().any(is_own) && for_run.iter().any(|key| keys::may_restart(key));
-        let delay = is_spread.then(|| part_of(config::apply_spread(&now.values), boot_id, &digests(&now.values)));
+        let is_spread = !for_run.iter().any(|key| is_own(key) || keys::is_urgent(key));
+        let mut restarting = digests(&now.values);
+        restarting.retain(|key, _| for_run.contains(key) && keys::may_restart(key));
+        let is_restarted = for_run.iter().any(|key| keys::may_restart(key));
+        let delay =
+            (is_spread && is_restarted).then(|| part_of(config::apply_spread(&now.values), boot_id, &restarting));
         Changes { for_run, for_boot, delay: delay.filter(|delay| !delay.is_zero()) }
     }
 

@@ -636,7 +636,7 @@ impl Secrets {
                 let value = std::fs::read_to_string(&data_file);
                 let value = value.with_context(|| format!("reading {}", data_file.display()))?;
                 let versions = session.remembered(SECRETS, &name)?.unwrap_or_default();
-                session.remember(SECRETS, &name, &format!("{versions}{value}\n"))?;
+                session.remember(SECRETS, &name, &format!("{versions}{}\n", value.trim_end_matches('\n')))?;
                 publish(session, lab, &name)
             }
             Self::AddIamPolicyBinding { name, member, .. } => {

@@ -84,7 +84,9 @@ fn refused_before_anything_is_touched(rig: &Rig, container: &str) -> Result<()> 
 /// its doctor is kept. What an evil version does stays inside.
 pub(super) fn broken_versions_are_undone(rig: &Rig) -> Result<()> {
     let version = format!("openclaw-version={}", fake_gateway::FIRST);
-    rig.up(&["--attr", &version, "--attr", "openclaw-ready-timeout=1m"])?;
+    // What is read between two runs must not be of a third one.
+    let attributes = ["--attr", &version, "--attr", "openclaw-ready-timeout=1m", "--attr", "openclaw-apply=boot"];
+    rig.up(&attributes)?;
     runs(rig, fake_gateway::FIRST)?;
     rig.shell("echo kept > /home/node/.openclaw/kept")?;
     let token = rig.shell(TOKEN)?;

@@ -216,7 +216,8 @@ async fn serve(
 
 /// Stops a proxy that passes on what anybody says to a gateway that may believe it, before that one starts again.
 async fn close_to_strangers(gateway: Gateway<'_>) {
-    if gateway.may_believe_proxy().await.unwrap_or(false)
+    if proxy::exists(gateway.host)
+        && gateway.may_believe_proxy().await.unwrap_or(false)
         && let Err(error) = proxy::stop(gateway.host).await
     {
         gateway.host.warn(one_line(&error));

@@ -366,9 +366,7 @@ impl Sight {
         let since = since.map(|since| format!(" (since {})", minutes(since))).unwrap_or_default();
         format!("{}{since}{next}", finding.what)
     }
-}
 
-impl Sight {
     /// When a run applies the changed attributes. What one look alone sees may wait for a while already.
     fn end_of_delay(&self, memory: &Memory) -> String {
         let until = memory.delay.and_then(|(delay, since)| since.time.checked_add(delay).ok());
@@ -397,7 +395,7 @@ impl Memory {
             self.seen.entry(finding.cause).or_insert(now);
         }
         // Another delay is that of other attributes: what waits already does not wait for longer.
-        let left = self.delay.map(|(known, since)| known.saturating_sub(now.elapsed.saturating_sub(since.elapsed)));
+        let left = self.left_of_delay(now);
         let begun =
             |delay| self.delay.filter(|(known, _)| *known == delay || left < Some(delay)).unwrap_or((delay, now));
         self.delay = sight.delay().map(begun);

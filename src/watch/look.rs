@@ -125,6 +125,7 @@ impl<'a> Eyes<'a> {
         };
         let Changes { for_run: changed, for_boot, delay } =
             attributes.map(|attributes| orders.changes(attributes, &status.boot_id)).unwrap_or_default();
+        let is_proxy_named = says(status, Code::ProxyFailed.name());
         Ok(Sight {
             run: Orders::left_at(host).await,
             run_state: status.words_of_the_run().state,
@@ -139,9 +140,8 @@ impl<'a> Eyes<'a> {
             disk: disk(host, &orders).await?,
             low: low(host, &orders, self.patience).await?,
             proxy: proxy(host, &orders).await,
-            is_proxy_named: says(status, Code::ProxyFailed.name()),
-            is_more_missing: says(status, NOT_LOADED)
-                || orders.domain.is_none() && says(status, Code::ProxyFailed.name()),
+            is_proxy_named,
+            is_more_missing: says(status, NOT_LOADED) || orders.domain.is_none() && is_proxy_named,
             asking: self.asking(health.as_ref()).await,
             engine,
             container,

@@ -1,6 +1,6 @@
 #!/bin/sh
-# A proxy of somebody's own on this machine: it has a certificate of the CA at $1 for the gateway's name, and says to the
-# gateway who comes.
+# A proxy of somebody's own on this machine: it has a certificate of the CA at $1 for the gateway's name, and says to
+# the gateway who comes.
 set -e
 export DEBIAN_FRONTEND=noninteractive
 systemctl mask --quiet caddy.service

@@ -34,7 +34,7 @@ use crate::stage::{Stage, within};
 use crate::state::{DataDir, Record};
 use crate::update::{self, Request, Updater};
 use crate::watch::Orders;
-use crate::{disk, identity, image, pair, shield, state, systemd, trust};
+use crate::{clock, disk, identity, image, pair, shield, state, systemd, trust};
 
 /// How long the metadata server may keep us waiting.
 const METADATA_DEADLINE: Duration = Duration::from_secs(120);
@@ -120,6 +120,7 @@ async fn stages(
 ) -> Result<Ready, StageError> {
     let instance = report.stage(Stage::Metadata, metadata.instance(METADATA_DEADLINE)).await?;
     report.instance(&instance);
+    clock::ensure(host, metadata).await;
     let mut config = report.stage(Stage::Config, configure(host, &instance)).await?;
     report.run_id(config.run_id.clone());
 

@@ -35,7 +35,7 @@ use crate::version::{GatewayVersion, VersionChoice};
 use base::Base;
 pub(crate) use choice::is_standard;
 use choice::{Desired, Source};
-pub use prune::{prune, unused};
+pub use prune::{is_wanted as is_prune_wanted, prune, unused};
 use registries::Registries;
 
 /// How long the whole stage may take (the design's deadline).

@@ -17,6 +17,7 @@ pub mod apt;
 pub mod backup;
 pub mod bake;
 pub mod bootstrap;
+mod clock;
 pub mod config;
 pub mod disk;
 pub mod docker;

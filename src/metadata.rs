@@ -5,6 +5,7 @@
 //! means "no such key", not an empty value. 503 is normal while a VM boots or is migrated
 //! (cloud.google.com/compute/docs/troubleshooting/troubleshoot-metadata-server).
 
+mod clock;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod request_error;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use jiff::SignedDuration;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -24,6 +26,7 @@ use crate::error::{Classify, Code, RUN_AGAIN, one_line};
 use crate::http::{self, Answer, Limit, Retry};
 use crate::secret::Secret;
 
+use clock::Clock;
 pub use request_error::RequestError;
 
 /// The server's address: documented as stable, and the same in every zone.
@@ -52,11 +55,12 @@ const TOKEN_DEADLINE: Duration = Duration::from_secs(30);
 /// A wait longer than this is reported, once, to a person who watches the boot.
 const QUIET_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A client of one metadata server; clones share the connection pool.
+/// A client of one metadata server; clones share the connection pool, and what is known of the server's clock.
 #[derive(Debug, Clone)]
 pub struct Client {
     http: reqwest::Client,
     base: String,
+    clock: Clock,
 }
 
 /// What the metadata says of this machine.
@@ -134,7 +138,13 @@ impl Client {
     /// A client for `host` (`host[:port]`, from `GCE_METADATA_HOST`), else the link-local address.
     pub fn new(host: Option<&str>) -> Result<Self> {
         let host = host.map(str::trim).filter(|host| !host.is_empty()).unwrap_or(ADDRESS);
-        Ok(Self { http: http::metadata_client()?, base: format!("http://{host}/computeMetadata/v1/") })
+        let base = format!("http://{host}/computeMetadata/v1/");
+        Ok(Self { http: http::metadata_client()?, base, clock: Clock::default() })
+    }
+
+    /// How far the machine's clock is ahead of the server's now, to some seconds; `None` before the first answer.
+    pub fn clock_is_ahead_by(&self) -> Option<SignedDuration> {
+        self.clock.is_behind_by()
     }
 
     /// Reads this machine's metadata; what may pass is tried again until `deadline`.
@@ -180,7 +190,7 @@ impl Client {
             .map(|etag| format!("&wait_for_change=true&timeout_sec={seconds}&last_etag={etag}"))
             .unwrap_or_default();
         let request = self.request(Method::GET, &format!("?recursive=true&alt=json{waiting}"));
-        let answer = checked(request, REQUEST_TIMEOUT + wait).await?;
+        let answer = self.checked(request, REQUEST_TIMEOUT + wait).await?;
         let status = answer.status();
         let etag = answer.headers().get("etag").and_then(|etag| etag.to_str().ok()).unwrap_or("NONE").to_owned();
         let body = answer.body().await.map_err(RequestError::of_failure)?;
@@ -193,7 +203,7 @@ impl Client {
 
     /// Whether Compute Engine is taking this Spot VM back. One request, no retry.
     pub async fn is_preempted(&self) -> Result<bool, RequestError> {
-        let (status, body) = send(self.request(Method::GET, "instance/preempted"), REQUEST_TIMEOUT).await?;
+        let (status, body) = self.send(self.request(Method::GET, "instance/preempted"), REQUEST_TIMEOUT).await?;
         Ok(status == StatusCode::OK && body.trim_ascii() == b"TRUE")
     }
 
@@ -218,7 +228,7 @@ impl Client {
         value: &str,
     ) -> Result<WriteOutcome, RequestError> {
         let request = self.guest_attribute(Method::PUT, namespace, key).body(value.to_owned());
-        let (status, _) = send(request, REQUEST_TIMEOUT).await?;
+        let (status, _) = self.send(request, REQUEST_TIMEOUT).await?;
         match status {
             StatusCode::OK => Ok(WriteOutcome::Done),
             StatusCode::FORBIDDEN => Ok(WriteOutcome::Disabled),
@@ -231,7 +241,7 @@ impl Client {
     /// Deletes a guest attribute; fine when there is none. One request, no retry.
     pub async fn delete_guest_attribute(&self, namespace: &str, key: &str) -> Result<WriteOutcome, RequestError> {
         let request = self.guest_attribute(Method::DELETE, namespace, key);
-        let (status, _) = send(request, REQUEST_TIMEOUT).await?;
+        let (status, _) = self.send(request, REQUEST_TIMEOUT).await?;
         match status {
             StatusCode::OK | StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => Ok(WriteOutcome::Done),
             StatusCode::FORBIDDEN => Ok(WriteOutcome::Disabled),
@@ -264,35 +274,40 @@ impl Client {
     }
 
     async fn json_once<T: DeserializeOwned>(&self, path: &str, timeout: Duration) -> Result<Option<T>, RequestError> {
-        let (status, body) = send(self.request(Method::GET, path), timeout).await?;
+        let (status, body) = self.send(self.request(Method::GET, path), timeout).await?;
         match status {
             StatusCode::OK => serde_json::from_slice(&body).map(Some).map_err(|error| RequestError::of_json(&error)),
             StatusCode::NOT_FOUND => Ok(None),
             other => Err(RequestError::of_status(other)),
         }
     }
-}
 
-/// One request: its status and whole body.
-async fn send(request: RequestBuilder, time: Duration) -> Result<(StatusCode, Vec<u8>), RequestError> {
-    let answer = checked(request, time).await?;
-    Ok((answer.status(), answer.body().await.map_err(RequestError::of_failure)?))
-}
-
-/// One request: the head of its answer, if that really is a metadata server's.
-async fn checked(request: RequestBuilder, time: Duration) -> Result<Answer, RequestError> {
-    let limit = Limit { time, bytes: ANSWER_BYTES };
-    let answer = http::send(request, limit).await.map_err(RequestError::of_failure)?;
-    let status = answer.status();
-    let flavored = answer.headers().get(FLAVOR.0).is_some_and(|flavor| flavor == FLAVOR.1);
-    // An error page may lack the header; an answer may not.
-    if !flavored && Retry::of_status(status) == Retry::No {
-        return Err(RequestError::new(
-            Retry::Yes,
-            anyhow!("an answer ({status}) without the metadata server's flavor header: something else answers there"),
-        ));
+    /// One request: its status and whole body.
+    async fn send(&self, request: RequestBuilder, time: Duration) -> Result<(StatusCode, Vec<u8>), RequestError> {
+        let answer = self.checked(request, time).await?;
+        Ok((answer.status(), answer.body().await.map_err(RequestError::of_failure)?))
     }
-    Ok(answer)
+
+    /// One request: the head of its answer, if that really is a metadata server's.
+    async fn checked(&self, request: RequestBuilder, time: Duration) -> Result<Answer, RequestError> {
+        let limit = Limit { time, bytes: ANSWER_BYTES };
+        let answer = http::send(request, limit).await.map_err(RequestError::of_failure)?;
+        let status = answer.status();
+        let flavored = answer.headers().get(FLAVOR.0).is_some_and(|flavor| flavor == FLAVOR.1);
+        // An error page may lack the header; an answer may not.
+        if !flavored && Retry::of_status(status) == Retry::No {
+            return Err(RequestError::new(
+                Retry::Yes,
+                anyhow!(
+                    "an answer ({status}) without the metadata server's flavor header: something else answers there"
+                ),
+            ));
+        }
+        if flavored {
+            self.clock.note(answer.headers());
+        }
+        Ok(answer)
+    }
 }
 
 /// The tries of one reading of the metadata, against one deadline.

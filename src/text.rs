@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 /// One mebibyte.
 pub const MIB: u64 = 1 << 20;
@@ -44,7 +44,12 @@ pub fn minutes(time: Timestamp) -> String {
 
 /// How long ago `then` was, in one unit: `3 days`, `2 hours`, `5 minutes`, `7 seconds`.
 pub fn age(then: Timestamp, now: Timestamp) -> String {
-    let seconds = now.duration_since(then).as_secs().max(0);
+    duration(now.duration_since(then))
+}
+
+/// The same of a time that passed.
+pub fn duration(time: SignedDuration) -> String {
+    let seconds = time.as_secs().max(0);
     let (count, unit) = match seconds {
         0..=119 => (seconds, "seconds"),
         120..=7_199 => (seconds / 60, "minutes"),

@@ -103,8 +103,9 @@ impl Updater<'_> {
         Ok(record)
     }
 
-    /// Waits until the gateway of `image` is ready, and makes the state its own. If an image was made, those that
-    /// nothing needs any more are removed. `refusal`: why the operator's settings are not those of the gateway.
+    /// Waits until the gateway of `image` is ready, and makes the state its own. If an image was made, or the boot disk
+    /// is nearly full, those that nothing needs any more are removed. `refusal`: why the operator's settings are not
+    /// those of the gateway.
     pub async fn own(
         &self,
         image: &Image,
@@ -122,7 +123,8 @@ impl Updater<'_> {
             record.refused_container = None;
         }
         record.write(host, data, self.lock).await?;
-        if [Stage::Image, Stage::Update].iter().any(|stage| host.changed_in(*stage)) {
+        let is_made = [Stage::Image, Stage::Update].iter().any(|stage| host.changed_in(*stage));
+        if is_made || image::is_prune_wanted(host).await {
             image::prune(host, engine, &record.images(image)).await;
         }
         match refusal.or(undone) {

@@ -62,7 +62,7 @@ pub struct Now {
 pub async fn now(host: &Host, metadata: &Client, status: &Status) -> Result<Now> {
     let asked = tokio::time::timeout(ATTRIBUTES_TIMEOUT, metadata.wait_for_attributes(None, Duration::ZERO)).await;
     let attributes = asked.ok().and_then(Result::ok).map(|(_, attributes)| attributes);
-    let mut eyes = Eyes::in_a_hurry(host);
+    let mut eyes = Eyes::in_a_hurry(host, metadata.clone());
     let sight = eyes.glance(status, attributes.as_ref()).await.context("looking at the machine")?;
     let version = match &sight.health {
         Some(Health::Ready { version, .. } | Health::Unhealthy { version, .. }) => version.clone(),
@@ -97,7 +97,8 @@ async fn watch(
     events: &Events,
     mut attributes: watch::Receiver<Option<attributes::Believed>>,
 ) -> Result<()> {
-    let (mut eyes, mut memory, mut report) = (Eyes::new(host), Memory::default(), LiveReport::new(host, metadata));
+    let mut eyes = Eyes::new(host, metadata.clone());
+    let (mut memory, mut report) = (Memory::default(), LiveReport::new(host, metadata));
     let begun = Instant::now();
     loop {
         notify(NotifyState::Watchdog)?;

@@ -15,7 +15,7 @@ const FLOORS: &[&[&str]] = &[
     &["log"],
     &["http", "config", "systemd"],
     &["metadata", "apt", "memory"],
-    &["account", "disk", "docker", "secret_manager", "shield", "report", "trust"],
+    &["account", "clock", "disk", "docker", "secret_manager", "shield", "report", "trust"],
     &["identity", "state"],
     &["image", "proxy"],
     &["gateway"],

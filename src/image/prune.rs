@@ -1,6 +1,7 @@
 //! Old images: what this program brought to the machine and no gateway needs any more.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::slice;
 
 use anyhow::{Context, Result};
@@ -14,10 +15,16 @@ use super::{OFFICIAL, find};
 use crate::docker::Engine;
 use crate::host::Host;
 use crate::reference::ImageReference;
+use crate::state::room;
 
 /// How much of the builder's cache may stay beside the layers that it shares with images. Engines before 28 know no
 /// limit and keep those layers only.
 const BUILD_CACHE_BYTES: i64 = 1_000_000_000;
+
+/// Whether the boot disk is so full that all goes that may.
+pub async fn is_wanted(host: &Host) -> bool {
+    room::is_below(host, Path::new("/"), room::LOW_PERCENT).await.unwrap_or(false)
+}
 
 /// Removes every image of ours but those behind the references of `keep`, and bounds the build cache.
 ///
@@ -54,7 +61,8 @@ async fn try_prune(host: &Host, engine: &Engine, keep: &[&ImageReference]) -> Re
             Err(error) => return Err(error).with_context(|| format!("removing image {name}")),
         }
     }
-    let cache = PruneBuildOptionsBuilder::default().max_used_space(BUILD_CACHE_BYTES).build();
+    let kept = if is_wanted(host).await { 0 } else { BUILD_CACHE_BYTES };
+    let cache = PruneBuildOptionsBuilder::default().max_used_space(kept).build();
     let pruned = engine.client.prune_build(Some(cache)).await.context("pruning the build cache")?;
     tracing::debug!("pruned {} bytes of build cache", pruned.space_reclaimed.unwrap_or_default());
     Ok(())

@@ -19,6 +19,9 @@ use crate::text;
 /// A file system with a smaller share of it left is nearly full.
 pub(crate) const LOW_PERCENT: u128 = 5;
 
+/// One with a smaller share left will be, with the next update.
+pub(crate) const LITTLE_PERCENT: u128 = 15;
+
 /// The room that a tree takes, or that a file system has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Size {
@@ -90,12 +93,13 @@ pub(crate) async fn free(host: &Host, path: &Path) -> Result<Size> {
     Ok(Size { bytes: found.blocks_free() * found.fragment_size(), inodes: found.files_free(), content: 0 })
 }
 
-/// Whether the file system of the directory `path` is nearly full, by bytes or by files.
-pub(crate) async fn is_low(host: &Host, path: &Path) -> Result<bool> {
+/// Whether less than so many percent of the file system of the directory `path` are left, in bytes or in files.
+pub(crate) async fn is_below(host: &Host, path: &Path, percent: u128) -> Result<bool> {
     let found = file_system(host, path).await?;
     let used = found.blocks().saturating_sub(found.blocks_free());
     let files = found.files().saturating_sub(found.files_free());
     // What is reserved for root is nobody else's; a file system that makes files as it needs them has no number.
+    let is_below = |free, used| is_smaller_part(free, used, percent);
     Ok(is_below(found.blocks_available(), used) || is_below(found.files_free(), files))
 }
 
@@ -105,9 +109,9 @@ async fn file_system(host: &Host, path: &Path) -> Result<Statvfs> {
     found.with_context(|| format!("asking for the room left in {}", path.display()))
 }
 
-/// Whether `free` is too small a part of both.
-fn is_below(free: u64, used: u64) -> bool {
-    u128::from(free) * 100 < LOW_PERCENT * (u128::from(free) + u128::from(used))
+/// Whether `free` is less than so many percent of both.
+fn is_smaller_part(free: u64, used: u64, percent: u128) -> bool {
+    u128::from(free) * 100 < percent * (u128::from(free) + u128::from(used))
 }
 
 pub(super) fn measure(top: &Dir) -> Result<Size> {
@@ -152,7 +156,7 @@ mod tests {
             (u64::MAX, u64::MAX, false),
         ];
         for (free, used, low) in cases {
-            assert_eq!(is_below(free, used), low, "{free} {used}");
+            assert_eq!(is_smaller_part(free, used, LOW_PERCENT), low, "{free} {used}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a look at the machine means: what is told, and whether a run is started.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
@@ -46,6 +46,7 @@ pub(super) enum Cause {
     Unhealthy,
     Shield,
     Forwarding,
+    Clock,
     DataDisk,
     Room,
     Proxy,
@@ -95,6 +96,8 @@ pub(super) struct Sight {
     pub(super) is_hung: bool,
     pub(super) is_forwarding_off: bool,
     pub(super) is_unshielded: bool,
+    /// How far off the clock is.
+    pub(super) clock: Option<String>,
     pub(super) disk: Option<DiskTrouble>,
     pub(super) low: Vec<PathBuf>,
     /// What the gateway lacks at its domain.
@@ -208,7 +211,7 @@ impl Sight {
 
     fn findings(&self) -> Vec<Finding> {
         let found = [self.of_engine(), self.of_containerd(), self.of_container(), self.of_health(), self.of_shield()];
-        let others = [self.of_forwarding(), self.of_disk(), self.of_room(), self.of_proxy()];
+        let others = [self.of_forwarding(), self.of_clock(), self.of_disk(), self.of_room(), self.of_proxy()];
         let changes = [self.of_changes(), self.of_boot_changes()];
         found.into_iter().chain(others).chain(changes).flatten().collect()
     }
@@ -275,6 +278,11 @@ impl Sight {
         self.is_forwarding_off.then(|| finding(Cause::Forwarding, what, Cure::Run))
     }
 
+    fn of_clock(&self) -> Option<Finding> {
+        let what = format!("the clock is {} Compute Engine's", self.clock.as_ref()?);
+        Some(finding(Cause::Clock, &what, Cure::Run))
+    }
+
     fn of_disk(&self) -> Option<Finding> {
         Some(match self.disk? {
             DiskTrouble::Gone => Finding {
@@ -293,7 +301,9 @@ impl Sight {
         let places: Vec<_> = self.low.iter().map(|place| place.display().to_string()).collect();
         let what =
             format!("less than {LOW_PERCENT} % is free of {}: make room (`df -h`, `df -i`)", places.join(" and "));
-        (!places.is_empty()).then(|| finding(Cause::Room, &what, Cure::Nobody))
+        // Only the boot disk has what a run may remove.
+        let cure = if self.low.iter().any(|place| place == Path::new("/")) { Cure::Run } else { Cure::Nobody };
+        (!places.is_empty()).then(|| finding(Cause::Room, &what, cure))
     }
 
     fn of_proxy(&self) -> Option<Finding> {
@@ -353,6 +363,7 @@ impl Sight {
         let next = match finding.cure {
             _ if self.is_masked && finding.cure != Cure::Nobody => format!("; {BOOT_UNIT} is masked, so it stays so"),
             _ if finding.cause == Cause::Attributes => self.end_of_delay(memory),
+            Cure::Run if finding.cause == Cause::Room => "; a run removes old images".to_owned(),
             Cure::Run if self.is_dpkg_busy => "; a run mends it when apt has ended".to_owned(),
             Cure::Run => "; a run mends it".to_owned(),
             Cure::RunLater if memory.is_upgrade => "; a run starts it when apt has ended".to_owned(),
@@ -607,10 +618,12 @@ mod tests {
             (Sight { run_state: State::Degraded, is_more_missing: true, ..well() }, 600, None, false, ""),
             (Sight { run_state: State::Degraded, ..gone() }, 10, Some(State::Failed), true, "gone"),
             (Sight { is_forwarding_off: true, ..well() }, 10, Some(State::Degraded), true, "ip_forward"),
+            (Sight { clock: Some("2 hours behind".into()), ..well() }, 10, Some(State::Degraded), true, "hours behind"),
             (Sight { is_unshielded: true, ..well() }, 10, Some(State::Degraded), true, "shield"),
             (Sight { disk: Some(DiskTrouble::Gone), ..well() }, 10, Some(State::Failed), true, "not mounted"),
             (Sight { disk: Some(DiskTrouble::ReadOnly), ..well() }, 600, Some(State::Degraded), false, "reboot"),
-            (Sight { low: vec!["/".into()], ..well() }, 600, Some(State::Degraded), false, "less than 5 %"),
+            (Sight { low: vec!["/".into()], ..well() }, 600, Some(State::Degraded), true, "less than 5 %"),
+            (Sight { low: vec!["/mnt/d".into()], ..well() }, 600, Some(State::Degraded), false, "less than 5 %"),
             (Sight { proxy: Some("no certificate".into()), ..well() }, 50, None, false, ""),
             (Sight { proxy: Some("no certificate".into()), ..well() }, 60, Some(State::Degraded), false, "certificate"),
             (

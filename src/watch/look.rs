@@ -12,6 +12,7 @@ use nix::libc;
 use super::attributes::Believed;
 use super::decide::{DiskTrouble, EngineSight, Sight};
 use super::orders::{Changes, Orders};
+use crate::clock;
 use crate::disk::mount;
 use crate::docker::{self, Engine};
 use crate::error::Code;
@@ -20,6 +21,7 @@ use crate::gateway::silence::Silence;
 use crate::gateway::{self, Health, NOT_LOADED, pairing};
 use crate::host::Host;
 use crate::lock::RunLock;
+use crate::metadata::Client;
 use crate::paths::{BOOT_UNIT, LOCK, SHIELD_IN_FORCE, STOPPED_BY_SHIELD};
 use crate::proxy;
 use crate::report::{RunResult, Status};
@@ -41,6 +43,7 @@ const GLANCE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a look needs to remember.
 pub(super) struct Eyes<'a> {
     host: &'a Host,
+    metadata: Client,
     engine: Option<Engine>,
     silence: Silence,
     patience: Duration,
@@ -71,13 +74,13 @@ impl Units {
 }
 
 impl<'a> Eyes<'a> {
-    pub(super) fn new(host: &'a Host) -> Self {
-        Self { host, engine: None, silence: Silence::default(), patience: ANSWER_TIMEOUT }
+    pub(super) fn new(host: &'a Host, metadata: Client) -> Self {
+        Self { host, metadata, engine: None, silence: Silence::default(), patience: ANSWER_TIMEOUT }
     }
 
     /// For one look, by somebody who waits for it.
-    pub(super) fn in_a_hurry(host: &'a Host) -> Self {
-        Self { patience: GLANCE_TIMEOUT, ..Self::new(host) }
+    pub(super) fn in_a_hurry(host: &'a Host, metadata: Client) -> Self {
+        Self { patience: GLANCE_TIMEOUT, ..Self::new(host, metadata) }
     }
 
     pub(super) fn host(&self) -> &'a Host {
@@ -136,6 +139,7 @@ impl<'a> Eyes<'a> {
             is_containerd_down: engine == EngineSight::Up && units.is_containerd_down(),
             is_stopped_by_shield: host.path(STOPPED_BY_SHIELD).exists(),
             is_forwarding_off: docker::is_forwarding_off(host).await?,
+            clock: clock::far_off(&self.metadata).map(clock::describe),
             is_unshielded: orders.is_shielded && !host.path(SHIELD_IN_FORCE).exists(),
             disk: disk(host, &orders).await?,
             low: low(host, &orders, self.patience).await?,
@@ -284,7 +288,7 @@ async fn low(host: &Host, orders: &Orders, patience: Duration) -> Result<Vec<Pat
     let mut low = Vec::new();
     for place in places {
         // A disk that does not answer keeps its thread, not the watcher.
-        let asked = tokio::time::timeout(patience, room::is_low(host, &place)).await;
+        let asked = tokio::time::timeout(patience, room::is_below(host, &place, room::LOW_PERCENT)).await;
         let asked = asked.with_context(|| format!("asking for the room left in {}", place.display()))?;
         // What cannot be asked is not low.
         if asked.unwrap_or(false) {

@@ -37,6 +37,7 @@ pub(super) fn what_happens_between_boots(rig: &Rig) -> Result<()> {
     attributes_change(rig).context("changed attributes")?;
     project_attributes_change(rig).context("changed attributes of the project")?;
     only_at_boot(rig).context("an attribute for the next boot")?;
+    clock_far_off(rig).context("a clock that is far off")?;
     runs_within_a_minute(rig).context("several runs within a minute")?;
     watcher_in_trouble(rig).context("the watcher itself")?;
     rig.boot(0)?.has(&["result=ready", "changes=0"]).map(drop)
@@ -170,6 +171,19 @@ fn only_at_boot(rig: &Rig) -> Result<()> {
     becomes(rig, "ready", "", TRUTH)?;
     ensure!(runs(rig)? == before, "a run was started");
     Ok(())
+}
+
+/// This machine may not set its clock, which the run says: it is the server's that is another.
+fn clock_far_off(rig: &Rig) -> Result<()> {
+    rig.lab_ends(0, "metadata", &["fault", "date=150m"])?;
+    // Ends the watcher's wait for an answer.
+    rig.attribute("lab-clock=other")?;
+    becomes(rig, "degraded", "the clock is 2 hours behind", TRUTH)?;
+    heals(rig, "openclaw-init status --json | grep -q 'cannot be set'")?;
+    ensure!(reason(rig)?.contains("the clock is 2 hours behind"), "the run's reason is {}", reason(rig)?);
+    rig.lab_ends(0, "metadata", &["fault", "clear"])?;
+    rig.attribute("lab-clock")?;
+    becomes(rig, "ready", "", TRUTH)
 }
 
 /// The first ones use up what may be written in a minute. What the last one says is told all the same, as a whole.

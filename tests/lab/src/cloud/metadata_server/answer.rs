@@ -7,6 +7,7 @@ use axum::extract::{Query, Request, State as Shared};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -67,6 +68,12 @@ async fn respond(server: &Server, parts: &Parts, body: &Bytes, fault: Option<Fau
             if let Some(flavor) = flavor.and_then(|flavor| HeaderValue::from_str(&flavor).ok()) {
                 response.headers_mut().insert(FLAVOR, flavor);
             }
+            response
+        }
+        Some(Effect::Date(off)) => {
+            let mut response = answer(server, parts, body).await.into_response();
+            let date = (Timestamp::now() + off).strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+            response.headers_mut().extend(HeaderValue::from_str(&date).ok().map(|date| (header::DATE, date)));
             response
         }
         None => answer(server, parts, body).await.into_response(),

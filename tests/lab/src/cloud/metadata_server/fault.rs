@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 /// | `status=503` | this status instead of an answer; a write does not happen |
 /// | `truncate=10` | the real `Content-Length`, but only so many bytes of the body, then the connection ends |
 /// | `no-flavor`, `flavor=X` | the answer without `Metadata-Flavor`, or with another value |
+/// | `date=2h`, `date=-2h` | the answer with a `Date` that is so far ahead or behind |
 /// | `blackhole` | accepts the request and never answers |
 ///
 /// At least a delay or one of the effects below it is needed, at most one of these effects.
@@ -70,6 +71,8 @@ pub enum Effect {
     Truncate(usize),
     /// The answer's flavor header removed, or replaced.
     Flavor(Option<String>),
+    /// The answer's time, so far off.
+    Date(SignedDuration),
     /// No answer, ever.
     BlackHole,
 }
@@ -98,10 +101,14 @@ impl Fault {
             }
             "no-flavor" if item == key => self.break_with(Effect::Flavor(None))?,
             "flavor" => self.break_with(Effect::Flavor(Some(value.into())))?,
+            "date" => {
+                let off = value.parse().with_context(|| format!("the time {value:?} is not like 2h or -30s"))?;
+                self.break_with(Effect::Date(off))?;
+            }
             "blackhole" if item == key => self.break_with(Effect::BlackHole)?,
             _ => bail!(
                 "{item:?} is none of path=, method=, rate=, times=, for=, delay=, status=, truncate=, no-flavor, \
-                 flavor=, blackhole"
+                 flavor=, date=, blackhole"
             ),
         }
         Ok(())
@@ -114,7 +121,10 @@ impl Fault {
     }
 
     fn break_with(&mut self, effect: Effect) -> Result<()> {
-        ensure!(self.effect.is_none(), "only one of status=, truncate=, no-flavor, flavor= and blackhole can be given");
+        ensure!(
+            self.effect.is_none(),
+            "only one of status=, truncate=, no-flavor, flavor=, date= and blackhole can be given"
+        );
         self.effect = Some(effect);
         Ok(())
     }
@@ -131,7 +141,7 @@ impl FromStr for Fault {
         }
         ensure!(
             fault.delay.is_some() || fault.effect.is_some(),
-            "the fault {spec:?} breaks nothing: it needs delay=, status=, truncate=, no-flavor, flavor= or blackhole"
+            "the fault {spec:?} breaks nothing: it needs delay=, status=, truncate=, no-flavor, flavor=, date= or blackhole"
         );
         Ok(fault)
     }
@@ -171,6 +181,7 @@ impl fmt::Display for Fault {
             Effect::Truncate(bytes) => format!("truncate={bytes}"),
             Effect::Flavor(None) => "no-flavor".into(),
             Effect::Flavor(Some(flavor)) => format!("flavor={flavor}"),
+            Effect::Date(off) => format!("date={}", format!("{off:#}").replace(' ', "")),
             Effect::BlackHole => "blackhole".into(),
         }));
         out.write_str(&items.join(","))
@@ -295,6 +306,7 @@ mod tests {
             "truncate=10",
             "times=2,no-flavor",
             "flavor=Other",
+            "times=1,date=-2h",
             "delay=5s",
             "delay=500ms,status=500",
             "rate=10/1m,status=429",

@@ -35,6 +35,9 @@ const ADDRESS: &str = "169.254.169.254";
 /// Both sides must send this header; a captive portal or a stray proxy does not.
 const FLAVOR: (&str, &str) = ("Metadata-Flavor", "Google");
 
+/// The value of `instance/preempted` of a VM that is being taken back.
+const PREEMPTED: &str = "TRUE";
+
 /// Far above any answer on a healthy VM, and shorter than the deadlines, so that a lost packet costs one try.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -91,6 +94,17 @@ pub struct Attributes {
     pub values: BTreeMap<String, String>,
     /// The keys that the instance has, whether or not the project has them, too.
     pub own: BTreeSet<String>,
+}
+
+/// What the server says when it is asked for a change.
+#[derive(Debug)]
+pub struct Answered {
+    /// The name of this answer.
+    pub etag: String,
+    /// The attributes of the instance and its project.
+    pub attributes: Attributes,
+    /// Compute Engine is taking this Spot VM back.
+    pub is_preempted: bool,
 }
 
 /// An attached disk.
@@ -178,13 +192,8 @@ impl Client {
         Ok(tree::merge(instance, project.unwrap_or_default()))
     }
 
-    /// The attributes of the instance and its project, as they are when another answer than `last` is there, or after
-    /// `wait`. One request, no retry.
-    pub async fn wait_for_attributes(
-        &self,
-        last: Option<&str>,
-        wait: Duration,
-    ) -> Result<(String, Attributes), RequestError> {
+    /// What there is when another answer than `last` is there, or after `wait`. One request, no retry.
+    pub async fn wait_for_change(&self, last: Option<&str>, wait: Duration) -> Result<Answered, RequestError> {
         let seconds = wait.as_secs();
         let waiting = last
             .map(|etag| format!("&wait_for_change=true&timeout_sec={seconds}&last_etag={etag}"))
@@ -195,16 +204,17 @@ impl Client {
         let etag = answer.headers().get("etag").and_then(|etag| etag.to_str().ok()).unwrap_or("NONE").to_owned();
         let body = answer.body().await.map_err(RequestError::of_failure)?;
         if status != StatusCode::OK {
-            return Err(RequestError::of_status(status).doing("waiting for a change of the attributes".to_owned()));
+            return Err(RequestError::of_status(status).doing("waiting for a change of the metadata".to_owned()));
         }
         let root: tree::Root = serde_json::from_slice(&body).map_err(|error| RequestError::of_json(&error))?;
-        Ok((etag, tree::merge(root.instance, root.project).attributes))
+        let is_preempted = root.instance.preempted == PREEMPTED;
+        Ok(Answered { etag, attributes: tree::merge(root.instance, root.project).attributes, is_preempted })
     }
 
     /// Whether Compute Engine is taking this Spot VM back. One request, no retry.
     pub async fn is_preempted(&self) -> Result<bool, RequestError> {
         let (status, body) = self.send(self.request(Method::GET, "instance/preempted"), REQUEST_TIMEOUT).await?;
-        Ok(status == StatusCode::OK && body.trim_ascii() == b"TRUE")
+        Ok(status == StatusCode::OK && body.trim_ascii() == PREEMPTED.as_bytes())
     }
 
     /// An access token of the VM's service account, good for some minutes at least; `None` when it has no account.

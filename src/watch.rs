@@ -60,8 +60,8 @@ pub struct Now {
 /// How the machine is now, after the run that left `status`: by the same eyes and the same judgement as the watcher's,
 /// without its memory. Nothing is changed, and no lock is waited for.
 pub async fn now(host: &Host, metadata: &Client, status: &Status) -> Result<Now> {
-    let asked = tokio::time::timeout(ATTRIBUTES_TIMEOUT, metadata.wait_for_attributes(None, Duration::ZERO)).await;
-    let attributes = asked.ok().and_then(Result::ok).map(|(_, attributes)| attributes);
+    let asked = tokio::time::timeout(ATTRIBUTES_TIMEOUT, metadata.wait_for_change(None, Duration::ZERO)).await;
+    let attributes = asked.ok().and_then(Result::ok).map(|answered| answered.attributes);
     let mut eyes = Eyes::in_a_hurry(host, metadata.clone());
     let sight = eyes.glance(status, attributes.as_ref()).await.context("looking at the machine")?;
     let version = match &sight.health {

@@ -31,6 +31,8 @@ pub(super) struct Instance {
     disks: Vec<RawDisk>,
     #[serde(default)]
     scheduling: Scheduling,
+    #[serde(default)]
+    pub(super) preempted: String,
 }
 
 /// `project/`.

@@ -1,4 +1,4 @@
-//! The attributes as they change: one request that waits, at a time.
+//! The metadata as they change: one request that waits, at a time.
 
 use std::time::Duration;
 
@@ -8,7 +8,8 @@ use super::TICK;
 use super::orders::Orders;
 use crate::host::Host;
 use crate::http::backoff;
-use crate::metadata::{Attributes, Client, RequestError};
+use crate::metadata::{Answered, Attributes, Client, RequestError};
+use crate::report::{self, BootEnd};
 
 /// Attributes that two equal answers had, [`QUIET`] apart: one answer may be wrong, and an operator may go on.
 pub(super) type Believed = Attributes;
@@ -68,8 +69,11 @@ pub(super) async fn follow(host: &Host, metadata: &Client, believed: &watch::Sen
             tokio::time::sleep(TICK).await;
             continue;
         }
-        let pause = match metadata.wait_for_attributes(answers.etag.as_deref(), answers.wait()).await {
-            Ok((etag, attributes)) => {
+        let pause = match metadata.wait_for_change(answers.etag.as_deref(), answers.wait()).await {
+            Ok(Answered { etag, attributes, is_preempted }) => {
+                if is_preempted {
+                    note_preemption(host).await;
+                }
                 if answers.take(etag, attributes) {
                     publish(believed, answers.last.as_ref());
                 }
@@ -78,6 +82,13 @@ pub(super) async fn follow(host: &Host, metadata: &Client, believed: &watch::Sen
             Err(error) => failed(&mut answers, &error),
         };
         tokio::time::sleep(pause).await;
+    }
+}
+
+/// The shutdown notes it, too, if it comes so far.
+async fn note_preemption(host: &Host) {
+    if let Err(error) = report::note_end(host, BootEnd::Preempted).await {
+        tracing::warn!("noting that the VM is preempted: {error:#}");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use openclaw_init::error::{Code, code_of, one_line};
-use openclaw_init::metadata::{Client, WriteOutcome};
+use openclaw_init::metadata::{Answered, Client, WriteOutcome};
 use openclaw_lab::metadata_server::{Disk, Instance, Level, Server};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -143,11 +143,12 @@ async fn a_preemption_is_seen_and_no_answer_is_none() {
     }
 }
 
-/// One request waits for a change of an attribute, wherever it is set, and for nothing else.
+/// One request waits for an attribute that changes, wherever it is set, or a preemption, and for no report of ours.
 #[tokio::test]
-async fn a_change_of_an_attribute_ends_the_wait() {
+async fn a_change_ends_the_wait() {
     let (server, client) = machine(&[]).await;
-    let (etag, attributes) = client.wait_for_attributes(None, DEADLINE).await.unwrap();
+    let Answered { etag, attributes, is_preempted } = client.wait_for_change(None, DEADLINE).await.unwrap();
+    assert!(!is_preempted);
     assert_eq!(
         (attributes.values["openclaw-port"].as_str(), attributes.values["openclaw-bind"].as_str()),
         ("1", "::1")
@@ -157,20 +158,23 @@ async fn a_change_of_an_attribute_ends_the_wait() {
 
     let begun = Instant::now();
     server.set_attribute(Level::Instance, "enable-guest-attributes", "TRUE").unwrap();
-    let (etag, _) = client.wait_for_attributes(Some(&etag), DEADLINE).await.unwrap();
-    let (waiting, change) = tokio::join!(client.wait_for_attributes(Some(&etag), Duration::from_secs(2)), async {
+    let etag = client.wait_for_change(Some(&etag), DEADLINE).await.unwrap().etag;
+    let (waiting, change) = tokio::join!(client.wait_for_change(Some(&etag), Duration::from_secs(2)), async {
         client.put_guest_attribute("openclaw", "state", "ready").await.unwrap();
     });
-    assert_eq!((waiting.unwrap().0, change), (etag.clone(), ()), "our own report is no change");
+    assert_eq!((waiting.unwrap().etag, change), (etag.clone(), ()), "our own report is no change");
     assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
 
-    let (waiting, ()) = tokio::join!(client.wait_for_attributes(Some(&etag), DEADLINE), async {
+    let (waiting, ()) = tokio::join!(client.wait_for_change(Some(&etag), DEADLINE), async {
         tokio::time::sleep(Duration::from_millis(200)).await;
         server.set_attribute(Level::Project, "openclaw-bind", "127.0.0.1").unwrap();
     });
-    assert_eq!(waiting.unwrap().1.values["openclaw-bind"], "127.0.0.1");
+    assert_eq!(waiting.unwrap().attributes.values["openclaw-bind"], "127.0.0.1");
     assert!(begun.elapsed() < DEADLINE, "{:?}", begun.elapsed());
 
+    server.update(|metadata| metadata.instance.preempted = "TRUE".into());
+    assert!(client.wait_for_change(Some(&etag), DEADLINE).await.unwrap().is_preempted);
+
     server.fault("truncate=10,times=1".parse().unwrap());
-    client.wait_for_attributes(None, DEADLINE).await.unwrap_err();
+    client.wait_for_change(None, DEADLINE).await.unwrap_err();
 }

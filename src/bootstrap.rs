@@ -14,14 +14,14 @@ use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::config::{self, Config, Domain, Limits, MetadataAccess};
 use crate::docker::{self, Engine};
 use crate::error::{Code, RUN_AGAIN, StageError, one_line};
-use crate::gateway::{self, Gateway, Ownership, RunState, secrets};
+use crate::gateway::{self, Gateway, Ownership, RunState, live, secrets};
 use crate::host::Host;
 use crate::image::Image;
 use crate::lock::RunLock;
@@ -78,8 +78,6 @@ pub struct Outcome {
 pub async fn boot(host: &Host, metadata: Client, trigger: Trigger) -> Result<Outcome> {
     let lock = RunLock::acquire(&host.path(LOCK)).await?;
     let request = Request::take(host).await?;
-    // What the shield's unit stopped is this run's to start.
-    drop(tokio::fs::remove_file(host.path(STOPPED_BY_SHIELD)).await);
     let attempt = Try::begin(host, trigger == Trigger::Unit && request.is_none()).await?;
     let report = Report::start(host, metadata.clone()).await?;
     if let Some(Request::Repair { reason }) = &request {
@@ -151,6 +149,9 @@ async fn stages(
     let current = bring_up(report, updater, record, fetched).await;
     let again = async |record| bring_up(report, updater, record, None).await;
     let ended = update::run(report, updater, request, current, again).await;
+    if is_up(&ended) {
+        drop(tokio::fs::remove_file(host.path(STOPPED_BY_SHIELD)).await);
+    }
     if is_up(&ended) && !config.approve.is_empty() {
         let approve = async { Ok(pair::approve_named(gateway, &config.approve, lock).await) };
         if let Err(error) = report.stage(Stage::Pairing, approve).await? {
@@ -406,8 +407,13 @@ async fn stop_gateway(host: &Host, cause: StopCause) -> Result<()> {
             noted.and_then(|noted| noted.trim().parse().ok()).unwrap_or(SPOT_GRACE_SECONDS)
         }
     };
+    let begun = Timestamp::now();
     if let Some(code) = gateway::stop_with_grace(&engine, grace).await? {
         tracing::info!("stopped the gateway (exit code {code})");
+    }
+    if cause == StopCause::Shield && live::changed_at(&engine).await?.is_some_and(|ended| ended < begun) {
+        // An operator had stopped it before.
+        drop(tokio::fs::remove_file(host.path(STOPPED_BY_SHIELD)).await);
     }
     ended
 }

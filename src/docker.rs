@@ -27,6 +27,7 @@ use crate::apt::{APT_DEADLINE, Apt, installed};
 use crate::config::{DockerConfig, DockerSource};
 use crate::error::{Classify, Code, RUN_AGAIN, code_of, one_line};
 use crate::host::Host;
+use crate::paths::ENGINE_RULES_GONE;
 use crate::systemd;
 
 /// The engine's unit; it pulls in its socket and containerd.
@@ -59,6 +60,11 @@ const CONFLICTS_WITH_DISTRO: [&str; 4] = ["docker-ce", "docker-ce-cli", "contain
 
 /// Makes sure that a usable engine runs, and that its containers reach the internet.
 pub async fn ensure(host: &Host, config: &DockerConfig) -> Result<Engine> {
+    if has_lost_rules(host) {
+        // It makes its rules only when it starts.
+        systemd::restart(host, UNIT).await?;
+        host.remove_file(ENGINE_RULES_GONE).await?;
+    }
     let engine = match connect(host).await? {
         Some(engine) => engine,
         None => install_and_start(host, config).await?,
@@ -85,6 +91,11 @@ pub async fn host_address(engine: &Engine) -> Result<IpAddr> {
             "See `sudo docker network inspect bridge` and `bip` in /etc/docker/daemon.json, then run `{RUN_AGAIN}`."
         ),
     )
+}
+
+/// Whether somebody removed the engine's rules of the packet filter, as `nft flush ruleset` does.
+pub fn has_lost_rules(host: &Host) -> bool {
+    host.path(ENGINE_RULES_GONE).exists()
 }
 
 /// Whether containers have no network but their own, because the kernel does not forward packets.

@@ -371,9 +371,8 @@ pub async fn published(engine: &Engine) -> Result<Option<SocketAddr>> {
 
 /// What the gateway published at `address` says of itself, in a few words: fewer without its token.
 pub async fn describe_health(address: SocketAddr, token: Option<&Secret>) -> Result<String> {
-    let config = GatewayConfig { bind: address.ip(), port: address.port(), ..GatewayConfig::default() };
     let nobody = Secret::new("");
-    Ok(match Probe::new(&config, token.unwrap_or(&nobody))?.ask().await {
+    Ok(match Probe::new(address, token.unwrap_or(&nobody))?.ask().await {
         Health::Silent => "does not answer".to_owned(),
         Health::Starting(what) => format!("starting ({what})"),
         Health::Unhealthy { failing, .. } => format!("degraded: {}", failing.join(", ")),

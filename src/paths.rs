@@ -20,6 +20,8 @@ pub const RESULT_CLEARED: &str = "/run/openclaw-init/private/result-cleared";
 pub const WATCH_ORDERS: &str = "/run/openclaw-init/private/watch.json";
 /// The watcher has seen a gateway that hangs: for the run that it starts.
 pub const HUNG: &str = "/run/openclaw-init/private/gateway-hung";
+/// Somebody removed the engine's rules of the packet filter, and they are not back.
+pub const ENGINE_RULES_GONE: &str = "/run/openclaw-init/private/engine-rules-gone";
 /// The gateway was stopped because the shield was not in force, not by an operator.
 pub const STOPPED_BY_SHIELD: &str = "/run/openclaw-init/private/stopped-by-shield";
 /// Exists only in the boot whose run made it: a container that mounts it does not start by itself in another one.

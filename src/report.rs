@@ -91,7 +91,8 @@ impl Report {
         });
         let last_boot = last_boot::begin(host, &boot_id).await;
         let run = watch::Sender::new(Run { boot_id, last_boot, ..Run::default() });
-        let mut view = View::new(run.subscribe(), host.ledger(), previous.clone());
+        let started = Instant::now();
+        let mut view = View::new(run.subscribe(), host.ledger(), previous.clone(), started);
         let first = view.status();
         if !view.is_unchanged(&first) {
             first.write(host).await?;
@@ -102,7 +103,7 @@ impl Report {
             progress: tokio::spawn(progress::print_progress(host.ledger(), run.subscribe())),
         };
         let tasks = Mutex::new(Some(tasks));
-        let shared = Shared { host: host.clone(), run, previous, tasks, started: Instant::now() };
+        let shared = Shared { host: host.clone(), run, previous, tasks, started };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -206,8 +207,8 @@ impl Report {
     }
 
     async fn leave_status(&self, reported: bool) {
-        let Shared { host, run, previous, .. } = &*self.shared;
-        let mut view = View::new(run.subscribe(), host.ledger(), previous.clone());
+        let Shared { host, run, previous, started, .. } = &*self.shared;
+        let mut view = View::new(run.subscribe(), host.ledger(), previous.clone(), *started);
         let status = Status { reported, peak_memory_kib: peak_memory(host).await, ..view.status() };
         if !view.is_unchanged(&status) {
             write_status(host, &status).await;

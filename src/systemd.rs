@@ -164,6 +164,8 @@ pub struct Unit {
     pub load: String,
     /// `active`, `inactive`, `failed`, `activating`, …
     pub active: String,
+    /// How it last ended: `success`, `exit-code`, `timeout`, …
+    pub result: String,
     /// It is about to be started or stopped.
     pub has_job: bool,
     /// The process that systemd takes for the service, if one runs.
@@ -176,7 +178,7 @@ pub struct Unit {
 
 /// How several units are, in one question.
 pub async fn show<const N: usize>(host: &Host, names: [&str; N]) -> Result<[Unit; N]> {
-    let properties = "--property=LoadState,ActiveState,Job,MainPID,UnitFileState,NeedDaemonReload";
+    let properties = "--property=LoadState,ActiveState,Result,Job,MainPID,UnitFileState,NeedDaemonReload";
     let show = systemctl(host, &["show", properties]).args(names);
     let output = show.run().await.with_context(|| format!("asking systemd about {}", names.join(", ")))?;
     let mut units = output.stdout.split("\n\n").map(Unit::parse);
@@ -189,6 +191,7 @@ impl Unit {
         Self {
             load: value("LoadState=").to_owned(),
             active: value("ActiveState=").to_owned(),
+            result: value("Result=").to_owned(),
             has_job: !matches!(value("Job="), "" | "0"),
             main_pid: value("MainPID=").parse().ok().filter(|pid| *pid > 0),
             file: value("UnitFileState=").to_owned(),

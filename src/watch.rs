@@ -32,7 +32,7 @@ use look::Eyes;
 pub use orders::Orders;
 
 /// How often the machine is looked at when nothing happens.
-const TICK: Duration = Duration::from_secs(60);
+const TICK: Duration = Duration::from_secs(50);
 
 /// Events come in groups: the machine is looked at when they are over.
 const EVENTS_INTERVAL: Duration = Duration::from_secs(5);
@@ -61,7 +61,9 @@ pub struct Now {
 /// without its memory. Nothing is changed, and no lock is waited for.
 pub async fn now(host: &Host, metadata: &Client, status: &Status) -> Result<Now> {
     let asked = tokio::time::timeout(ATTRIBUTES_TIMEOUT, metadata.wait_for_change(None, Duration::ZERO)).await;
-    let attributes = asked.ok().and_then(Result::ok).map(|answered| answered.attributes);
+    let answered = asked.ok().and_then(Result::ok);
+    let attributes =
+        answered.map(|answered| attributes::Believed { attributes: answered.attributes, at: Timestamp::now() });
     let mut eyes = Eyes::in_a_hurry(host, metadata.clone());
     let sight = eyes.glance(status, attributes.as_ref()).await.context("looking at the machine")?;
     let version = match &sight.health {

@@ -356,7 +356,7 @@ fn the_readme_has_the_same_commands_and_links_in_both_languages() {
 
 /// A sentence of a page, and the line of the code that makes it true.
 #[rustfmt::skip]
-const NUMBERS: [(&str, &str, &str, &str); 27] = [
+const NUMBERS: [(&str, &str, &str, &str); 29] = [
     ("README.md", "gives up after an hour", "openclaw-gcp", "-lt 3600 ] || give_up"),
     ("docs/gcloud.md", "fails with `failed:CODE` or after an hour", "docs/gcloud.md", "seconds=3600"),
     ("docs/small-machines.md", "less than 4 GiB of memory", "src/memory/swap.rs", "ENOUGH_MEMORY_BYTES: u64 = 4096 * MIB"),
@@ -374,12 +374,14 @@ const NUMBERS: [(&str, &str, &str, &str); 27] = [
     ("docs/disks.md", "none is\nmade for a disk above 2 TiB", "src/disk/undo.rs", "MAX_DISK_BYTES: u64 = 2048 * GIB"),
     ("docs/watch.md", "after 1, 2, 5, 15, then every 60 minutes", "src/watch/decide.rs", "BACKOFF_MINUTES: [u64; 5] = [1, 2, 5, 15, 60]"),
     ("docs/watch.md", "What lasts for 10 seconds counts", "src/watch/decide.rs", "CONFIRM: Duration = Duration::from_secs(10)"),
-    ("docs/watch.md", "a run starts it after 10 minutes", "src/watch/decide.rs", "ENGINE_GRACE: Duration = Duration::from_secs(600)"),
+    ("docs/watch.md", "a run starts it after 10 minutes", "src/watch/decide.rs", "GRACE: Duration = Duration::from_secs(600)"),
     ("docs/watch.md", "and 10 quiet seconds", "src/watch/attributes.rs", "QUIET: Duration = Duration::from_secs(10)"),
     ("docs/watch.md", "told every 10 minutes", "src/report/live.rs", "HEARTBEAT_INTERVAL: Duration = Duration::from_secs(600)"),
-    ("docs/watch.md", "looks at the machine every minute", "src/watch.rs", "TICK: Duration = Duration::from_secs(60)"),
+    ("docs/watch.md", "looks at the machine every 50 seconds", "src/watch.rs", "TICK: Duration = Duration::from_secs(50)"),
     ("docs/watch.md", "for 3 minutes it gives no answer", "src/gateway/silence.rs", "HUNG_AFTER: Duration = Duration::from_secs(180)"),
-    ("docs/watch.md", "5 minutes or more after its start", "src/gateway/silence.rs", "START: Duration = Duration::from_secs(300)"),
+    ("docs/watch.md", "when its last one is a minute old", "src/watch/decide.rs", "WELL: Duration = Duration::from_secs(60)"),
+    ("docs/watch.md", "beginning a minute after it", "src/watch/decide.rs", "FAILED_GRACE: Duration = Duration::from_secs(60)"),
+    ("docs/watch.md", "more than a minute off", "src/clock.rs", "TOLERANCE: SignedDuration = SignedDuration::from_secs(60)"),
     ("docs/watch.md", "less than 5 % of room", "src/state/room.rs", "LOW_PERCENT: u128 = 5"),
     ("docs/failures.md", "two more in a boot", "src/report/tries.rs", "TRIES_LIMIT: u32 = 3"),
     ("docs/failures.md", "a minute apart", "src/install/openclaw-init.service", "RestartSec=60"),

@@ -98,6 +98,10 @@ impl FromStr for Mounts {
     }
 }
 
+/// By which a mount says that nothing is written to it: from Linux 6.12 on an error makes ext4 say the second, not the
+/// first (fs/ext4/super.c).
+const UNWRITABLE: [&str; 3] = ["ro", "emergency_ro", "shutdown"];
+
 /// `36 35 98:0 /root /point rw,noatime master:1 - ext4 /dev/sda rw,errors=continue` (proc(5)).
 fn parse(line: &str) -> Result<Mount> {
     let (left, right) = line.split_once(" - ").ok_or_else(|| anyhow!("no separator"))?;
@@ -106,7 +110,8 @@ fn parse(line: &str) -> Result<Mount> {
     let (&[_, _, device, _, point, options, ..], &[kind, _, super_options, ..]) = (&left[..], &right[..]) else {
         bail!("too few fields");
     };
-    let read_only = [options, super_options].iter().any(|options| options.split(',').any(|option| option == "ro"));
+    let read_only =
+        [options, super_options].iter().any(|options| options.split(',').any(|it| UNWRITABLE.contains(&it)));
     Ok(Mount { device: device.parse()?, point: unescape(point), kind: kind.to_owned(), read_only })
 }
 

@@ -1,16 +1,17 @@
 //! The gateway as it is seen between two runs: one look, which changes nothing.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Result;
 use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum as Status};
 use jiff::Timestamp;
 
-use super::dotenv::{EnvFile, TOKEN_VARIABLE};
+use super::dotenv::{EnvFile, PASSWORD_VARIABLE, TOKEN_VARIABLE};
+use super::openclaw_json::INNER_PORT;
 use super::probe::{Health, Probe};
 use super::silence::cpu_time;
-use super::{NAME, has_no_endpoint, inspect, secrets};
-use crate::config::GatewayConfig;
+use super::{NAME, bindings, has_no_endpoint, in_container, inspect, secrets};
 use crate::docker::Engine;
 use crate::host::Host;
 use crate::secret::Secret;
@@ -33,6 +34,8 @@ pub enum Container {
         up: Option<Duration>,
         /// The time that processors have worked for it.
         cpu: Option<Duration>,
+        /// Where it is published.
+        at: Option<SocketAddr>,
     },
 }
 
@@ -42,7 +45,8 @@ pub async fn container(host: &Host, engine: &Engine) -> Result<Container> {
     Ok(match judge(&found) {
         Container::Alive { up, .. } => {
             let process = found.state.and_then(|state| state.pid).unwrap_or_default();
-            Container::Alive { up, cpu: cpu_time(host, process).await }
+            let at = bindings(found.host_config).remove(&in_container(INNER_PORT));
+            Container::Alive { up, cpu: cpu_time(host, process).await, at }
         }
         container => container,
     })
@@ -63,7 +67,7 @@ fn judge(found: &ContainerInspectResponse) -> Container {
         Status::RUNNING | Status::RESTARTING => {
             let started: Option<Timestamp> = state.started_at.and_then(|at| at.parse().ok());
             let up = started.map(|at| Timestamp::now().duration_since(at));
-            Container::Alive { up: up.and_then(|up| up.try_into().ok()), cpu: None }
+            Container::Alive { up: up.and_then(|up| up.try_into().ok()), cpu: None, at: None }
         }
         Status::DEAD => Container::Broken("it is dead".to_owned()),
         // Only an engine that could not start it notes an error.
@@ -74,11 +78,12 @@ fn judge(found: &ContainerInspectResponse) -> Container {
     }
 }
 
-/// What the gateway answers, with the token that is in its state.
-pub async fn health(host: &Host, data: &DataDir, config: &GatewayConfig) -> Result<Health> {
+/// What the gateway that is published at `address` answers, with the token that is in its state, under whichever name.
+pub async fn health(host: &Host, data: &DataDir, address: SocketAddr) -> Result<Health> {
     let text = secrets::text(host, data).await.unwrap_or_default();
-    let token = EnvFile::parse(&text).get(TOKEN_VARIABLE).unwrap_or_else(|| Secret::new(""));
-    Ok(Probe::new(config, &token)?.ask().await)
+    let env = EnvFile::parse(&text);
+    let token = env.get(TOKEN_VARIABLE).or_else(|| env.get(PASSWORD_VARIABLE)).unwrap_or_else(|| Secret::new(""));
+    Ok(Probe::new(address, &token)?.ask().await)
 }
 
 #[cfg(test)]
@@ -97,7 +102,7 @@ mod tests {
             }),
             ..Default::default()
         };
-        let alive = Container::Alive { up: None, cpu: None };
+        let alive = Container::Alive { up: None, cpu: None, at: None };
         for (status, error, ports, expected) in [
             (Status::RUNNING, "", 1, alive.clone()),
             (Status::RUNNING, "", 0, Container::CutOff),

@@ -10,7 +10,6 @@ use anyhow::Result;
 use reqwest::{Client, StatusCode};
 use serde_json::Value;
 
-use crate::config::GatewayConfig;
 use crate::http::{self, Limit};
 use crate::secret::Secret;
 use crate::text::printable;
@@ -86,9 +85,18 @@ struct Way {
 }
 
 impl<'a> Probe<'a> {
-    pub(super) fn new(config: &GatewayConfig, token: &'a Secret) -> Result<Self> {
-        let address = SocketAddr::new(reachable(config.bind), config.port);
+    /// Of the gateway that is published at `address`.
+    pub(super) fn new(address: SocketAddr, token: &'a Secret) -> Result<Self> {
+        let address = SocketAddr::new(reachable(address.ip()), address.port());
         Ok(Self { client: http::unverified_client()?, address, token, way: None })
+    }
+
+    /// Asks there from now on.
+    pub(super) fn at(&mut self, address: SocketAddr) {
+        let address = SocketAddr::new(reachable(address.ip()), address.port());
+        if self.address != address {
+            (self.address, self.way) = (address, None);
+        }
     }
 
     /// Asks both questions, the second only when the first says that the gateway has started.
@@ -322,8 +330,7 @@ mod tests {
         let secret = Secret::new("t");
         for (what, head, part) in http::endless::answers() {
             let (address, taken) = http::endless::serve(head, &part)?;
-            let config = GatewayConfig { port: address.port(), bind: address.ip(), ..GatewayConfig::default() };
-            let health = Probe::new(&config, &secret)?.ask().await;
+            let health = Probe::new(address, &secret)?.ask().await;
             assert_eq!(health, Health::Silent, "{what}");
             let taken = taken.load(Ordering::Relaxed);
             assert!(taken < 16 << 20, "{what}: {taken} bytes");

@@ -1,6 +1,7 @@
 //! Waiting for the gateway, and telling its failures apart.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -11,9 +12,10 @@ use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 
 use super::failure::{Ends, Failure};
+use super::openclaw_json::INNER_PORT;
 use super::probe::{Health, Probe};
 use super::silence::{Silence, cpu_time};
-use super::{Gateway, NAME, STOP_SECONDS, Secrets, inspect, logs, processes, stop_container};
+use super::{Gateway, NAME, STOP_SECONDS, Secrets, bindings, in_container, inspect, logs, processes, stop_container};
 use crate::config::DEFAULT_READY_TIMEOUT;
 use crate::docker::Engine;
 use crate::error::Code;
@@ -49,13 +51,15 @@ impl Gateway<'_> {
     pub async fn wait_ready(&self, image: &Image, secrets: &Secrets) -> Result<Ready> {
         let timeout = self.config.ready_timeout;
         self.host.extend_deadline(timeout.saturating_sub(DEFAULT_READY_TIMEOUT));
-        let mut probe = Probe::new(self.config, &secrets.token)?;
+        let mut probe = Probe::new(SocketAddr::new(self.config.bind, self.config.port), &secrets.token)?;
         let mut wait = Wait::begin(self).await;
         loop {
             let (state, failure) = wait.container().await?;
             if let Some(failure) = failure {
                 return Err(self.give_up(secrets, failure, wait.since).await);
             }
+            // The container that came back may be published elsewhere than the attributes say.
+            wait.published.into_iter().for_each(|address| probe.at(address));
             let health = if is_up(&state) { probe.ask().await } else { Health::Silent };
             if wait.is_hung(&state, &health).await {
                 self.restart_hung().await?;
@@ -103,6 +107,8 @@ struct Wait<'a> {
     since: Timestamp,
     /// How many processes the kernel had killed for lack of memory.
     kills: u64,
+    /// Where the container is published.
+    published: Option<SocketAddr>,
     /// How often the engine had restarted the container when it was first seen up.
     restarts: Option<i64>,
     tries: Tries,
@@ -122,6 +128,7 @@ impl<'a> Wait<'a> {
             begun,
             since,
             kills,
+            published: None,
             restarts: None,
             tries: Tries::default(),
             unhealthy_since: None,
@@ -142,14 +149,18 @@ impl<'a> Wait<'a> {
         self.silence.note(now, is_silent, cpu);
         let started: Option<Timestamp> = state.started_at.as_ref().and_then(|at| at.parse().ok());
         let up = started.and_then(|at| Timestamp::now().duration_since(at).try_into().ok());
-        let is_known = is_silent && std::mem::take(&mut self.is_known_to_hang);
-        is_up(state) && !self.is_restarted && (is_known || self.silence.is_hung(now, up))
+        // A container that was started since is not the one that hung.
+        let is_old = started.is_some_and(|started| started < self.since);
+        let is_known = is_silent && std::mem::take(&mut self.is_known_to_hang) && is_old;
+        let is_hung = is_known || self.silence.is_hung(now, up, self.gateway.config.ready_timeout);
+        is_up(state) && !self.is_restarted && is_hung
     }
 
     /// How the container is, and why waiting for it is of no use, if so. Its exits are asked for only when it is not up
     /// or was restarted.
     async fn container(&mut self) -> Result<(ContainerState, Option<Failure>)> {
         let container = inspect(self.gateway.engine, NAME).await?.ok_or_else(|| anyhow!("container {NAME} is gone"))?;
+        self.published = bindings(container.host_config).remove(&in_container(INNER_PORT));
         let state = container.state.unwrap_or_default();
         let count = container.restart_count.unwrap_or_default();
         self.look_at_reads(state.pid.unwrap_or_default()).await;

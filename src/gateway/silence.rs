@@ -46,10 +46,10 @@ impl Silence {
         self.sample = Some((now, cpu));
     }
 
-    /// Whether a gateway that has been up for so long hangs.
-    pub(crate) fn is_hung(&self, now: Duration, up: Option<Duration>) -> bool {
+    /// Whether a gateway that has been up for so long hangs. Until `start` it may be starting.
+    pub(crate) fn is_hung(&self, now: Duration, up: Option<Duration>, start: Duration) -> bool {
         let is_silent = self.since.is_some_and(|since| now.saturating_sub(since) >= HUNG_AFTER);
-        is_silent && up.is_some_and(|up| up >= START)
+        is_silent && up.is_some_and(|up| up >= start.max(START))
     }
 }
 
@@ -90,7 +90,8 @@ mod tests {
                 cpu += seconds(worked.unwrap_or_default());
                 silence.note(now, *is_silent, worked.map(|_| cpu));
             }
-            assert_eq!(silence.is_hung(now, Some(seconds(up))), expected, "{what}");
+            assert_eq!(silence.is_hung(now, Some(seconds(up)), START), expected, "{what}");
+            assert!(!silence.is_hung(now, Some(seconds(up)), seconds(9001)), "{what}: it may be starting");
         }
     }
 

@@ -18,8 +18,11 @@ use crate::metadata::{Client, WriteOutcome};
 use crate::paths::LOCK;
 use crate::text::seconds;
 
-/// What follows the gateway, the most important first; who reads `state` finds its detail. `result` is not among them.
+/// What follows the gateway, the most important first; who reads `state` finds its detail.
 const KEYS: &[&str] = &["detail", "state", "version", "run-id", "boot-id"];
+
+/// What does not: it is the boot's.
+const RESULT: &str = "result";
 
 /// How often the time of the last good look is told.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(600);
@@ -27,6 +30,9 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(600);
 /// The pause after a failed request, doubled each time.
 const FIRST_BACKOFF: Duration = Duration::from_secs(5);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// The same while guest attributes are disabled.
+const DISABLED_MAX_BACKOFF: Duration = Duration::from_secs(600);
 
 /// Keeps state and detail equal to what is known of the gateway while no run is at work.
 #[derive(Debug)]
@@ -38,9 +44,11 @@ pub struct LiveReport {
     run: Option<SystemTime>,
     /// What the server holds, as far as this process wrote it.
     sent: BTreeMap<&'static str, String>,
+    /// What was said last, here.
+    said: Option<Words>,
     heartbeat: Option<Instant>,
     failures: u32,
-    is_disabled: bool,
+    not_before: Option<Instant>,
 }
 
 impl LiveReport {
@@ -53,9 +61,10 @@ impl LiveReport {
             budget,
             run: None,
             sent: BTreeMap::new(),
+            said: None,
             heartbeat: None,
             failures: 0,
-            is_disabled: false,
+            not_before: None,
         }
     }
 
@@ -68,9 +77,8 @@ impl LiveReport {
         run: Option<SystemTime>,
     ) -> Result<Option<Duration>> {
         if self.run != run {
-            // It has written, too. What refused to be written may be allowed since.
+            // It has written, too.
             self.sent.clear();
-            self.is_disabled = false;
             self.run = run;
         }
         let Some(status) = self.note(saying, asking).await? else { return Ok(None) };
@@ -79,6 +87,8 @@ impl LiveReport {
             self.sent = KEYS.iter().filter_map(|key| Some((*key, status.words_as(key)?))).collect();
         } else if let Some(pause) = self.deliver(&status).await {
             return Ok(Some(pause));
+        } else if let Some(pause) = self.deliver_result(&status).await {
+            return Ok(Some(pause));
         } else if saying.is_none() && asking.is_empty() {
             self.settle().await?;
         }
@@ -86,7 +96,7 @@ impl LiveReport {
     }
 
     /// The status file with it. Nothing while a run is at work, or when none has ended yet.
-    async fn note(&self, saying: Option<&Saying>, asking: &[String]) -> Result<Option<Status>> {
+    async fn note(&mut self, saying: Option<&Saying>, asking: &[String]) -> Result<Option<Status>> {
         let Some(_lock) = RunLock::try_acquire(&self.host.path(LOCK))? else { return Ok(None) };
         let Some(mut status) = Status::read(&self.host).await?.filter(|status| status.result.is_some()) else {
             return Ok(None);
@@ -95,6 +105,11 @@ impl LiveReport {
         if matches!(words.state, State::Ready | State::Degraded) {
             words.detail.pairing = asking.to_vec();
         }
+        if self.said.as_ref().is_some_and(|said| *said != status.words()) {
+            // Somebody else has said something since, as `openclaw-init stop` does.
+            self.sent.clear();
+        }
+        self.said = Some(words.clone());
         if status.words() != words {
             tracing::info!("state={}: {}", words.state.name(), words.detail.message.as_deref().unwrap_or("as before"));
             status.say(words);
@@ -129,6 +144,19 @@ impl LiveReport {
         None
     }
 
+    /// The same for what the run could not say of itself, last of all.
+    async fn deliver_result(&mut self, status: &Status) -> Option<Duration> {
+        let owed = status.attribute(RESULT).filter(|_| !status.reported)?;
+        if self.sent.get(RESULT) == Some(&owed) {
+            return None;
+        }
+        let pause = self.put(RESULT, &owed, Urgency::Due).await;
+        if pause.is_none() {
+            self.sent.insert(RESULT, owed);
+        }
+        pause
+    }
+
     /// Says that the gateway was looked at, now and then.
     async fn beat(&mut self) -> Option<Duration> {
         if self.heartbeat.is_some_and(|last| last.elapsed() < HEARTBEAT_INTERVAL) {
@@ -143,8 +171,8 @@ impl LiveReport {
 
     /// Sets one attribute. Returns when to try again, `None` when it is set or never can be.
     async fn put(&mut self, key: &str, value: &str, urgency: Urgency) -> Option<Duration> {
-        if self.is_disabled {
-            return None;
+        if let Some(left) = self.not_before.and_then(|at| at.checked_duration_since(Instant::now())) {
+            return Some(left);
         }
         let wait = self.budget.take(urgency).await.unwrap_or_else(|error| {
             tracing::debug!("{error:#}");
@@ -153,18 +181,25 @@ impl LiveReport {
         if !wait.is_zero() {
             return Some(wait);
         }
-        match self.client.put_guest_attribute(NAMESPACE, key, value).await {
-            Ok(outcome) => {
-                (self.failures, self.is_disabled) = (0, outcome != WriteOutcome::Done);
-                None
+        let longest = match self.client.put_guest_attribute(NAMESPACE, key, value).await {
+            Ok(WriteOutcome::Done) => {
+                self.failures = 0;
+                return None;
+            }
+            // A 403 may pass, and an operator may enable them at any time.
+            Ok(refused) => {
+                tracing::debug!("guest attributes: {refused:?}");
+                DISABLED_MAX_BACKOFF
             }
             Err(error) => {
                 tracing::debug!("guest attributes: {error:#}");
-                let pause = backoff(FIRST_BACKOFF, self.failures, MAX_BACKOFF);
-                self.failures += 1;
-                Some(pause)
+                MAX_BACKOFF
             }
-        }
+        };
+        let pause = backoff(FIRST_BACKOFF, self.failures, longest);
+        self.failures += 1;
+        self.not_before = Some(Instant::now() + pause);
+        Some(pause)
     }
 }
 

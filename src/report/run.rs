@@ -24,6 +24,9 @@ const PHASES: &[(State, &[Stage])] = &[
     (State::Gateway, &[Stage::Secrets, Stage::Gateway, Stage::Ready, Stage::Update, Stage::Pairing, Stage::Proxy]),
 ];
 
+/// How long a run may take until it is reported although it has changed nothing.
+const QUIET: Duration = Duration::from_secs(30);
+
 /// How far a stage is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StageState {
@@ -181,13 +184,21 @@ pub(super) struct View {
     ledger: watch::Receiver<Ledger>,
     /// What an earlier run of this boot left.
     previous: Option<Status>,
+    /// Until when that stands while this run only looks.
+    quiet_until: Instant,
     /// Numbers of changes and warnings that were seen. Progress is not reported here.
     seen: (usize, usize),
 }
 
 impl View {
-    pub(super) fn new(run: watch::Receiver<Run>, ledger: watch::Receiver<Ledger>, previous: Option<Status>) -> Self {
-        Self { run, ledger, previous, seen: (0, 0) }
+    /// Of a run that began at `begun`.
+    pub(super) fn new(
+        run: watch::Receiver<Run>,
+        ledger: watch::Receiver<Ledger>,
+        previous: Option<Status>,
+        begun: Instant,
+    ) -> Self {
+        Self { run, ledger, previous, quiet_until: begun + QUIET, seen: (0, 0) }
     }
 
     /// The status now, marked as seen.
@@ -197,11 +208,13 @@ impl View {
         self.run.borrow_and_update().status(&ledger)
     }
 
-    /// Whether there is nothing to report: this boot has its result, and so far this run confirms it.
+    /// Whether there is nothing to report: this boot has its result, and so far this run confirms it. One that takes
+    /// long waits for something.
     pub(super) fn is_unchanged(&self, status: &Status) -> bool {
         let previous = self.previous.as_ref().filter(|_| self.continues_the_boot(status));
         previous.is_some_and(|previous| {
-            previous.result == Some(RunResult::Ready.into())
+            Instant::now() < self.quiet_until
+                && previous.result == Some(RunResult::Ready.into())
                 && previous.reported
                 && status.changes.count == 0
                 && status.update.is_none()
@@ -218,6 +231,7 @@ impl View {
     pub(super) async fn changed(&mut self) -> bool {
         loop {
             tokio::select! {
+                () = tokio::time::sleep_until(self.quiet_until), if Instant::now() < self.quiet_until => return true,
                 changed = self.run.changed() => return changed.is_ok(),
                 changed = self.ledger.changed() => {
                     let ledger = self.ledger.borrow_and_update();

@@ -288,6 +288,11 @@ impl Status {
         is_down_since || matches!(self.state, State::Stopping | State::Stopped)
     }
 
+    /// What who waits for the boot is told. They learn nothing from a repair that failed weeks later; `state` says it.
+    pub(super) fn result_of_the_boot(&self) -> Option<&Name<RunResult>> {
+        self.result.as_ref().filter(|result| self.reason.is_none() || **result == RunResult::Ready.into())
+    }
+
     /// Whether a waiter that has read `other` learns nothing from this one.
     pub(super) fn adds_nothing_to(&self, other: &Self) -> bool {
         let outcome = |status: &Self| {
@@ -305,7 +310,7 @@ impl Status {
             "version" => self.version.clone(),
             "detail" => Some(self.detail.fitted()),
             "state" => Some(self.state.name().to_owned()),
-            "result" => self.result.as_ref().map(ToString::to_string),
+            "result" => self.result_of_the_boot().map(ToString::to_string),
             _ => None,
         }
     }
@@ -328,7 +333,9 @@ impl Status {
 /// The run's words with what happened since: its own message stays behind.
 pub(super) fn with(run: Words, saying: Option<&Saying>) -> Words {
     let Some(Saying { state, message }) = saying else { return run };
-    let messages: Vec<&str> = [message.as_str()].into_iter().chain(run.detail.message.as_deref()).collect();
+    // What the run missed, and is there now, is not missed any more.
+    let own = run.detail.message.as_deref().filter(|_| (run.state, *state) != (State::Degraded, State::Ready));
+    let messages: Vec<&str> = [message.as_str()].into_iter().chain(own).collect();
     let message = Some(messages.join("; "));
     Words { state: *state, detail: Detail { stage: None, message, ..run.detail } }
 }
@@ -442,11 +449,13 @@ mod tests {
             detail: Detail { message: message.map(str::to_owned), ..Detail::default() },
         };
         let saying = Saying { state: State::Stopped, message: "it was stopped".to_owned() };
+        let again = Saying { state: State::Ready, message: "it works again".to_owned() };
         for (run, saying, expected) in [
             (run(State::Ready, None), None, run(State::Ready, None)),
             (run(State::Ready, None), Some(&saying), run(State::Stopped, Some("it was stopped"))),
             (run(State::Degraded, Some("a")), Some(&saying), run(State::Stopped, Some("it was stopped; a"))),
             (run(State::Degraded, Some("a")), None, run(State::Degraded, Some("a"))),
+            (run(State::Degraded, Some("a")), Some(&again), run(State::Ready, Some("it works again"))),
         ] {
             assert_eq!(with(run, saying), expected);
         }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::budget::{Budget, Urgency};
 use super::run::View;
-use super::status::{RunResult, Status};
+use super::status::Status;
 use crate::error::one_line;
 use crate::host::Host;
 use crate::http::{Retry, backoff};
@@ -112,9 +112,7 @@ impl Writer {
             return Some(if self.no_delete { Step::Put("result", PENDING.to_owned()) } else { Step::Clear });
         }
         let keys = if status.is_final() { AT_END } else { IN_PROGRESS };
-        // Who waits for a boot learns nothing from a repair that failed weeks later; `state` says it.
-        let is_repair = status.reason.is_some() && status.result != Some(RunResult::Ready.into());
-        keys.iter().filter(|key| !is_repair || **key != "result").find_map(|key| {
+        keys.iter().find_map(|key| {
             let value = status.attribute(key)?;
             (self.sent.get(key) != Some(&value)).then_some(Step::Put(key, value))
         })

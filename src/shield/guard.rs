@@ -13,10 +13,10 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 use sd_notify::NotifyState;
 
-use super::table::Table;
+use super::table::{self, Table};
 use crate::error::one_line;
 use crate::host::{Host, blocking};
-use crate::paths::SHIELD_IN_FORCE;
+use crate::paths::{ENGINE_RULES_GONE, SHIELD_IN_FORCE};
 
 /// The group of netlink messages about changes of tables (`NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h), as a bit.
 const TABLE_CHANGES: u32 = 1 << (7 - 1);
@@ -41,12 +41,33 @@ async fn keep(host: &Host, table: &Table, changes: &Changes) -> Result<()> {
     table.ensure(host).await?;
     tokio::fs::write(host.path(SHIELD_IN_FORCE), holder(table).await?).await.context("saying that it is in force")?;
     sd_notify::notify(&[NotifyState::Ready]).context("telling systemd")?;
+    let mut were_there = note_engine_rules(host, false).await;
     loop {
         changes.next().await?;
         if table.ensure(host).await? {
             tracing::warn!("the table that shields the metadata server was gone: loaded it again");
         }
+        were_there = note_engine_rules(host, were_there).await;
     }
+}
+
+/// Whether the engine's own rules are there, without which its containers have no internet. That they went away is
+/// noted for the watcher and for the next run, until they are back.
+async fn note_engine_rules(host: &Host, were_there: bool) -> bool {
+    let are_there = match table::masquerades(host).await {
+        Ok(are_there) => are_there,
+        Err(error) => {
+            tracing::debug!("{error:#}");
+            return were_there;
+        }
+    };
+    let mark = host.path(ENGINE_RULES_GONE);
+    if are_there {
+        drop(tokio::fs::remove_file(mark).await);
+    } else if were_there && let Err(error) = tokio::fs::write(mark, "").await {
+        tracing::warn!("noting that the engine's rules are gone: {error}");
+    }
+    are_there
 }
 
 /// Whether the table is in force, as verified by a unit that runs the caller's own program file and wants the same.

@@ -136,6 +136,22 @@ pub(super) async fn remove(host: &Host) -> Result<bool> {
     delete.context("removing the table that shields the metadata server").map(|_| true)
 }
 
+/// The tables in which the engine changes the sender of what its containers send to the internet: with iptables, and
+/// with nftables (from Docker 29 on, where it is asked to).
+const ENGINE_TABLES: [&str; 2] = ["nat", "docker-bridges"];
+
+/// Whether the kernel has such a rule of the engine's.
+pub(super) async fn masquerades(host: &Host) -> Result<bool> {
+    for table in ENGINE_TABLES {
+        let list = host.command("nft").args(["--terse", "list", "table", "ip", table]).answers(&[1]);
+        let output = list.run().await.context("reading the engine's rules")?;
+        if output.code == 0 && output.stdout.to_ascii_lowercase().contains("masquerade") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The table as the kernel has it, null when there is none.
 async fn observe(host: &Host) -> Result<Value> {
     let list = host.command("nft").args(["-j", "list", "table", "inet", "openclaw_init"]).answers(&[1]);

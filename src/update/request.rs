@@ -42,14 +42,14 @@ impl Request {
         serde_json::from_slice(&bytes).map(Some).with_context(|| format!("reading the request {REQUEST}"))
     }
 
-    /// Leaves it for the next run, unless one is in progress or something else waits for it; true when it was left.
+    /// Leaves it for the next run, unless something else waits for that one, too. False while a run is in progress.
     pub(crate) async fn leave_if_idle(&self, host: &Host) -> Result<bool> {
         let Some(_lock) = RunLock::try_acquire(&host.path(LOCK))? else { return Ok(false) };
-        let is_idle = host.read(REQUEST).await?.is_none();
-        if is_idle {
+        // Whoever left it may have been cut before the start of the run.
+        if host.read(REQUEST).await?.is_none() {
             self.write(host).await?;
         }
-        Ok(is_idle)
+        Ok(true)
     }
 
     /// Leaves it for the next run, after the run in progress has ended.
@@ -80,6 +80,23 @@ mod tests {
             assert_eq!(Request::take(&host).await?, Some(request));
             assert_eq!(Request::take(&host).await?, None);
         }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn what_waits_already_is_not_replaced_and_its_run_may_be_started() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let host = Host::new(root.path());
+        std::fs::create_dir_all(host.path(PRIVATE_RUN_DIR))?;
+        let (boot, repair) = (Request::Boot, Request::Repair { reason: "it is gone".into() });
+        for (left, expected) in [(&boot, &boot), (&repair, &boot)] {
+            assert!(left.leave_if_idle(&host).await?);
+            let waits = host.read(REQUEST).await?.unwrap_or_default();
+            assert_eq!(serde_json::from_slice::<Request>(&waits)?, *expected);
+        }
+        let run = RunLock::acquire(&host.path(LOCK)).await?;
+        assert!(!repair.leave_if_idle(&host).await?);
+        drop(run);
         Ok(())
     }
 }

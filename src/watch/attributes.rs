@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::TICK;
@@ -12,7 +13,12 @@ use crate::metadata::{Answered, Attributes, Client, RequestError};
 use crate::report::{self, BootEnd};
 
 /// Attributes that two equal answers had, [`QUIET`] apart: one answer may be wrong, and an operator may go on.
-pub(super) type Believed = Attributes;
+#[derive(Debug, Clone)]
+pub(super) struct Believed {
+    pub(super) attributes: Attributes,
+    /// When the latest of these answers came.
+    pub(super) at: Timestamp,
+}
 
 /// How long one request waits for a change.
 const POLL: Duration = Duration::from_secs(300);
@@ -31,7 +37,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 struct Answers {
     etag: Option<String>,
-    last: Option<Believed>,
+    last: Option<Attributes>,
     /// The last two answers were the same.
     is_settled: bool,
     failures: u32,
@@ -44,7 +50,7 @@ impl Answers {
     }
 
     /// Takes an answer; true when its attributes are to be believed.
-    fn take(&mut self, etag: String, attributes: Believed) -> bool {
+    fn take(&mut self, etag: String, attributes: Attributes) -> bool {
         self.failures = 0;
         self.is_settled = self.last.as_ref() == Some(&attributes);
         self.etag = Some(etag);
@@ -74,8 +80,8 @@ pub(super) async fn follow(host: &Host, metadata: &Client, believed: &watch::Sen
                 if is_preempted {
                     note_preemption(host).await;
                 }
-                if answers.take(etag, attributes) {
-                    publish(believed, answers.last.as_ref());
+                if answers.take(etag, attributes.clone()) {
+                    publish(believed, Believed { attributes, at: Timestamp::now() });
                 }
                 INTERVAL
             }
@@ -92,12 +98,10 @@ async fn note_preemption(host: &Host) {
     }
 }
 
-fn publish(believed: &watch::Sender<Option<Believed>>, attributes: Option<&Believed>) {
+fn publish(believed: &watch::Sender<Option<Believed>>, now: Believed) {
     believed.send_if_modified(|before| {
-        let is_new = before.as_ref() != attributes;
-        if is_new {
-            *before = attributes.cloned();
-        }
+        let is_new = before.as_ref().is_none_or(|before| before.attributes != now.attributes);
+        *before = Some(now);
         is_new
     });
 }
@@ -111,8 +115,8 @@ fn failed(answers: &mut Answers, error: &RequestError) -> Duration {
 mod tests {
     use super::*;
 
-    fn port(port: u16) -> Believed {
-        Believed { values: [("openclaw-port".to_owned(), port.to_string())].into(), ..Believed::default() }
+    fn port(port: u16) -> Attributes {
+        Attributes { values: [("openclaw-port".to_owned(), port.to_string())].into(), ..Attributes::default() }
     }
 
     #[test]

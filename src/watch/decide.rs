@@ -18,16 +18,24 @@ use crate::text::minutes;
 const BUSY_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The longest time between two looks.
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(50);
 
 /// How long most things must last before they count: the engine restarts what has ended, an operator may be at work.
 const CONFIRM: Duration = Duration::from_secs(10);
 
-/// The same for a gateway that gives no good answer: it starts, or is busy.
-const CONFIRM_ANSWER: Duration = Duration::from_secs(60);
+/// The same for what only a moment's load may be: an answer of the proxy, an engine on its way up or down.
+const CONFIRM_ANSWER: Duration = Duration::from_secs(30);
 
-/// How long an engine that nobody upgrades may be down before it is started.
-const ENGINE_GRACE: Duration = Duration::from_secs(600);
+/// How long ago the gateway's last good answer must be before it counts as not well: it may be starting, or busy.
+/// With the time between two looks, and that of a look that waits for an answer, it is told within 90 s.
+const WELL: Duration = Duration::from_secs(60);
+
+/// How long a run that failed is left alone.
+const FAILED_GRACE: Duration = Duration::from_secs(60);
+
+/// How long what may be an operator's wish, or may pass, is left alone: an engine that is down while nobody upgrades
+/// it, a gateway that gives no good answer.
+const GRACE: Duration = Duration::from_secs(600);
 
 /// Minutes between two starts for the same cause.
 const BACKOFF_MINUTES: [u64; 5] = [1, 2, 5, 15, 60];
@@ -38,7 +46,10 @@ const FORGET: Duration = Duration::from_secs(2 * 3600);
 /// What was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Cause {
+    Run,
     Engine,
+    EngineOnItsWay,
+    EngineRules,
     Containerd,
     Container,
     Silent,
@@ -61,9 +72,23 @@ pub(super) enum EngineSight {
     Inactive,
     /// It ended by itself.
     Failed,
+    /// It is starting or stopping.
+    OnItsWay,
     /// It runs and gives no answer.
     Silent,
     /// It answers.
+    #[default]
+    Up,
+}
+
+/// How containerd is, where the engine does not bring its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum ContainerdSight {
+    /// It does not run, as after `systemctl stop`.
+    Inactive,
+    /// It ended by itself.
+    Failed,
+    /// Nothing is wrong with it.
     #[default]
     Up,
 }
@@ -85,16 +110,22 @@ pub(super) struct Sight {
     pub(super) run: Option<SystemTime>,
     /// What it said at its end.
     pub(super) run_state: State,
+    /// It failed with what may pass.
+    pub(super) may_pass: bool,
+    /// It failed, and the gateway runs with other settings than the operator's.
+    pub(super) is_served_otherwise: bool,
     pub(super) may_repair: bool,
     pub(super) is_masked: bool,
     pub(super) is_dpkg_busy: bool,
     pub(super) engine: EngineSight,
-    pub(super) is_containerd_down: bool,
+    pub(super) containerd: ContainerdSight,
     pub(super) container: Option<Container>,
     pub(super) is_stopped_by_shield: bool,
     pub(super) health: Option<Health>,
     pub(super) is_hung: bool,
     pub(super) is_forwarding_off: bool,
+    /// Somebody removed the engine's rules of the packet filter.
+    pub(super) has_lost_rules: bool,
     pub(super) is_unshielded: bool,
     /// How far off the clock is.
     pub(super) clock: Option<String>,
@@ -151,8 +182,12 @@ pub(super) struct Memory {
     run: Option<SystemTime>,
     seen: BTreeMap<Cause, Moment>,
     starts: BTreeMap<Cause, (usize, Duration)>,
-    /// The engine went down while packages were installed.
+    /// When the gateway last gave a good answer, or a run ended.
+    well: Duration,
+    /// The engine, or containerd, went down while packages were installed.
     is_upgrade: bool,
+    /// Somebody stopped the gateway. An engine that is down does not say so any more.
+    is_stopped: bool,
     /// How long the run for the attributes that were seen then waits.
     delay: Option<(Duration, Moment)>,
 }
@@ -179,9 +214,10 @@ pub(super) fn decide(sight: &Sight, memory: &mut Memory, now: Moment) -> Decisio
     if sight.is_busy {
         // After the run everything is seen afresh.
         memory.seen.clear();
+        memory.well = now.elapsed;
         return Decision { saying: None, start: None, next: BUSY_INTERVAL };
     }
-    memory.begin_anew_after(sight.run);
+    memory.begin_anew_after(sight.run, now);
     let mut findings = sight.findings();
     memory.note(&findings, sight, now);
     let unconfirmed = findings.iter().filter_map(|finding| memory.until_confirmed(finding.cause, now)).min();
@@ -210,10 +246,23 @@ impl Sight {
     }
 
     fn findings(&self) -> Vec<Finding> {
-        let found = [self.of_engine(), self.of_containerd(), self.of_container(), self.of_health(), self.of_shield()];
-        let others = [self.of_forwarding(), self.of_clock(), self.of_disk(), self.of_room(), self.of_proxy()];
+        let found = [self.of_run(), self.of_engine(), self.of_containerd(), self.of_container(), self.of_health()];
+        let others = [
+            self.of_rules(),
+            self.of_shield(),
+            self.of_forwarding(),
+            self.of_clock(),
+            self.of_disk(),
+            self.of_room(),
+            self.of_proxy(),
+        ];
         let changes = [self.of_changes(), self.of_boot_changes()];
         found.into_iter().chain(others).chain(changes).flatten().collect()
+    }
+
+    fn of_run(&self) -> Option<Finding> {
+        let failed = Finding { state: State::Failed, ..finding(Cause::Run, "the last run failed", Cure::Run) };
+        (self.run_state == State::Failed && self.may_pass).then_some(failed)
     }
 
     fn of_engine(&self) -> Option<Finding> {
@@ -221,15 +270,22 @@ impl Sight {
             EngineSight::Up => return None,
             EngineSight::Inactive => (State::Stopped, "docker.service was stopped", Cure::RunLater),
             EngineSight::Failed => (State::Failed, "docker.service has failed", Cure::Run),
+            EngineSight::OnItsWay => (State::Failed, "docker.service is starting or stopping", Cure::Nobody),
             EngineSight::Silent => {
                 (State::Failed, "the engine gives no answer; see `sudo journalctl --unit docker`", Cure::Nobody)
             }
         };
-        Some(Finding { cause: Cause::Engine, state, what: what.to_owned(), cure })
+        let cause = if self.engine == EngineSight::OnItsWay { Cause::EngineOnItsWay } else { Cause::Engine };
+        Some(Finding { cause, state, what: what.to_owned(), cure })
     }
 
     fn of_containerd(&self) -> Option<Finding> {
-        self.is_containerd_down.then(|| finding(Cause::Containerd, "containerd.service does not run", Cure::Run))
+        let (what, cure) = match self.containerd {
+            ContainerdSight::Up => return None,
+            ContainerdSight::Inactive => ("containerd.service was stopped", Cure::RunLater),
+            ContainerdSight::Failed => ("containerd.service has failed", Cure::Run),
+        };
+        Some(finding(Cause::Containerd, what, cure))
     }
 
     fn of_container(&self) -> Option<Finding> {
@@ -257,15 +313,21 @@ impl Sight {
             Health::Silent if self.is_hung => {
                 Some(failed(Cause::Hung, "the gateway hangs: it gives no answer and does nothing", Cure::Run))
             }
-            Health::Silent => Some(failed(Cause::Silent, "the gateway gives no answer", Cure::Nobody)),
+            Health::Silent => Some(failed(Cause::Silent, "the gateway gives no answer", Cure::RunLater)),
             Health::Starting(what) => {
-                Some(failed(Cause::Silent, &format!("the gateway is starting ({what})"), Cure::Nobody))
+                Some(failed(Cause::Silent, &format!("the gateway is starting ({what})"), Cure::RunLater))
             }
             Health::Unhealthy { failing, .. } => {
                 let what = format!("the gateway's checks fail: {}", failing.join(", "));
                 Some(finding(Cause::Unhealthy, &what, Cure::Nobody))
             }
         }
+    }
+
+    fn of_rules(&self) -> Option<Finding> {
+        let what = "somebody removed the engine's rules of the packet filter (`sudo nft list ruleset`), so the gateway \
+                    has no internet";
+        self.has_lost_rules.then(|| finding(Cause::EngineRules, what, Cure::Run))
     }
 
     fn of_shield(&self) -> Option<Finding> {
@@ -334,10 +396,11 @@ impl Sight {
     /// What all of it is for who reads the state. What the run itself said is not said again.
     fn saying(&self, findings: &[Finding], memory: &Memory) -> Option<Saying> {
         let is_news = |finding: &&Finding| match (self.run_state, finding.cause) {
+            (_, Cause::Run) => false,
             (run, Cause::Attributes) => run != State::Failed && self.delay().is_some(),
             (State::Degraded, Cause::Proxy) => !self.is_proxy_named,
             (State::Degraded, cause) => cause != Cause::Unhealthy,
-            (run, _) => run == State::Ready,
+            (run, _) => run == State::Ready || self.is_served_otherwise,
         };
         let news: Vec<&Finding> = findings.iter().filter(is_news).collect();
         if news.is_empty() && self.has_recovered() {
@@ -360,18 +423,20 @@ impl Sight {
     /// What, since when, and what comes next.
     fn sentence(&self, finding: &Finding, memory: &Memory) -> String {
         let since = memory.seen.get(&finding.cause).map(|moment| moment.time);
+        let by_hand = || format!("; `{RUN_AGAIN}` or a reboot starts it");
         let next = match finding.cure {
             _ if self.is_masked && finding.cure != Cure::Nobody => format!("; {BOOT_UNIT} is masked, so it stays so"),
             _ if finding.cause == Cause::Attributes => self.end_of_delay(memory),
+            Cure::Operator => by_hand(),
+            Cure::Run | Cure::RunLater if memory.is_stopped => by_hand(),
             Cure::Run if finding.cause == Cause::Room => "; a run removes old images".to_owned(),
             Cure::Run if self.is_dpkg_busy => "; a run mends it when apt has ended".to_owned(),
             Cure::Run => "; a run mends it".to_owned(),
             Cure::RunLater if memory.is_upgrade => "; a run starts it when apt has ended".to_owned(),
-            Cure::RunLater => match since.and_then(|since| since.checked_add(ENGINE_GRACE).ok()) {
-                Some(at) => format!("; a run starts it at {}, `{RUN_AGAIN}` does now", minutes(at)),
-                None => format!("; `{RUN_AGAIN}` starts it now"),
+            Cure::RunLater => match since.and_then(|since| since.checked_add(GRACE).ok()) {
+                Some(at) => format!("; a run sees to it at {}, `{RUN_AGAIN}` does now", minutes(at)),
+                None => format!("; `{RUN_AGAIN}` sees to it now"),
             },
-            Cure::Operator => format!("; `{RUN_AGAIN}` or a reboot starts it"),
             Cure::Nobody => String::new(),
         };
         let since = since.map(|since| format!(" (since {})", minutes(since))).unwrap_or_default();
@@ -391,16 +456,26 @@ impl Sight {
 }
 
 impl Memory {
-    /// A run sees to everything: what was seen before it does not count any more.
-    fn begin_anew_after(&mut self, run: Option<SystemTime>) {
+    /// A run sees to everything: what was seen before it does not count any more, but for what no run may mend.
+    fn begin_anew_after(&mut self, run: Option<SystemTime>, now: Moment) {
         if self.run != run {
-            self.seen.clear();
-            (self.run, self.is_upgrade) = (run, false);
+            self.seen.retain(|cause, _| matches!(cause, Cause::Room | Cause::Clock));
+            (self.run, self.well) = (run, now.elapsed);
+            (self.is_upgrade, self.is_stopped) = (false, false);
         }
     }
 
     /// Notes since when each of them is there.
     fn note(&mut self, findings: &[Finding], sight: &Sight, now: Moment) {
+        let is_down = sight.engine != EngineSight::Up || sight.containerd != ContainerdSight::Up;
+        let was_down = self.seen.contains_key(&Cause::Engine) || self.seen.contains_key(&Cause::Containerd);
+        self.is_upgrade = is_down && (self.is_upgrade || !was_down && sight.is_dpkg_busy);
+        if let Some(container) = &sight.container {
+            self.is_stopped = *container == Container::Stopped && !sight.is_stopped_by_shield;
+        }
+        if matches!(sight.health, Some(Health::Ready { suppressed: None, .. })) {
+            self.well = now.elapsed;
+        }
         self.seen.retain(|cause, _| findings.iter().any(|finding| finding.cause == *cause));
         for finding in findings {
             self.seen.entry(finding.cause).or_insert(now);
@@ -411,7 +486,6 @@ impl Memory {
             |delay| self.delay.filter(|(known, _)| *known == delay || left < Some(delay)).unwrap_or((delay, now));
         self.delay = sight.delay().map(begun);
         self.starts.retain(|_, (_, last)| now.elapsed.saturating_sub(*last) < FORGET);
-        self.is_upgrade = sight.engine != EngineSight::Up && (self.is_upgrade || sight.is_dpkg_busy);
     }
 
     /// A run was started for it.
@@ -432,29 +506,36 @@ impl Memory {
 
     /// How long it must still last before it counts; `None` when it does.
     fn until_confirmed(&self, cause: Cause, now: Moment) -> Option<Duration> {
-        let needed = match cause {
+        let (needed, unwell) = match cause {
             Cause::Hung | Cause::Attributes | Cause::AttributesForBoot => return None,
-            Cause::Silent | Cause::Unhealthy | Cause::Proxy => CONFIRM_ANSWER,
-            _ => CONFIRM,
+            Cause::Silent | Cause::Unhealthy => (CONFIRM, WELL),
+            Cause::Proxy | Cause::EngineOnItsWay => (CONFIRM_ANSWER, Duration::ZERO),
+            Cause::Run => (FAILED_GRACE, Duration::ZERO),
+            _ => (CONFIRM, Duration::ZERO),
         };
-        needed.checked_sub(self.seen_for(cause, now)).filter(|left| !left.is_zero())
+        let left = needed.saturating_sub(self.seen_for(cause, now));
+        let left = left.max(unwell.saturating_sub(now.elapsed.saturating_sub(self.well)));
+        (!left.is_zero()).then_some(left)
     }
 
     /// The run that is to be started now; the error is when to ask again.
     fn start(&self, sight: &Sight, findings: &[Finding], now: Moment) -> Result<Option<Start>, Duration> {
-        let later = findings.iter().find(|finding| finding.cure == Cure::RunLater && !self.is_upgrade);
-        if let Some(left) = later.and_then(|later| ENGINE_GRACE.checked_sub(self.seen_for(later.cause, now)))
-            && !left.is_zero()
-        {
-            return Err(left);
-        }
-        let is_wanted_so = findings.iter().any(|finding| finding.cure == Cure::Operator);
+        let is_wanted_so = self.is_stopped || findings.iter().any(|finding| finding.cure == Cure::Operator);
         if is_wanted_so || sight.is_masked || !sight.for_boot.is_empty() {
             return Ok(None);
+        }
+        // A run for anything else would start it, too.
+        let is_later = |finding: &&Finding| matches!(finding.cause, Cause::Engine | Cause::Containerd);
+        if let Some(left) = findings.iter().filter(is_later).filter_map(|later| self.left_of_grace(later, now)).max() {
+            return Err(left);
+        }
+        if sight.engine == EngineSight::OnItsWay {
+            return Err(BUSY_INTERVAL);
         }
         let waits = self.left_of_delay(now);
         let may = |finding: &&Finding| match finding.cause {
             Cause::Attributes => waits.is_none(),
+            _ if self.left_of_grace(finding, now).is_some() => false,
             _ => sight.may_repair && matches!(finding.cure, Cure::Run | Cure::RunLater),
         };
         let curable: Vec<&Finding> = findings.iter().filter(may).collect();
@@ -470,6 +551,14 @@ impl Memory {
             }
             left => Err(left),
         }
+    }
+
+    /// How long it is left alone; `None`: it is not.
+    fn left_of_grace(&self, finding: &Finding, now: Moment) -> Option<Duration> {
+        if finding.cure != Cure::RunLater || self.is_upgrade {
+            return None;
+        }
+        GRACE.checked_sub(self.seen_for(finding.cause, now)).filter(|left| !left.is_zero())
     }
 
     /// How long the next start for it must wait.
@@ -509,7 +598,7 @@ mod tests {
         Sight {
             run_state: State::Ready,
             may_repair: true,
-            container: Some(Container::Alive { up: None, cpu: None }),
+            container: Some(Container::Alive { up: None, cpu: None, at: None }),
             health: Some(Health::Ready { version: None, suppressed: None }),
             ..Sight::default()
         }
@@ -568,7 +657,7 @@ mod tests {
 
     #[test]
     fn what_is_said_and_whether_a_run_is_started() {
-        use EngineSight::{Failed, Inactive, Silent};
+        use EngineSight::{Failed, Inactive, OnItsWay, Silent};
         let hung = || Sight { health: Some(Health::Silent), is_hung: true, ..well() };
         let port = || vec!["openclaw-port".to_owned()];
         let swap = || vec!["openclaw-swap".to_owned()];
@@ -597,7 +686,21 @@ mod tests {
             (engine(Inactive), 600, Some(State::Stopped), true, "docker.service was stopped"),
             (engine(Failed), 10, Some(State::Failed), true, "failed"),
             (engine(Silent), 600, Some(State::Failed), false, "no answer"),
-            (Sight { is_containerd_down: true, ..well() }, 10, Some(State::Degraded), true, "containerd"),
+            (Sight { containerd: ContainerdSight::Failed, ..well() }, 10, Some(State::Degraded), true, "containerd"),
+            (Sight { containerd: ContainerdSight::Inactive, ..well() }, 590, Some(State::Degraded), false, "00:10 UTC"),
+            (Sight { containerd: ContainerdSight::Inactive, ..well() }, 600, Some(State::Degraded), true, "stopped"),
+            (engine(OnItsWay), 20, None, false, ""),
+            (engine(OnItsWay), 600, Some(State::Failed), false, "starting or stopping"),
+            (Sight { has_lost_rules: true, ..well() }, 10, Some(State::Degraded), true, "packet filter"),
+            (
+                Sight { is_served_otherwise: true, run_state: State::Failed, ..stopped() },
+                10,
+                Some(State::Stopped),
+                false,
+                "by hand",
+            ),
+            (Sight { run_state: State::Failed, may_pass: true, ..well() }, 50, None, false, ""),
+            (Sight { run_state: State::Failed, may_pass: true, ..well() }, 60, None, true, ""),
             (
                 Sight {
                     health: Some(Health::Ready { version: None, suppressed: Some("telegram is kept off".into()) }),
@@ -610,6 +713,7 @@ mod tests {
             ),
             (Sight { health: Some(Health::Silent), ..well() }, 59, None, false, ""),
             (Sight { health: Some(Health::Silent), ..well() }, 60, Some(State::Failed), false, "no answer"),
+            (Sight { health: Some(Health::Silent), ..well() }, 600, Some(State::Failed), true, "no answer"),
             (Sight { health: Some(Health::Starting("db".into())), ..well() }, 60, Some(State::Failed), false, "(db)"),
             (hung(), 0, Some(State::Failed), true, "hangs"),
             (Sight { health: Some(failing()), ..well() }, 60, Some(State::Degraded), false, "telegram"),
@@ -624,8 +728,8 @@ mod tests {
             (Sight { disk: Some(DiskTrouble::ReadOnly), ..well() }, 600, Some(State::Degraded), false, "reboot"),
             (Sight { low: vec!["/".into()], ..well() }, 600, Some(State::Degraded), true, "less than 5 %"),
             (Sight { low: vec!["/mnt/d".into()], ..well() }, 600, Some(State::Degraded), false, "less than 5 %"),
-            (Sight { proxy: Some("no certificate".into()), ..well() }, 50, None, false, ""),
-            (Sight { proxy: Some("no certificate".into()), ..well() }, 60, Some(State::Degraded), false, "certificate"),
+            (Sight { proxy: Some("no certificate".into()), ..well() }, 20, None, false, ""),
+            (Sight { proxy: Some("no certificate".into()), ..well() }, 30, Some(State::Degraded), false, "certificate"),
             (
                 Sight { proxy: Some("it".into()), is_proxy_named: true, run_state: State::Degraded, ..well() },
                 600,
@@ -721,6 +825,45 @@ mod tests {
         let again = Sight { run: Some(SystemTime::UNIX_EPOCH), ..engine(EngineSight::Inactive) };
         for second in [715, 740, 1300] {
             assert_eq!(decide(&again, &mut memory, at(second)).start, None, "{second}: by hand");
+        }
+    }
+
+    #[test]
+    fn a_gateway_that_somebody_stopped_stays_so_when_the_engine_goes_down() {
+        let mut memory = Memory::default();
+        decide(&stopped(), &mut memory, at(0));
+        let failed = Sight { is_dpkg_busy: true, ..engine(EngineSight::Failed) };
+        for (second, sight) in
+            [(10, engine(EngineSight::Inactive)), (700, engine(EngineSight::Inactive)), (710, failed)]
+        {
+            let decision = decide(&sight, &mut memory, at(second));
+            assert_eq!(decision.start, None, "{second}");
+            assert!(decision.saying.is_none_or(|said| said.message.contains("reboot starts it")), "{second}");
+        }
+        decide(&well(), &mut memory, at(720));
+        for second in [730, 740] {
+            decide(&engine(EngineSight::Failed), &mut memory, at(second));
+        }
+        assert!(decide(&engine(EngineSight::Failed), &mut memory, at(750)).start.is_some(), "it ran again");
+    }
+
+    #[test]
+    fn a_gateway_that_is_not_well_is_told_within_ninety_seconds_of_its_last_good_answer() {
+        let silent = || Sight { health: Some(Health::Silent), ..well() };
+        let suppressed = Some("telegram".to_owned());
+        let kept_off = Sight { health: Some(Health::Ready { version: None, suppressed }), ..well() };
+        let mut memory = Memory::default();
+        // A look at a gateway that does not answer takes ten seconds.
+        for (second, sight, is_told) in [
+            (0, &well(), false),
+            (60, &silent(), false),
+            (80, &silent(), true),
+            (90, &kept_off, false),
+            (100, &kept_off, true),
+        ] {
+            let decision = decide(sight, &mut memory, at(second));
+            assert_eq!(decision.saying.is_some(), is_told, "{second}: {decision:?}");
+            assert!(is_told || second == 0 || decision.next == CONFIRM, "{second}: {decision:?}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
 use super::attributes::Believed;
-use super::decide::{DiskTrouble, EngineSight, Sight};
+use super::decide::{ContainerdSight, DiskTrouble, EngineSight, Sight};
 use super::orders::{Changes, Orders};
 use crate::clock;
 use crate::disk::mount;
@@ -64,12 +65,16 @@ impl Units {
         Ok(Self { boot, docker, containerd, shutdown })
     }
 
-    fn is_containerd_down(&self) -> bool {
-        self.containerd.load == "loaded" && is_down(&self.containerd)
+    fn containerd(&self) -> ContainerdSight {
+        match (self.containerd.load.as_str(), self.containerd.active.as_str()) {
+            ("loaded", "inactive") => ContainerdSight::Inactive,
+            ("loaded", "failed") => ContainerdSight::Failed,
+            _ => ContainerdSight::Up,
+        }
     }
 
     fn are_busy(&self) -> bool {
-        self.boot.is_busy() || self.docker.is_busy() || is_wanted(&self.shutdown)
+        self.boot.is_busy() || is_wanted(&self.shutdown)
     }
 }
 
@@ -100,10 +105,12 @@ impl<'a> Eyes<'a> {
             self.engine = None;
         }
         let is_at_work = units.are_busy() || is_locked(host)?;
-        match status.filter(|status| !is_at_work && status.result.is_some()) {
-            Some(status) => self.see(&units, &status, attributes, now).await,
-            None => Ok(Sight::busy()),
-        }
+        let Some(status) = status.filter(|status| !is_at_work && status.result.is_some()) else {
+            // What was silent before a run says nothing of what it leaves.
+            self.silence = Silence::default();
+            return Ok(Sight::busy());
+        };
+        self.see(&units, &status, attributes, now).await
     }
 
     /// How the machine is after the run that left `status`, even if another one is at work.
@@ -123,26 +130,32 @@ impl<'a> Eyes<'a> {
         let (host, orders) = (self.host, Orders::read(self.host).await?.unwrap_or_default());
         let (engine, container) = self.ask_engine(&units.docker).await;
         let health = match &container {
-            Some(Container::Alive { .. }) => self.health(&orders).await?,
+            Some(Container::Alive { at, .. }) => self.health(&orders, *at).await?,
             _ => None,
         };
+        // What was answered before the run read them is no news to it.
+        let news = attributes.filter(|believed| orders.read_at.is_none_or(|read| believed.at > read));
         let Changes { for_run: changed, for_boot, delay } =
-            attributes.map(|attributes| orders.changes(attributes, &status.boot_id)).unwrap_or_default();
+            news.map(|news| orders.changes(&news.attributes, &status.boot_id)).unwrap_or_default();
+        let result = status.result.as_ref().and_then(|result| result.known()).copied();
         let is_proxy_named = says(status, Code::ProxyFailed.name());
         Ok(Sight {
             run: Orders::left_at(host).await,
             run_state: status.words_of_the_run().state,
-            may_repair: may_repair(status),
+            may_pass: result.is_some_and(|result| matches!(result, RunResult::Failed(code) if !code.is_permanent())),
+            is_served_otherwise: result == Some(RunResult::Failed(Code::ConfigRefused)),
+            may_repair: may_repair(result),
             is_masked: units.boot.load == "masked",
             is_dpkg_busy: is_dpkg_busy(host),
-            is_hung: self.is_hung(container.as_ref(), health.as_ref(), now),
-            is_containerd_down: engine == EngineSight::Up && units.is_containerd_down(),
+            is_hung: self.is_hung(container.as_ref(), health.as_ref(), now, orders.ready_timeout),
+            containerd: if engine == EngineSight::Up { units.containerd() } else { ContainerdSight::Up },
             is_stopped_by_shield: host.path(STOPPED_BY_SHIELD).exists(),
             is_forwarding_off: docker::is_forwarding_off(host).await?,
+            has_lost_rules: engine == EngineSight::Up && docker::has_lost_rules(host),
             clock: clock::far_off(&self.metadata).map(clock::describe),
             is_unshielded: orders.is_shielded && !host.path(SHIELD_IN_FORCE).exists(),
             disk: disk(host, &orders).await?,
-            low: low(host, &orders, self.patience).await?,
+            low: low(host, &orders, self.patience).await,
             proxy: proxy(host, &orders).await,
             is_proxy_named,
             is_more_missing: says(status, NOT_LOADED) || orders.domain.is_none() && is_proxy_named,
@@ -159,9 +172,12 @@ impl<'a> Eyes<'a> {
 
     /// The engine, if systemd says that it runs, and its container.
     async fn ask_engine(&mut self, docker: &Unit) -> (EngineSight, Option<Container>) {
-        if docker.active != "active" {
-            let engine = if docker.active == "failed" { EngineSight::Failed } else { EngineSight::Inactive };
-            return (engine, None);
+        match docker.active.as_str() {
+            "active" => {}
+            // A gateway that takes longer to end than systemd waits makes that of a stop by hand.
+            "failed" if docker.result != "timeout" => return (EngineSight::Failed, None),
+            "inactive" | "failed" if !docker.has_job => return (EngineSight::Inactive, None),
+            _ => return (EngineSight::OnItsWay, None),
         }
         match tokio::time::timeout(self.patience, self.container()).await {
             Ok(Ok(container)) => (EngineSight::Up, Some(container)),
@@ -183,9 +199,9 @@ impl<'a> Eyes<'a> {
         Ok(container)
     }
 
-    /// What the gateway answers; one that says nothing in time is silent.
-    async fn health(&self, orders: &Orders) -> Result<Option<Health>> {
-        match tokio::time::timeout(self.patience, gateway_health(self.host, orders)).await {
+    /// What the gateway answers that is published there; one that says nothing in time is silent.
+    async fn health(&self, orders: &Orders, at: Option<SocketAddr>) -> Result<Option<Health>> {
+        match tokio::time::timeout(self.patience, gateway_health(self.host, orders, at)).await {
             Ok(health) => health,
             Err(_) => Ok(Some(Health::Silent)),
         }
@@ -201,13 +217,20 @@ impl<'a> Eyes<'a> {
         }
     }
 
-    fn is_hung(&mut self, container: Option<&Container>, health: Option<&Health>, now: Duration) -> bool {
+    /// Whether a gateway hangs whose start may take so long.
+    fn is_hung(
+        &mut self,
+        container: Option<&Container>,
+        health: Option<&Health>,
+        now: Duration,
+        start: Duration,
+    ) -> bool {
         let (up, cpu) = match container {
-            Some(Container::Alive { up, cpu }) => (*up, *cpu),
+            Some(Container::Alive { up, cpu, .. }) => (*up, *cpu),
             _ => (None, None),
         };
         self.silence.note(now, health == Some(&Health::Silent), cpu);
-        self.silence.is_hung(now, up)
+        self.silence.is_hung(now, up, start)
     }
 }
 
@@ -216,27 +239,24 @@ fn is_wanted(target: &Unit) -> bool {
     target.has_job || target.active == "active"
 }
 
-fn is_down(unit: &Unit) -> bool {
-    matches!(unit.active.as_str(), "inactive" | "failed")
-}
-
 fn is_locked(host: &Host) -> Result<bool> {
     Ok(RunLock::try_acquire(&host.path(LOCK))?.is_none())
 }
 
-/// A run that failed is not repeated; a repair that failed is, if that may help.
-fn may_repair(status: &Status) -> bool {
-    match status.result.as_ref().and_then(|result| result.known()) {
+/// What may pass is tried again; what will not is left to the operator.
+fn may_repair(result: Option<RunResult>) -> bool {
+    match result {
         // The gateway runs, with other settings than the operator's.
         Some(RunResult::Ready | RunResult::Failed(Code::ConfigRefused)) => true,
-        Some(RunResult::Failed(code)) => status.reason.is_some() && !code.is_permanent(),
+        Some(RunResult::Failed(code)) => !code.is_permanent(),
         None => false,
     }
 }
 
-async fn gateway_health(host: &Host, orders: &Orders) -> Result<Option<Health>> {
-    let (Some(config), Some((root, on_boot_disk))) = (orders.gateway(), &orders.data) else { return Ok(None) };
-    gateway::live::health(host, &DataDir::at(root, *on_boot_disk), &config).await.map(Some)
+async fn gateway_health(host: &Host, orders: &Orders, at: Option<SocketAddr>) -> Result<Option<Health>> {
+    let address = at.or_else(|| orders.published.map(SocketAddr::from));
+    let (Some(address), Some((root, on_boot_disk))) = (address, &orders.data) else { return Ok(None) };
+    gateway::live::health(host, &DataDir::at(root, *on_boot_disk), address).await.map(Some)
 }
 
 /// Whether a program holds a lock of dpkg's: it is asked about, not taken.
@@ -282,20 +302,19 @@ fn says(status: &Status, words: &str) -> bool {
 }
 
 /// The disks that are nearly full.
-async fn low(host: &Host, orders: &Orders, patience: Duration) -> Result<Vec<PathBuf>> {
+async fn low(host: &Host, orders: &Orders, patience: Duration) -> Vec<PathBuf> {
     let data = orders.data.iter().filter(|(_, on_boot_disk)| !on_boot_disk).map(|(root, _)| root.clone());
     let places: Vec<PathBuf> = [PathBuf::from("/")].into_iter().chain(data).collect();
     let mut low = Vec::new();
     for place in places {
         // A disk that does not answer keeps its thread, not the watcher.
         let asked = tokio::time::timeout(patience, room::is_below(host, &place, room::LOW_PERCENT)).await;
-        let asked = asked.with_context(|| format!("asking for the room left in {}", place.display()))?;
         // What cannot be asked is not low.
-        if asked.unwrap_or(false) {
+        if matches!(asked, Ok(Ok(true))) {
             low.push(place);
         }
     }
-    Ok(low)
+    low
 }
 
 #[cfg(test)]
@@ -307,19 +326,15 @@ mod tests {
     use crate::report::RunResult;
 
     #[test]
-    fn a_run_that_failed_is_left_to_its_operator_and_a_repair_may_be_repeated() {
-        let reason = || Some("the container is gone".to_owned());
-        for (result, reason, expected) in [
-            (Some(RunResult::Ready), None, true),
-            (Some(RunResult::Ready), reason(), true),
-            (Some(RunResult::Failed(Code::ImagePullFailed)), None, false),
-            (Some(RunResult::Failed(Code::ImagePullFailed)), reason(), true),
-            (Some(RunResult::Failed(Code::ConfigInvalid)), reason(), false),
-            (Some(RunResult::Failed(Code::ConfigRefused)), None, true),
-            (None, reason(), false),
+    fn a_run_that_failed_is_repeated_unless_it_is_left_to_its_operator() {
+        for (result, expected) in [
+            (Some(RunResult::Ready), true),
+            (Some(RunResult::Failed(Code::ImagePullFailed)), true),
+            (Some(RunResult::Failed(Code::ConfigInvalid)), false),
+            (Some(RunResult::Failed(Code::ConfigRefused)), true),
+            (None, false),
         ] {
-            let status = Status { result: result.map(Into::into), reason, ..Status::default() };
-            assert_eq!(may_repair(&status), expected, "{status:?}");
+            assert_eq!(may_repair(result), expected, "{result:?}");
         }
     }
 

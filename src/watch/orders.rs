@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::config::{self, ApplyChoice, Config, GatewayConfig, keys};
+use crate::config::{self, ApplyChoice, Config, keys};
 use crate::host::Host;
 use crate::metadata::Attributes;
 use crate::paths::WATCH_ORDERS;
@@ -22,6 +23,9 @@ pub struct Orders {
     pub(super) is_on: bool,
     /// The attributes that the run has read: their values as digests.
     pub(super) attributes: BTreeMap<String, String>,
+    /// When.
+    #[serde(default)]
+    pub(super) read_at: Option<Timestamp>,
     /// The keys that the instance itself had then.
     #[serde(default)]
     own: BTreeSet<String>,
@@ -33,6 +37,9 @@ pub struct Orders {
     #[serde(default)]
     origin: Option<String>,
     pub(super) is_shielded: bool,
+    /// How long a start of the gateway may take.
+    #[serde(default)]
+    pub(super) ready_timeout: Duration,
     /// Where the state is, once the run has opened it, and whether that is the boot disk.
     pub(super) data: Option<(PathBuf, bool)>,
 }
@@ -42,11 +49,13 @@ impl Default for Orders {
         Self {
             is_on: true,
             attributes: BTreeMap::new(),
+            read_at: None,
             own: BTreeSet::new(),
             published: None,
             domain: None,
             origin: None,
             is_shielded: false,
+            ready_timeout: Duration::ZERO,
             data: None,
         }
     }
@@ -78,6 +87,7 @@ impl Orders {
     pub async fn leave_attributes(host: &Host, attributes: &Attributes) -> Result<()> {
         Self::change(host, |orders| {
             orders.attributes = digests(&attributes.values);
+            orders.read_at = Some(Timestamp::now());
             orders.own.clone_from(&attributes.own);
         })
         .await
@@ -91,6 +101,7 @@ impl Orders {
             orders.domain = config.domain.as_ref().map(|domain| domain.name.clone());
             orders.origin = config.gateway.ingress.as_ref().map(|ingress| ingress.origin.clone());
             orders.is_shielded = config.gateway.metadata_access.is_shielded();
+            orders.ready_timeout = config.gateway.ready_timeout;
         })
         .await
     }
@@ -112,11 +123,6 @@ impl Orders {
             tokio::fs::rename(&new, path).await
         };
         written.await.with_context(|| format!("writing {WATCH_ORDERS}"))
-    }
-
-    /// How the gateway is reached.
-    pub(super) fn gateway(&self) -> Option<GatewayConfig> {
-        self.published.map(|(bind, port)| GatewayConfig { port, bind, ..GatewayConfig::default() })
     }
 
     /// What the run has not read, as far as it is to be applied between two boots.
@@ -244,7 +250,7 @@ mod tests {
         Orders::leave_config(&host, &config).await?;
         assert!(!Orders::are_on(&host).await);
         let orders = Orders::read(&host).await?.context("they are there")?;
-        assert_eq!(orders.gateway().map(|gateway| gateway.port), Some(7));
+        assert_eq!(orders.published.map(|(_, port)| port), Some(7));
         assert_eq!(orders.attributes.len(), 2, "the rest stays");
         Ok(())
     }

@@ -86,7 +86,7 @@ fn engine_down_in_an_upgrade(rig: &Rig) -> Result<()> {
 fn engine_stopped_by_hand(rig: &Rig) -> Result<()> {
     let before = runs(rig)?;
     rig.shell("systemctl stop docker")?;
-    becomes(rig, "stopped", "a run starts it at", TRUTH)?;
+    becomes(rig, "stopped", "a run sees to it at", TRUTH)?;
     thread::sleep(Duration::from_secs(15));
     ensure!(rig.shell("systemctl is-active docker || true")? == "inactive", "the engine was started");
     ensure!(runs(rig)? == before, "a run was started");

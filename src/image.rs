@@ -18,7 +18,8 @@ mod registries;
 mod source;
 
 use std::fmt::Display;
-use std::time::Duration;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use bollard::models::ImageInspect;
@@ -38,8 +39,23 @@ use choice::{Desired, Source};
 pub use prune::{is_wanted as is_prune_wanted, prune, unused};
 use registries::Registries;
 
-/// How long the whole stage may take (the design's deadline).
-const STAGE_DEADLINE: Duration = Duration::from_secs(30 * 60);
+/// How long the whole stage may take.
+const PATIENCE: Patience = Patience {
+    deadline: Duration::from_secs(30 * 60),
+    stall: Duration::from_secs(10 * 60),
+    longest: Duration::from_secs(3 * 3600),
+};
+
+/// How long work may take.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// Unless it gets on.
+    deadline: Duration,
+    /// It gets on while it says something new within this time, as on a disk that writes 1.5 MB/s.
+    stall: Duration,
+    /// However it gets on.
+    longest: Duration,
+}
 
 /// The pause before each try of what may fail for the moment.
 const RETRY_BACKOFF: [Duration; 3] = [Duration::ZERO, Duration::from_secs(3), Duration::from_secs(12)];
@@ -109,10 +125,28 @@ pub async fn ensure(
             images.ensure_layer(&base, version, &config.extras).await
         }
     };
-    tokio::time::timeout(STAGE_DEADLINE, work)
-        .await
-        .map_err(|_| anyhow!("the image was not there after {} minutes", STAGE_DEADLINE.as_secs() / 60))
-        .classify(late, format!("Check the VM's way to the registry, then run `{RUN_AGAIN}`."))?
+    let (begun, remedy) = (Instant::now(), format!("Check the VM's way to the registry, then run `{RUN_AGAIN}`."));
+    let ended = while_it_gets_on(host, PATIENCE, work).await;
+    ended
+        .ok_or_else(|| anyhow!("the image was not there after {} minutes", begun.elapsed().as_secs() / 60))
+        .classify(late, remedy)?
+}
+
+/// What `work` ends with; `None` when it is late and does not get on.
+async fn while_it_gets_on<T>(host: &Host, patience: Patience, work: impl Future<Output = T>) -> Option<T> {
+    let Patience { deadline, stall, longest } = patience;
+    let (begun, mut work, mut said) = (Instant::now(), pin!(work), None);
+    loop {
+        if let Ok(ended) = tokio::time::timeout(stall, &mut work).await {
+            return Some(ended);
+        }
+        let (elapsed, says) = (begun.elapsed(), host.ledger().borrow().progress.clone());
+        if elapsed >= longest || elapsed >= deadline && says == said {
+            return None;
+        }
+        said = says;
+        host.extend_deadline((elapsed + stall).saturating_sub(deadline));
+    }
 }
 
 impl Image {
@@ -192,6 +226,38 @@ async fn find(engine: &Engine, reference: &ImageReference) -> Result<Option<Imag
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stage::{Stage, within};
+
+    #[tokio::test]
+    async fn work_that_gets_on_may_take_longer() -> Result<()> {
+        let millis = Duration::from_millis;
+        let patience = Patience { deadline: millis(300), stall: millis(100), longest: millis(900) };
+        // For how long it says something new, when it ends, and whether that is waited for.
+        for (speaks, ends, expected) in
+            [(0, 50, true), (0, 250, true), (0, 5000, false), (700, 600, true), (5000, 5000, false)]
+        {
+            let host = Host::new("/");
+            let speaking = async {
+                for step in 0..speaks / 20 {
+                    host.progress(step.to_string());
+                    tokio::time::sleep(millis(20)).await;
+                }
+                std::future::pending().await
+            };
+            let work = async {
+                tokio::select! {
+                    () = tokio::time::sleep(millis(ends)) => (),
+                    () = speaking => (),
+                }
+                anyhow::Ok(())
+            };
+            let ended = within(Stage::Image, while_it_gets_on(&host, patience, work)).await;
+            assert_eq!(ended.is_some(), expected, "{speaks} {ends}");
+            let extension = host.ledger().borrow().extension;
+            assert!(speaks == 0 || extension > millis(200), "{speaks} {ends}: {extension:?}");
+        }
+        Ok(())
+    }
 
     #[test]
     fn the_version_is_read_from_the_label_then_from_the_tag() -> Result<()> {

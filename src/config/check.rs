@@ -126,10 +126,12 @@ pub(super) fn port(value: &str) -> Checked<u16> {
 
 /// An `http://` or `https://` URL. Credentials would be readable in the metadata, so there are none.
 ///
-/// The parser alone would take `https:host` and `http:///host`, too.
+/// The parser alone would take `https:host`, `http:///host` and a host with escapes, too.
 fn web_url(value: &str) -> Option<reqwest::Url> {
     let rest = value.strip_prefix("http://").or_else(|| value.strip_prefix("https://"))?;
-    if rest.starts_with(['/', '\\']) || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let is_strange = rest.starts_with(['/', '\\']) || host.contains('%');
+    if is_strange || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
         return None;
     }
     let url = reqwest::Url::parse(value).ok()?;
@@ -595,6 +597,8 @@ mod tests {
                 "http:///a",
                 "https:a",
                 "//a",
+                "https://a%41.example/",
+                "https://n.eaMplxamplcD%DDDl%%%/",
             ],
         );
         assert!(download_url("http:///a").is_err() && download_url("https://a/?signature=x").is_ok());

@@ -205,7 +205,10 @@ impl PullFailure {
 struct Layers {
     /// Downloaded and whole size in bytes.
     downloads: HashMap<String, (i64, i64)>,
-    extracting: bool,
+    /// How much of it is unpacked, in bytes.
+    unpacked: HashMap<String, i64>,
+    /// For how many seconds the slowest is being unpacked: what containerd's store counts.
+    seconds: i64,
 }
 
 impl Layers {
@@ -221,7 +224,11 @@ impl Layers {
                     *current = *total;
                 }
             }
-            ("Extracting", _) => self.extracting = true,
+            ("Extracting", Some((bytes, _))) => drop(self.unpacked.insert(id.clone(), bytes)),
+            ("Extracting", None) => {
+                let seconds = detail.and_then(|detail| detail.current).unwrap_or_default();
+                self.seconds = self.seconds.max(seconds).max(1);
+            }
             _ => return false,
         }
         true
@@ -232,8 +239,12 @@ impl fmt::Display for Layers {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sum = |part: fn(&(i64, i64)) -> i64| self.downloads.values().map(part).sum::<i64>();
         let (current, total) = (sum(|layer| layer.0), sum(|layer| layer.1));
-        if self.extracting && current >= total {
-            return out.write_str("unpacking");
+        if current >= total && self.seconds > 0 {
+            return write!(out, "unpacking, {} s", self.seconds);
+        }
+        if current >= total && !self.unpacked.is_empty() {
+            let unpacked = self.unpacked.values().sum::<i64>();
+            return write!(out, "unpacking, {} of {} MB", unpacked / MEGABYTE, total / MEGABYTE);
         }
         let percent = current.saturating_mul(100).checked_div(total).unwrap_or(0);
         write!(out, "{} of {} MB ({percent} %)", current / MEGABYTE, total / MEGABYTE)
@@ -297,6 +308,10 @@ mod tests {
         assert!(layers.note(&message("a", "Extracting", Some((1, 2)))));
         assert_eq!(layers.to_string(), "110 of 400 MB (27 %)");
         assert!(layers.note(&message("b", "Download complete", None)));
-        assert_eq!(layers.to_string(), "unpacking");
+        assert_eq!(layers.to_string(), "unpacking, 0 of 400 MB");
+        assert!(layers.note(&message("b", "Extracting", Some((70_000_000, 300_000_000)))));
+        assert_eq!(layers.to_string(), "unpacking, 70 of 400 MB");
+        assert!(layers.note(&message("b", "Extracting", None)));
+        assert_eq!(layers.to_string(), "unpacking, 1 s");
     }
 }

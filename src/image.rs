@@ -242,7 +242,7 @@ mod tests {
                     host.progress(step.to_string());
                     tokio::time::sleep(millis(20)).await;
                 }
-                std::future::pending().await
+                std::future::pending::<()>().await;
             };
             let work = async {
                 tokio::select! {

@@ -388,6 +388,32 @@ const NUMBERS: [(&str, &str, &str, &str); 29] = [
     ("docs/failures.md", "One run may take 55 minutes", "src/bootstrap.rs", "RUN_DEADLINE: Duration = Duration::from_secs(55 * 60)"),
 ];
 
+/// The units, and how open `systemd-analyze security` may find them, in tenths. The page has the same.
+const UNITS: [(&str, u32); 6] = [
+    ("src/identity/openclaw-identity.service", 15),
+    ("src/proxy/openclaw-proxy.service", 40),
+    ("src/install/openclaw-watch.service", 55),
+    ("src/shield/openclaw-shield.service", 56),
+    ("src/install/openclaw-init.service", 96),
+    ("src/install/openclaw-gateway-stop.service", 96),
+];
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test starts a program of its own")]
+fn the_units_are_as_closed_as_the_page_says() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("SECURITY.md")).expect("it is there");
+    for (unit, tenths) in UNITS {
+        let mut analyze = std::process::Command::new("systemd-analyze");
+        analyze.args(["security", "--offline=true", &format!("--threshold={tenths}")]).arg(root.join(unit));
+        let output = analyze.output().expect("the gate needs systemd-analyze");
+        assert!(output.status.success(), "{unit}: {}", String::from_utf8_lossy(&output.stdout));
+        let name = Path::new(unit).file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let level = format!("{}.{}", tenths / 10, tenths % 10);
+        assert!(page.contains(&level) && page.contains(&format!("`{name}`")), "{name} {level}");
+    }
+}
+
 #[test]
 fn numbers_in_the_pages_are_those_of_the_code() {
     let read = |page: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).expect("it is there");

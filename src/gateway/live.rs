@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::dotenv::{EnvFile, PASSWORD_VARIABLE, TOKEN_VARIABLE};
 use super::openclaw_json::INNER_PORT;
 use super::probe::{Health, Probe};
-use super::silence::cpu_time;
+use super::silence::{Work, work};
 use super::{NAME, bindings, has_no_endpoint, in_container, inspect, secrets};
 use crate::docker::Engine;
 use crate::host::Host;
@@ -32,8 +32,8 @@ pub enum Container {
     Alive {
         /// For how long.
         up: Option<Duration>,
-        /// The time that processors have worked for it.
-        cpu: Option<Duration>,
+        /// What it has done since it started.
+        work: Option<Work>,
         /// Where it is published.
         at: Option<SocketAddr>,
     },
@@ -46,7 +46,7 @@ pub async fn container(host: &Host, engine: &Engine) -> Result<Container> {
         Container::Alive { up, .. } => {
             let process = found.state.and_then(|state| state.pid).unwrap_or_default();
             let at = bindings(found.host_config).remove(&in_container(INNER_PORT));
-            Container::Alive { up, cpu: cpu_time(host, process).await, at }
+            Container::Alive { up, work: work(host, process).await, at }
         }
         container => container,
     })
@@ -67,7 +67,7 @@ fn judge(found: &ContainerInspectResponse) -> Container {
         Status::RUNNING | Status::RESTARTING => {
             let started: Option<Timestamp> = state.started_at.and_then(|at| at.parse().ok());
             let up = started.map(|at| Timestamp::now().duration_since(at));
-            Container::Alive { up: up.and_then(|up| up.try_into().ok()), cpu: None, at: None }
+            Container::Alive { up: up.and_then(|up| up.try_into().ok()), work: None, at: None }
         }
         Status::DEAD => Container::Broken("it is dead".to_owned()),
         // Only an engine that could not start it notes an error.
@@ -102,7 +102,7 @@ mod tests {
             }),
             ..Default::default()
         };
-        let alive = Container::Alive { up: None, cpu: None, at: None };
+        let alive = Container::Alive { up: None, work: None, at: None };
         for (status, error, ports, expected) in [
             (Status::RUNNING, "", 1, alive.clone()),
             (Status::RUNNING, "", 0, Container::CutOff),

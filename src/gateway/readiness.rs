@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use super::failure::{Ends, Failure};
 use super::openclaw_json::INNER_PORT;
 use super::probe::{Health, Probe};
-use super::silence::{Silence, cpu_time};
+use super::silence::{Silence, work};
 use super::{Gateway, NAME, STOP_SECONDS, Secrets, bindings, in_container, inspect, logs, processes, stop_container};
 use crate::config::DEFAULT_READY_TIMEOUT;
 use crate::docker::Engine;
@@ -145,8 +145,8 @@ impl<'a> Wait<'a> {
     /// Whether the gateway hangs, and a restart is left.
     async fn is_hung(&mut self, state: &ContainerState, health: &Health) -> bool {
         let (now, is_silent) = (self.begun.elapsed(), *health == Health::Silent);
-        let cpu = if is_silent { cpu_time(self.gateway.host, state.pid.unwrap_or_default()).await } else { None };
-        self.silence.note(now, is_silent, cpu);
+        let done = if is_silent { work(self.gateway.host, state.pid.unwrap_or_default()).await } else { None };
+        self.silence.note(now, is_silent, done);
         let started: Option<Timestamp> = state.started_at.as_ref().and_then(|at| at.parse().ok());
         let up = started.and_then(|at| Timestamp::now().duration_since(at).try_into().ok());
         // A container that was started since is not the one that hung.

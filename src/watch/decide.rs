@@ -598,7 +598,7 @@ mod tests {
         Sight {
             run_state: State::Ready,
             may_repair: true,
-            container: Some(Container::Alive { up: None, cpu: None, at: None }),
+            container: Some(Container::Alive { up: None, work: None, at: None }),
             health: Some(Health::Ready { version: None, suppressed: None }),
             ..Sight::default()
         }

@@ -225,11 +225,11 @@ impl<'a> Eyes<'a> {
         now: Duration,
         start: Duration,
     ) -> bool {
-        let (up, cpu) = match container {
-            Some(Container::Alive { up, cpu, .. }) => (*up, *cpu),
+        let (up, work) = match container {
+            Some(Container::Alive { up, work, .. }) => (*up, *work),
             _ => (None, None),
         };
-        self.silence.note(now, health == Some(&Health::Silent), cpu);
+        self.silence.note(now, health == Some(&Health::Silent), work);
         self.silence.is_hung(now, up, start)
     }
 }

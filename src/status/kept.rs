@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::docker::{Engine, SOCKET};
+use crate::docker::{self, Engine, SOCKET};
 use crate::gateway;
 use crate::host::Host;
 use crate::image;
 use crate::paths::MKFS_UNDO;
 use crate::state::{self, room};
+use crate::systemd;
 use crate::text::size;
 
 /// How long a tree may be measured, or the engine asked.
@@ -36,7 +37,7 @@ impl fmt::Display for Kept {
 
 /// All that is known of it. What cannot be asked is left out.
 pub(super) async fn find(host: &Host) -> Vec<Kept> {
-    let (files, images) = tokio::join!(files(host), tokio::time::timeout(TIMEOUT, images()));
+    let (files, images) = tokio::join!(files(host), tokio::time::timeout(TIMEOUT, images(host)));
     let images = images.unwrap_or_else(|late| Err(late.into()));
     let mut kept = Vec::new();
     for found in [files, images] {
@@ -71,7 +72,11 @@ async fn measure(host: &Host, path: &Path) -> Option<u64> {
     measured.ok()?.map_err(|error| tracing::debug!("{error:#}")).ok().map(|size| size.bytes)
 }
 
-async fn images() -> Result<Vec<Kept>> {
+async fn images(host: &Host) -> Result<Vec<Kept>> {
+    // To ask an engine that somebody stopped would start it.
+    if !systemd::is_active(host, docker::UNIT).await? {
+        return Ok(Vec::new());
+    }
     let engine = Engine::connect(SOCKET).await?;
     let (image, container) = gateway::image_and_kept(&engine).await?;
     let mut kept: Vec<Kept> =

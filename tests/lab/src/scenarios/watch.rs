@@ -29,6 +29,7 @@ pub(super) fn what_happens_between_boots(rig: &Rig) -> Result<()> {
     rig.shell("systemctl is-active openclaw-watch")?;
     killed_and_not_forwarded(rig).context("a killed gateway, and forwarding off")?;
     removed(rig).context("a removed container")?;
+    rules_flushed(rig).context("flushed rules")?;
     engine_down_in_an_upgrade(rig).context("an engine that an upgrade stopped")?;
     engine_stopped_by_hand(rig).context("an engine that somebody stopped")?;
     stopped_by_hand(rig).context("a gateway that somebody stopped")?;
@@ -70,6 +71,18 @@ fn removed(rig: &Rig) -> Result<()> {
     ensure!(reason(rig)?.contains("container is gone"), "the run's reason is {}", reason(rig)?);
     ensure!(runs(rig)? == before + 1, "{} runs instead of one", runs(rig)? - before);
     rig.shell("nft list table inet openclaw_init").map(drop)
+}
+
+/// With them goes the engine's own way to the internet, which it makes when it starts.
+fn rules_flushed(rig: &Rig) -> Result<()> {
+    let before = runs(rig)?;
+    rig.shell("nft flush ruleset")?;
+    heals(rig, "nft list table ip nat | grep -qi masquerade && nft list table inet openclaw_init")?;
+    heals(rig, "curl -fsS http://127.0.0.1:18789/readyz")?;
+    becomes(rig, "ready", "", TRUTH)?;
+    ensure!(reason(rig)?.contains("packet filter"), "the run's reason is {}", reason(rig)?);
+    ensure!(runs(rig)? == before + 1, "{} runs instead of one", runs(rig)? - before);
+    Ok(())
 }
 
 fn engine_down_in_an_upgrade(rig: &Rig) -> Result<()> {

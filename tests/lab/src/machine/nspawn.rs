@@ -180,6 +180,8 @@ fn nspawn<'a>(lab: &Lab, spec: &Spec, disks: impl Iterator<Item = &'a Path>) -> 
     let mut command = Command::new("systemd-nspawn");
     command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "1");
     command.args(["--boot", "--quiet", "--register=no", "--keep-unit", "--capability=all", "--console=read-only"]);
+    // The kernel has one clock for all machines: it is nobody's to set here.
+    command.arg("--drop-capability=CAP_SYS_TIME");
     command.args(["--resolv-conf=off", "--timezone=off", "--link-journal=no"]);
     command.arg("--directory").arg(lab.root());
     command.arg(format!("--machine={}", lab.machine())).arg(format!("--hostname={}", lab.name()));

@@ -40,6 +40,8 @@ struct Release {
     wants_doctor: bool,
     /// How it ends twice, as if a database took too long to read from a cold disk.
     ends_cold: Option<u8>,
+    /// For how long its start does nothing that anybody sees, in seconds.
+    takes: u64,
     /// What it loads.
     plugins: &'static [&'static str],
 }
@@ -50,16 +52,18 @@ const GOOD: Release = Release {
     starts: true,
     wants_doctor: false,
     ends_cold: None,
+    takes: 0,
     plugins: &["openai", "pigeon"],
 };
 
-const RELEASES: [Release; 7] = [
+const RELEASES: [Release; 8] = [
     GOOD,
     Release { version: "0.1.2", schema: 2, ..GOOD },
     Release { version: "0.1.3", schema: 2, wants_doctor: true, ..GOOD },
     Release { version: "0.1.4", schema: 2, ends_cold: Some(1), ..GOOD },
     Release { version: "0.1.5", schema: 2, ends_cold: Some(REFUSED), ..GOOD },
     Release { version: "0.1.6", schema: 2, plugins: &["openai"], ..GOOD },
+    Release { version: "0.1.7", schema: 2, takes: 400, ..GOOD },
     Release { version: "0.1.66", schema: 2, starts: false, ..GOOD },
 ];
 
@@ -165,6 +169,7 @@ fn gateway(release: Release, options: &[&str]) -> Result<()> {
         eprintln!("[gateway] the check of the databases did not end in time");
         std::process::exit(code.into());
     }
+    thread::sleep(Duration::from_secs(release.takes));
     let port = option("--port").unwrap_or("18789").parse().context("reading --port")?;
     http::serve(lan, port, release, token)?;
     let plugins = release.plugins;

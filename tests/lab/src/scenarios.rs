@@ -99,6 +99,7 @@ pub(crate) const LONG: &[Scenario] = &[
     ("own-address", domain::conversation_at_the_gateways_own_address),
     ("modes-in-browser", domain::every_mode_in_a_browser),
     ("watch-hung", watch::a_gateway_that_hangs_is_restarted),
+    ("slow-start", updates::a_slow_start_is_waited_for),
     ("evil", evil::plays_for_ten_minutes),
     ("shield-13", shield::on_debian_13),
     ("sweep-first-boot", cuts::all_of_a_first_boot),

@@ -27,10 +27,12 @@ pub const WANTS_DOCTOR: &str = "0.1.3";
 pub const COLD: [&str; 2] = ["0.1.4", "0.1.5"];
 /// A good version with schema 2 that does not load the plugin `pigeon`, as all others do.
 pub const WITHOUT_PLUGIN: &str = "0.1.6";
+/// A good version with schema 2 that starts for 400 seconds without a sign of life.
+pub const SLOW: &str = "0.1.7";
 /// A version that brings the state to schema 2 and then never becomes ready.
 pub const NEVER_READY: &str = "0.1.66";
 
-const VERSIONS: [&str; 7] = [FIRST, SECOND, WANTS_DOCTOR, COLD[0], COLD[1], WITHOUT_PLUGIN, NEVER_READY];
+const VERSIONS: [&str; 8] = [FIRST, SECOND, WANTS_DOCTOR, COLD[0], COLD[1], WITHOUT_PLUGIN, SLOW, NEVER_READY];
 
 /// All that determines the program.
 const SOURCES: [&str; 5] = [

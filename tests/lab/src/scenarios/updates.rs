@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 
 use super::rig::{CommandOutput, Rig};
-use super::{evil, gateway_cli};
+use super::{evil, gateway_cli, watch};
 use crate::cloud::fake_gateway;
 use crate::cloud::images::{GATEWAY_VERSION, OLDER_GATEWAY_VERSION};
 
@@ -124,6 +124,25 @@ pub(super) fn broken_versions_are_undone(rig: &Rig) -> Result<()> {
     begins_anew_at_every_boot(rig).context("a writable container")?;
     gateway_cli::runs_whatever_the_gateway_does(rig).context("the gateway's own commands")?;
     evil::harms_nobody(rig).context("an evil gateway")
+}
+
+/// A start that may take long is waited for, by the run and by the watcher: it is neither hung nor undone.
+pub(super) fn a_slow_start_is_waited_for(rig: &Rig) -> Result<()> {
+    let first = format!("openclaw-version={}", fake_gateway::FIRST);
+    rig.up(&["--attr", &first, "--attr", "openclaw-ready-timeout=10m"])?;
+    init(rig, 0, &["update", "--to", fake_gateway::SLOW])?.has(&["updated OpenClaw"])?;
+    runs(rig, fake_gateway::SLOW)?;
+    // The engine starts it again, and a watcher alone looks on: at 300 s it would be called hung.
+    let before = watch::runs(rig)?;
+    rig.shell("docker restart --time 5 openclaw-gateway")?;
+    let ready = "for i in $(seq 500); do curl -fsS http://127.0.0.1:18789/readyz && exit 0; sleep 1; done; exit 1";
+    rig.shell(ready)?;
+    ensure!(watch::runs(rig)? == before, "the watcher has started a run");
+    let started = "docker inspect -f '{{.RestartCount}} {{.State.StartedAt}}' openclaw-gateway";
+    let started = rig.shell(started)?;
+    rig.boot(0)?.has(&["changes=0"])?;
+    ensure!(started.starts_with('0'), "it was started again: {started}");
+    Ok(())
 }
 
 /// What a version does not load any more is named, and undoes the update unless the operator takes the loss; then the

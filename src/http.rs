@@ -65,6 +65,12 @@ pub fn metadata_client() -> Result<Client> {
     nearby().tls_certs_only([]).build().context("building the metadata server's HTTP client")
 }
 
+/// A client for what listens at a socket of this machine; the host in a URL counts for nothing.
+pub fn socket_client(socket: &str) -> Result<Client> {
+    install_crypto_provider();
+    nearby().tls_certs_only([]).unix_socket(socket).build().context("building an HTTP client for a socket")
+}
+
 /// A client's settings for a server that is reached directly, and at once if at all.
 fn nearby() -> ClientBuilder {
     Client::builder().no_proxy().redirect(redirect::Policy::none()).connect_timeout(METADATA_CONNECT_TIMEOUT)

@@ -6,11 +6,10 @@ mod fake_engine;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use axum::http::{HeaderMap, HeaderValue};
+use fake_engine::{FakeEngine, says};
 use openclaw_init::docker::Engine;
 use openclaw_init::error::{Code, code_of};
-use serde_json::Value;
-
-use fake_engine::{FakeEngine, says};
 
 /// A fake engine with a directory of its own.
 struct Fixture {
@@ -19,9 +18,9 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn start(version: Value) -> Result<Self> {
+    fn start(head: HeaderMap) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let engine = FakeEngine::start(directory.path(), &directory.path().join("docker.sock"), version)?;
+        let engine = FakeEngine::start(directory.path(), &directory.path().join("docker.sock"), head)?;
         Ok(Self { directory, engine })
     }
 
@@ -35,31 +34,39 @@ fn socket(directory: &Path) -> String {
 }
 
 #[tokio::test]
-async fn every_request_carries_the_negotiated_version() -> Result<()> {
-    for api in ["1.41", "1.47"] {
-        let fake = Fixture::start(says("28.5.2", api, "Engine"))?;
+async fn one_ping_tells_the_version_that_every_request_carries() -> Result<()> {
+    // The second one is newer than what is spoken here.
+    for (api, spoken) in [("1.41", "1.41"), ("1.99", "1.53"), ("1.47", "1.47")] {
+        let fake = Fixture::start(says("28.5.2", api))?;
         let engine = fake.connect().await?;
         assert!(engine.buildkit);
         engine.client.ping().await?;
-        let prefix = format!("GET /v{api}/");
-        let requests = fake.engine.requests();
-        // The first two are the negotiation itself.
-        assert!(requests.len() > 2 && requests[2..].iter().all(|line| line.starts_with(&prefix)), "{requests:?}");
+        assert_eq!(fake.engine.requests(), ["GET /_ping".to_owned(), format!("GET /v{spoken}/_ping")]);
     }
     Ok(())
 }
 
 #[tokio::test]
 async fn an_engine_that_cannot_be_used_is_refused() -> Result<()> {
-    for (version, api, component, wanted) in [
-        ("19.03.15", "1.40", "Engine", "speaks API 1.40, needed is 1.41"),
-        ("4.3.1", "1.41", "Podman Engine", "Podman Engine 4.3.1 answers"),
+    let mut podman = says("4.3.1", "1.41");
+    podman.insert("server", HeaderValue::from_static("Libpod/4.3.1 (linux)"));
+    podman.insert("libpod-api-version", HeaderValue::from_static("4.3.1"));
+    for (head, wanted) in [
+        (says("19.03.15", "1.40"), "Docker 19.03.15 speaks API 1.40, needed is 1.41"),
+        (podman, "Podman 4.3.1 answers"),
     ] {
-        let refused = Fixture::start(says(version, api, component))?.connect().await;
+        let refused = Fixture::start(head)?.connect().await;
         let error = refused.err().context("an unusable engine was accepted")?;
         assert_eq!(code_of(&error), Code::DockerUnusable);
         assert!(format!("{error:#}").contains(wanted), "{error:#}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_names_no_api_is_no_engine() -> Result<()> {
+    let error = Fixture::start(HeaderMap::new())?.connect().await.err().context("it was accepted")?;
+    assert_eq!(code_of(&error), Code::Internal);
     Ok(())
 }
 

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use bollard::{API_DEFAULT_VERSION, Docker};
+use bollard::{API_DEFAULT_VERSION, ClientVersion, Docker};
 
 use crate::error::{Classify, Code, RUN_AGAIN};
 use crate::failpoint;
+use crate::http::{self, Answer, Limit};
 
 /// Where the engine listens.
 pub const SOCKET: &str = "/run/docker.sock";
@@ -16,6 +17,9 @@ const MINIMUM_API: (usize, usize) = (1, 41);
 
 /// How long a request may wait for its answer to begin: above the longest grace of a stop.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Of the body of a ping's answer, whose head is what is read.
+const MAX_PING_BYTES: u64 = 1024;
 
 /// A running engine that answered a ping and speaks at least the API version that we need.
 #[derive(Debug, Clone)]
@@ -27,32 +31,41 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Connects to the engine behind `socket`: ping, API version, version prefix on all requests.
+    /// Connects to the engine behind `socket`: one ping, the API that both speak, its version prefix on all requests.
     ///
     /// An engine that is too old, or is not Docker's, is a [`Code::DockerUnusable`]. One that does not answer is an
     /// unclassified error, since it may yet be started.
     pub async fn connect(socket: &str) -> Result<Self> {
-        let timeout = ANSWER_TIMEOUT.as_secs();
-        let client =
-            async { Docker::connect_with_unix(socket, timeout, API_DEFAULT_VERSION)?.negotiate_version().await };
-        let client = client.await.with_context(|| format!("connecting to the engine at {socket}"))?;
-        let found = client.version().await.context("asking the engine for its version")?;
-        let components = found.components.unwrap_or_default().into_iter().map(|component| component.name);
-        let version = found.version.unwrap_or_default();
-        let api = client.client_version();
-        let api = (api.major_version, api.minor_version);
-        check(&version, api, components)?;
+        let request = http::socket_client(socket)?.get("http://docker/_ping");
+        let answer = http::send(request, Limit { time: ANSWER_TIMEOUT, bytes: MAX_PING_BYTES }).await;
+        let answer =
+            answer.and_then(Answer::success).with_context(|| format!("connecting to the engine at {socket}"))?;
+        // The head of every answer says what it is. Asked for `/version`, the engine starts two programs.
+        let head = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
+        let api = head("api-version").and_then(parse_api).context("the engine does not say which API it speaks")?;
+        check(head("server").unwrap_or_default(), api, head("libpod-api-version"))?;
 
-        let client = with_failpoints_and_version(client, api);
-        client.ping().await.context("pinging the engine")?;
-        Ok(Self { client, buildkit: found.os.as_deref() == Some("linux") })
+        let (major_version, minor_version) =
+            api.min((API_DEFAULT_VERSION.major_version, API_DEFAULT_VERSION.minor_version));
+        let version = ClientVersion { major_version, minor_version };
+        let client = Docker::connect_with_unix(socket, ANSWER_TIMEOUT.as_secs(), &version)
+            .with_context(|| format!("preparing requests to {socket}"))?;
+        let client = with_failpoints_and_version(client, (major_version, minor_version));
+        Ok(Self { client, buildkit: head("ostype") == Some("linux") })
     }
 }
 
-/// Refuses an engine that we cannot work with.
-fn check(version: &str, api: (usize, usize), mut components: impl Iterator<Item = String>) -> Result<()> {
-    if let Some(name) = components.find(|name| name.contains("Podman")) {
-        return Err(anyhow!("{name} {version} answers at {SOCKET}, not Docker")).classify(
+/// `1.47` as numbers.
+fn parse_api(version: &str) -> Option<(usize, usize)> {
+    let (major, minor) = version.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// Refuses an engine that we cannot work with. `server` is `Docker/28.5.2 (linux)`; only Podman has a version of
+/// `libpod`.
+fn check(server: &str, api: (usize, usize), libpod: Option<&str>) -> Result<()> {
+    if let Some(version) = libpod {
+        return Err(anyhow!("Podman {version} answers at {SOCKET}, not Docker")).classify(
             Code::DockerUnusable,
             format!(
                 "Remove it (sudo apt-get remove podman-docker; sudo systemctl disable --now podman.socket), then run \
@@ -62,6 +75,7 @@ fn check(version: &str, api: (usize, usize), mut components: impl Iterator<Item 
     }
     if api < MINIMUM_API {
         let (major, minor) = MINIMUM_API;
+        let version = server.split(['/', ' ']).nth(1).unwrap_or_default();
         return Err(anyhow!("Docker {version} speaks API {}.{}, needed is {major}.{minor}", api.0, api.1)).classify(
             Code::DockerUnusable,
             format!("Upgrade it to Docker 20.10 or newer the way it was installed, then run `{RUN_AGAIN}`"),

@@ -82,7 +82,7 @@ impl Work for Boots {
         fs::write(machine.join("openclaw-init"), "")?;
         fs::copy(PROGRAMS, machine.join("programs/programs.sh"))?;
         NAMES.iter().try_for_each(|name| symlink("programs.sh", machine.join("programs").join(name)))?;
-        let engine = FakeEngine::start(machine, &machine.join("run/engine.sock"), says("28.5.2", "1.47", "Engine"))?;
+        let engine = FakeEngine::start(machine, &machine.join("run/engine.sock"), says("28.5.2", "1.47"))?;
         let (server, address) = SERVERS.block_on(Server::spawn(Instance::default()))?;
         let port = engine.port.to_string();
         for (key, value) in [

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use axum::Router;
 use axum::body::{Bytes, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -39,8 +39,8 @@ pub(crate) struct FakeEngine {
 }
 
 struct Known {
-    /// What it says of itself.
-    version: Value,
+    /// What it says of itself in the head of each answer.
+    head: HeaderMap,
     /// Method and path of every request, oldest first.
     requests: Vec<String>,
     /// The machine, whose paths the mounts name.
@@ -57,10 +57,10 @@ struct Container {
 }
 
 impl FakeEngine {
-    /// Listens at `socket` for the machine below `root`, and says `version` of itself.
-    pub(crate) fn start(root: &Path, socket: &Path, version: Value) -> Result<Self> {
+    /// Listens at `socket` for the machine below `root`, and says `head` of itself.
+    pub(crate) fn start(root: &Path, socket: &Path, head: HeaderMap) -> Result<Self> {
         let known = Known {
-            version,
+            head,
             requests: Vec::new(),
             root: root.to_owned(),
             images: BTreeMap::new(),
@@ -126,7 +126,7 @@ async fn answer(State(known): Shared, request: Request) -> Response {
     let path = parts.uri.path();
     known.lock().unwrap().requests.push(format!("{} {path}", parts.method));
     if path.ends_with("/_ping") {
-        return "OK".into_response();
+        return (known.lock().unwrap().head.clone(), "OK").into_response();
     }
     // The version that was negotiated.
     let path = path.strip_prefix("/v1.").and_then(|rest| rest.split_once('/')).map_or(path, |(_, path)| path);
@@ -143,7 +143,6 @@ impl Known {
         let absent = |what: &str| (404, json!({"message": format!("no such {what}")}));
         let value = |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
         Ok(match (method, words) {
-            (_, ["version"]) => (200, self.version.clone()),
             (_, ["events"]) => (200, Value::Null),
             (_, ["info"]) => (200, json!({"MemoryLimit": false})),
             ("GET", ["networks", "bridge"]) => (200, json!({"Name": "bridge"})),
@@ -233,10 +232,14 @@ impl Known {
     }
 }
 
-/// What an engine of this `version` says of itself; Podman calls its `component` otherwise.
-pub(crate) fn says(version: &str, api: &str, component: &str) -> Value {
-    let components = json!([{"Name": component, "Version": version}]);
-    json!({"Version": version, "ApiVersion": api, "Os": "linux", "Components": components})
+/// What Docker of this `version` says of itself.
+pub(crate) fn says(version: &str, api: &'static str) -> HeaderMap {
+    let server = format!("Docker/{version} (linux)").parse().expect("a header");
+    let [api, os] = [api, "linux"].map(HeaderValue::from_static);
+    [("server", server), ("api-version", api), ("ostype", os)]
+        .map(|(name, value)| (HeaderName::from_static(name), value))
+        .into_iter()
+        .collect()
 }
 
 /// The id of an image.

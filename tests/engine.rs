@@ -77,3 +77,14 @@ async fn silence_is_not_a_verdict() -> Result<()> {
     assert_eq!(code_of(&error), Code::Internal);
     Ok(())
 }
+
+#[tokio::test]
+async fn what_an_engine_says_of_itself_is_asked_once() -> Result<()> {
+    let fake = Fixture::start(says("28.5.2", "1.47"))?;
+    let engine = fake.connect().await?;
+    for engine in [engine.clone(), engine] {
+        assert_eq!(engine.info().await?.memory_limit, Some(false));
+    }
+    assert_eq!(fake.engine.requests(), ["GET /_ping", "GET /v1.47/info"]);
+    Ok(())
+}

@@ -1,9 +1,12 @@
 //! A connection to an engine that can be worked with.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use bollard::models::SystemInfo;
 use bollard::{API_DEFAULT_VERSION, ClientVersion, Docker};
+use tokio::sync::OnceCell;
 
 use crate::error::{Classify, Code, RUN_AGAIN};
 use crate::failpoint;
@@ -28,6 +31,7 @@ pub struct Engine {
     pub client: Docker,
     /// Whether builds can use `BuildKit`: in every engine for Linux since API 1.39.
     pub buildkit: bool,
+    info: Arc<OnceCell<SystemInfo>>,
 }
 
 impl Engine {
@@ -51,7 +55,12 @@ impl Engine {
         let client = Docker::connect_with_unix(socket, ANSWER_TIMEOUT.as_secs(), &version)
             .with_context(|| format!("preparing requests to {socket}"))?;
         let client = with_failpoints_and_version(client, (major_version, minor_version));
-        Ok(Self { client, buildkit: head("ostype") == Some("linux") })
+        Ok(Self { client, buildkit: head("ostype") == Some("linux"), info: Arc::default() })
+    }
+
+    /// What it says of its settings and of the machine. It is asked once: it starts two programs to answer.
+    pub async fn info(&self) -> Result<&SystemInfo> {
+        self.info.get_or_try_init(|| self.client.info()).await.context("asking the engine for its settings")
     }
 }
 

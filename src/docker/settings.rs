@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use bollard::models::SystemInfo;
 use serde_json::Value;
 
@@ -22,8 +22,7 @@ pub(super) async fn check(host: &Host, engine: &Engine, pid: Option<u32>) -> Res
     let settings = Settings::read(host, pid).await?;
     let bridge = engine.client.inspect_network("bridge", None).await;
     let has_bridge = !bridge.is_err_and(|error| is_missing(&error));
-    let info = engine.client.info().await.context("asking the engine for its settings")?;
-    let missing = runtime(&info).filter(|program| !exists(host, program));
+    let missing = runtime(engine.info().await?).filter(|program| !exists(host, program));
     match decide(&settings, has_bridge, missing) {
         Verdict::Usable => Ok(()),
         Verdict::NoWayOut => {

@@ -88,7 +88,7 @@ impl Capabilities {
     /// Warns of limits that cannot be kept.
     async fn observe(host: &Host, engine: &Engine, image: &Image, limits: Limits) -> Result<Self> {
         let memory = memory::total(host).await?;
-        let info = engine.client.info().await.context("asking the engine what it supports")?;
+        let info = engine.info().await?;
         let inspect = engine
             .client
             .inspect_image(&image.id)
@@ -106,8 +106,8 @@ impl Capabilities {
                 "{key} has no effect: the kernel gives this engine no means for it (`sudo docker info`)"
             ));
         }
-        let security = info.security_options.unwrap_or_default();
-        let remaps_users = security.iter().any(|option| option.split(',').any(|part| part == "name=userns"));
+        let mut security = info.security_options.iter().flatten();
+        let remaps_users = security.any(|option| option.split(',').any(|part| part == "name=userns"));
         Ok(Self { memory, memory_limit, own_init, remaps_users, boot_id: host.boot_id().await? })
     }
 

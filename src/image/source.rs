@@ -90,9 +90,8 @@ fn check_machine(memory: u64, space: u64) -> Result<()> {
 
 /// Free bytes where the engine keeps its images.
 async fn free_space(engine: &Engine) -> Result<u64> {
-    let info = engine.client.info().await.context("asking the engine where it keeps images")?;
-    let root = info.docker_root_dir.unwrap_or_else(|| "/var/lib/docker".to_owned());
-    let file_system = statvfs(root.as_str()).with_context(|| format!("looking at the space in {root}"))?;
+    let root = engine.info().await?.docker_root_dir.as_deref().unwrap_or("/var/lib/docker");
+    let file_system = statvfs(root).with_context(|| format!("looking at the space in {root}"))?;
     Ok(file_system.blocks_available() * file_system.fragment_size())
 }
 

@@ -81,6 +81,8 @@ pub struct Image {
     pub id: String,
     /// The gateway version in it.
     pub version: GatewayVersion,
+    /// It brings its own `tini`: the engine's is then not needed, and it is not always installed.
+    pub has_init: bool,
 }
 
 /// The images of this machine: who has them, and where they come from.
@@ -158,9 +160,10 @@ impl Image {
         version: GatewayVersion,
     ) -> Result<Self> {
         let version = version_in(&inspect, &base.reference).unwrap_or(version);
+        let has_init = has_init(&inspect);
         let id = inspect.id.ok_or_else(|| anyhow!("the engine names no id of image {reference}"))?;
         tracing::debug!("image {reference} is {id}, over {base}");
-        Ok(Self { reference, base, id, version })
+        Ok(Self { reference, base, id, version, has_init })
     }
 }
 
@@ -202,6 +205,12 @@ fn version_in(inspect: &ImageInspect, reference: &ImageReference) -> Option<Gate
     let label = inspect.config.as_ref().and_then(|config| config.labels.as_ref()?.get(VERSION_LABEL));
     let version = label.map(String::as_str).or(reference.tag());
     version.filter(|version| version.starts_with(|first: char| first.is_ascii_digit())).map(GatewayVersion::from)
+}
+
+/// Whether what the image starts is `tini`.
+fn has_init(inspect: &ImageInspect) -> bool {
+    let program = inspect.config.as_ref().and_then(|config| config.entrypoint.as_ref()?.first());
+    program.is_some_and(|program| program.rsplit('/').next() == Some("tini"))
 }
 
 /// The first of the references whose image is on this machine.
@@ -283,5 +292,22 @@ mod tests {
             assert_eq!(found.as_ref().map(GatewayVersion::as_str), version, "{reference}");
         }
         Ok(())
+    }
+
+    #[test]
+    fn an_image_that_starts_tini_needs_none_of_the_engines() {
+        let starting = |words: &[&str]| ImageInspect {
+            config: Some(bollard::models::ImageConfig {
+                entrypoint: Some(words.iter().map(ToString::to_string).collect()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        for (words, expected) in
+            [(&["/usr/bin/tini", "--"][..], true), (&["tini"], true), (&["sh", "tini"], false), (&[], false)]
+        {
+            assert_eq!(has_init(&starting(words)), expected, "{words:?}");
+        }
+        assert!(!has_init(&ImageInspect::default()));
     }
 }

@@ -460,7 +460,7 @@ mod tests {
     fn what_was_refused_is_tried_again_with_other_secrets_or_more_time() {
         let reference: crate::reference::ImageReference = "x/y:1".parse().unwrap_or_else(|_| panic!("it is one"));
         let base = crate::reference::PinnedImage { reference: reference.clone(), digest: None };
-        let image = Image { reference, base, id: "sha256:1".to_owned(), version: "1".into() };
+        let image = Image { reference, base, id: "sha256:1".to_owned(), version: "1".into(), has_init: true };
         let secrets = |digest: &str| Secrets {
             token: crate::secret::Secret::new("t"),
             redaction: crate::secret::Redaction::default(),

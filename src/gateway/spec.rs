@@ -69,15 +69,13 @@ pub(super) struct Inputs<'a> {
     capabilities: Capabilities,
 }
 
-/// What the machine, its engine and the image allow.
+/// What the machine and its engine allow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Capabilities {
     /// `MemTotal` in bytes.
     memory: u64,
     /// Whether the engine can limit a container's memory.
     memory_limit: bool,
-    /// Whether the image brings its own `tini`; the engine's is then not needed, and it is not always installed.
-    own_init: bool,
     /// Whether the engine gives root in a container another number (`userns-remap`): then the state would be foreign.
     remaps_users: bool,
     /// The kernel's name for this boot.
@@ -86,16 +84,9 @@ struct Capabilities {
 
 impl Capabilities {
     /// Warns of limits that cannot be kept.
-    async fn observe(host: &Host, engine: &Engine, image: &Image, limits: Limits) -> Result<Self> {
+    async fn observe(host: &Host, engine: &Engine, limits: Limits) -> Result<Self> {
         let memory = memory::total(host).await?;
         let info = engine.info().await?;
-        let inspect = engine
-            .client
-            .inspect_image(&image.id)
-            .await
-            .with_context(|| format!("inspecting image {}", image.reference))?;
-        let entrypoint = inspect.config.and_then(|config| config.entrypoint).unwrap_or_default();
-        let own_init = entrypoint.first().is_some_and(|program| program.rsplit('/').next() == Some("tini"));
         let memory_limit = info.memory_limit.unwrap_or(false);
         let has_no_effect = [
             (MEMORY, limits.memory.is_some() && !memory_limit),
@@ -108,7 +99,7 @@ impl Capabilities {
         }
         let mut security = info.security_options.iter().flatten();
         let remaps_users = security.any(|option| option.split(',').any(|part| part == "name=userns"));
-        Ok(Self { memory, memory_limit, own_init, remaps_users, boot_id: host.boot_id().await? })
+        Ok(Self { memory, memory_limit, remaps_users, boot_id: host.boot_id().await? })
     }
 
     /// How many bytes the container may use.
@@ -146,7 +137,7 @@ impl<'a> Inputs<'a> {
         if config.root == ContainerRoot::Writable {
             host.ensure_file(THIS_BOOT, "", Access::root(0o644)).await.context("making what is of this boot")?;
         }
-        let capabilities = Capabilities::observe(host, engine, image, config.limits).await?;
+        let capabilities = Capabilities::observe(host, engine, config.limits).await?;
         Ok(Self { image, data, config, has_tls, capabilities })
     }
 
@@ -243,7 +234,7 @@ impl<'a> Inputs<'a> {
             security_opt: Some(vec!["no-new-privileges".to_owned()]),
             userns_mode: capabilities.remaps_users.then(|| "host".to_owned()),
             pids_limit: Some(config.limits.pids.unwrap_or(PIDS_LIMIT).into()),
-            init: (!capabilities.own_init).then_some(true),
+            init: (!image.has_init).then_some(true),
             memory: capabilities.memory_limit.then(|| i64::try_from(memory).unwrap_or(i64::MAX)),
             log_config: Some(HostConfigLogConfig {
                 typ: Some("local".to_owned()),
@@ -309,13 +300,13 @@ mod tests {
 
     fn allowed() -> Capabilities {
         let boot_id = "b".to_owned();
-        Capabilities { memory: 4 << 30, memory_limit: true, own_init: true, remaps_users: false, boot_id }
+        Capabilities { memory: 4 << 30, memory_limit: true, remaps_users: false, boot_id }
     }
 
     fn image() -> Image {
         let reference: ImageReference = "x/y:1".parse().unwrap();
         let base = PinnedImage { reference: reference.clone(), digest: None };
-        Image { reference, base, id: "sha256:1".to_owned(), version: "1".into() }
+        Image { reference, base, id: "sha256:1".to_owned(), version: "1".into(), has_init: true }
     }
 
     fn data() -> DataDir {
@@ -359,13 +350,13 @@ mod tests {
         assert_eq!(of(&image(), &config(), Capabilities { memory: (4 << 30) + 4096, ..allowed() }), first);
         let changed = [
             of(&Image { id: "sha256:2".to_owned(), ..image() }, &config(), allowed()),
+            of(&Image { has_init: false, ..image() }, &config(), allowed()),
             of(&image(), &GatewayConfig { port: 8081, ..config() }, allowed()),
             of(&image(), &GatewayConfig { bind: [0, 0, 0, 0].into(), ..config() }, allowed()),
             of(&image(), &GatewayConfig { channel_ports: vec![3978], ..config() }, allowed()),
             of(&image(), &GatewayConfig { env: [("A".to_owned(), "b".to_owned())].into(), ..config() }, allowed()),
             of(&image(), &config(), Capabilities { memory: 8 << 30, ..allowed() }),
             of(&image(), &config(), Capabilities { memory_limit: false, ..allowed() }),
-            of(&image(), &config(), Capabilities { own_init: false, ..allowed() }),
             of(&image(), &config(), Capabilities { remaps_users: true, ..allowed() }),
             of(&image(), &GatewayConfig { metadata_access: MetadataAccess::Allow, ..config() }, allowed()),
             of(&image(), &writable(), allowed()),

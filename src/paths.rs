@@ -104,6 +104,8 @@ pub const SHIELD_RULESET: &str = "/etc/openclaw-init/shield.nft";
 pub const SHIELD_UNIT: &str = "openclaw-shield.service";
 /// Exists while the ruleset is in force; every container of the gateway mounts it.
 pub const SHIELD_IN_FORCE: &str = "/run/openclaw-shield/in-force";
+/// The generation of the kernel's rules at which the ruleset was verified last. Both are gone with the unit.
+pub const SHIELD_GENERATION: &str = "/run/openclaw-shield/generation";
 /// What the server tells that stands in for the metadata server, and its unit.
 pub const IDENTITY: &str = "/etc/openclaw-init/identity";
 /// See [`IDENTITY`].

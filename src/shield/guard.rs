@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 use sd_notify::NotifyState;
 
+use super::generation;
 use super::table::{self, Table};
 use crate::error::one_line;
 use crate::host::{Host, blocking};
@@ -38,17 +39,25 @@ pub(super) async fn run(host: &Host, table: &Table, stop: impl AsyncFnOnce() -> 
 }
 
 async fn keep(host: &Host, table: &Table, changes: &Changes) -> Result<()> {
-    table.ensure(host).await?;
+    ensure(host, table).await?;
     tokio::fs::write(host.path(SHIELD_IN_FORCE), holder(table).await?).await.context("saying that it is in force")?;
     sd_notify::notify(&[NotifyState::Ready]).context("telling systemd")?;
     let mut were_there = note_engine_rules(host, false).await;
     loop {
         changes.next().await?;
-        if table.ensure(host).await? {
+        if ensure(host, table).await? {
             tracing::warn!("the table that shields the metadata server was gone: loaded it again");
         }
         were_there = note_engine_rules(host, were_there).await;
     }
+}
+
+/// Makes the table be in force; true when it was not. What changes while it is verified belongs to a later generation.
+async fn ensure(host: &Host, table: &Table) -> Result<bool> {
+    let generation = generation::read();
+    let was_gone = table.ensure(host).await?;
+    generation::note_verified(host, generation).await;
+    Ok(was_gone)
 }
 
 /// Whether the engine's own rules are there, without which its containers have no internet. That they went away is

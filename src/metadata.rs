@@ -35,6 +35,9 @@ const ADDRESS: &str = "169.254.169.254";
 /// Both sides must send this header; a captive portal or a stray proxy does not.
 const FLAVOR: (&str, &str) = ("Metadata-Flavor", "Google");
 
+/// All of the instance and its project.
+const TREE: &str = "?recursive=true&alt=json";
+
 /// The value of `instance/preempted` of a VM that is being taken back.
 const PREEMPTED: &str = "TRUE";
 
@@ -186,10 +189,9 @@ impl Client {
     }
 
     async fn read(&self, tries: &mut Tries) -> Result<Instance, RequestError> {
-        let instance: Option<tree::Instance> = self.json("instance/?recursive=true&alt=json", tries).await?;
-        let instance = instance.ok_or_else(|| RequestError::new(Retry::No, anyhow!("it knows no instance (404)")))?;
-        let project: Option<tree::Project> = self.json("project/?recursive=true&alt=json", tries).await?;
-        Ok(tree::merge(instance, project.unwrap_or_default()))
+        let root: Option<tree::Root> = self.json(TREE, tries).await?;
+        let root = root.ok_or_else(|| RequestError::new(Retry::No, anyhow!("it knows no instance (404)")))?;
+        Ok(tree::merge(root.instance, root.project))
     }
 
     /// What there is when another answer than `last` is there, or after `wait`. One request, no retry.
@@ -198,7 +200,7 @@ impl Client {
         let waiting = last
             .map(|etag| format!("&wait_for_change=true&timeout_sec={seconds}&last_etag={etag}"))
             .unwrap_or_default();
-        let request = self.request(Method::GET, &format!("?recursive=true&alt=json{waiting}"));
+        let request = self.request(Method::GET, &format!("{TREE}{waiting}"));
         let answer = self.checked(request, REQUEST_TIMEOUT + wait).await?;
         let status = answer.status();
         let etag = answer.headers().get("etag").and_then(|etag| etag.to_str().ok()).unwrap_or("NONE").to_owned();
@@ -276,7 +278,7 @@ impl Client {
             match self.json_once(path, tries.request_timeout()).await {
                 Err(error) => match tries.backoff_after(&error) {
                     Some(backoff) => tokio::time::sleep(backoff).await,
-                    None => return Err(error.doing(format!("reading {}", path.split('?').next().unwrap_or(path)))),
+                    None => return Err(error.doing(format!("reading /{}", path.split('?').next().unwrap_or(path)))),
                 },
                 answer => return answer,
             }

@@ -145,7 +145,8 @@ mod tests {
 
     #[test]
     fn only_the_id_is_indispensable() -> Result<()> {
-        let machine = merge(serde_json::from_str(r#"{"id": 7}"#)?, Project::default());
+        let Root { instance, project } = serde_json::from_str(r#"{"instance": {"id": 7}}"#)?;
+        let machine = merge(instance, project);
         assert_eq!((machine.id, machine.spot, machine.disks.len()), (7, false, 0));
         assert!(serde_json::from_str::<Instance>(r#"{"name": "x"}"#).is_err());
         Ok(())

@@ -36,6 +36,7 @@ use crate::host::{Host, blocking, if_exists, remove_tree_if_exists, sync_dir, un
 use crate::lock::RunLock;
 use crate::paths::LOCK;
 use crate::stage::{Stage, within};
+use crate::state::copy::linked::FirstNames;
 use crate::state::copy::{self, LeftOut, Progress};
 use crate::state::{self, DataDir, Record, room};
 use crate::text::{MIB, file_time, size as bytes};
@@ -282,7 +283,8 @@ async fn write(host: &Host, data: &DataDir, file: &Path, header: &Header, trees:
         // Without a random part in its name, the next run finds what a cut one left.
         let part = tempfile::Builder::new().prefix(PART_FILE).rand_bytes(0).tempfile_in(directory)?;
         let add = |bytes| progress.add(bytes);
-        let packer = Packer::new(Writer::new(part.as_file(), &first_member)?, room_for_holes, &add);
+        let writer = Writer::new(part.as_file(), &first_member)?;
+        let packer = Packer::new(writer, FirstNames::new(directory)?, room_for_holes, &add);
         let (size, missing) = pack(packer, &state, &config, native.as_ref())?;
         part.as_file().sync_all().context("syncing it")?;
         Ok((part, size, missing))

@@ -1,6 +1,6 @@
 //! Text for people and names: sizes, times, digests, and cuts that respect characters.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -9,6 +9,9 @@ pub const MIB: u64 = 1 << 20;
 
 /// One gibibyte.
 pub const GIB: u64 = 1 << 30;
+
+/// How much of a path is shown.
+const PATH_BYTES: usize = 400;
 
 /// `bytes` in MiB or GiB with one decimal, rounded up: `1.5 GiB`.
 pub fn size(bytes: u64) -> String {
@@ -62,6 +65,11 @@ pub fn duration(time: SignedDuration) -> String {
 /// For sentences: `/a and /b`.
 pub fn join_paths(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ")
+}
+
+/// A path for a sentence that has to say more: somebody else's may be as long as a line of the log.
+pub fn short(path: &Path) -> String {
+    printable(&path.to_string_lossy(), PATH_BYTES)
 }
 
 /// The first `bytes` of `text`, cut at a character.

@@ -19,9 +19,10 @@ use tar::{EntryType, Header as TarHeader};
 
 use super::members::{Members, RawMember};
 use super::plan::{Kind, Member, Plan};
+use crate::document;
 use crate::error::{Classify as _, Code};
 use crate::state::Record;
-use crate::text::{hex, size};
+use crate::text::{hex, short, size};
 
 /// The version of this format.
 const FORMAT: u32 = 1;
@@ -244,7 +245,7 @@ pub(super) fn read(
                 .with_context(|| format!("reading {TRAILER}"))?;
         }
         let member = member(&found)?;
-        let doing = || format!("at the member {}", member.path.display());
+        let doing = || format!("at the member {}", short(&member.path));
         plan.admit(&member).with_context(doing)?;
         let mut content = ChecksumReader { content: &mut found.entry, checksum: &mut checksum };
         visit(&member, &mut content).with_context(doing)?;
@@ -271,9 +272,11 @@ fn header(first: RawMember<'_, impl Read>, checksum: &mut Checksum) -> Result<He
     let text = text(first.entry)?;
     checksum.digest.update(&text);
     let reading = || format!("reading {HEADER}");
-    let Version { format } = serde_json::from_slice(&text).with_context(reading)?;
+    // Its record may hold any value, and a value takes far more memory than its text.
+    let found = document::parse(str::from_utf8(&text)?).with_context(reading)?;
+    let Version { format } = Version::deserialize(&found).with_context(reading)?;
     ensure!(format == FORMAT, "it has the format {format}, this version of openclaw-init reads {FORMAT}");
-    serde_json::from_slice(&text).with_context(reading)
+    serde_json::from_value(found).with_context(reading)
 }
 
 fn text(entry: tar::Entry<'_, impl Read>) -> Result<Vec<u8>> {
@@ -285,7 +288,7 @@ fn text(entry: tar::Entry<'_, impl Read>) -> Result<Vec<u8>> {
 
 /// The member, if a backup may hold it: below `state/` or `config/`.
 fn member(found: &RawMember<'_, impl Read>) -> Result<Member> {
-    let doing = || format!("at the member {}", found.path.display());
+    let doing = || format!("at the member {}", short(&found.path));
     let header = found.entry.header();
     let read = || -> Result<Member> {
         let path = inside(&found.path)?;

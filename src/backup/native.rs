@@ -17,7 +17,7 @@ use super::members::{Members, RawMember};
 use super::plan::{Kind, Member};
 use crate::host::Access;
 use crate::state::copy::LeftOut;
-use crate::text::size;
+use crate::text::{short, size};
 
 /// What a member takes besides its content and its names.
 const NAME_COST: u64 = 512;
@@ -63,7 +63,7 @@ pub(super) fn copy<W: Write>(
         let path = &found.path;
         let cost = found.entry.size().max(NAME_COST).saturating_add(found.name_bytes());
         left = left.checked_sub(cost).context(MORE_THAN_THE_STATE)?;
-        match place(path).with_context(|| format!("at {}", path.display()))? {
+        match place(path).with_context(|| format!("at {}", short(path)))? {
             Place::Manifest => {
                 ensure!(found.entry.size() <= MANIFEST_LIMIT, "its manifest is larger than {}", size(MANIFEST_LIMIT));
                 let manifest: Manifest = serde_json::from_reader(&mut found.entry)
@@ -75,14 +75,14 @@ pub(super) fn copy<W: Write>(
             Place::Elsewhere(_) if found.entry.header().entry_type().is_dir() => {}
             Place::Elsewhere(path) => elsewhere.add(&path),
             Place::Ours(path) => {
-                let kind = kind(&found).with_context(|| format!("at {}", path.display()))?;
+                let kind = kind(&found).with_context(|| format!("at {}", short(&path)))?;
                 if let Some(kind) = kind.filter(|_| !writer.has_content(&path)) {
                     let header = found.entry.header();
                     let (mode, modified) = (header.mode()? & 0o7777, header.mtime()?.min(LATEST));
                     let owner = Access::gateway(0);
                     let member = Member { path, kind, mode, owner: (owner.uid, owner.gid), modified };
                     progress(found.entry.size())?;
-                    writer.add(&member, &mut found.entry).with_context(|| format!("at {}", member.path.display()))?;
+                    writer.add(&member, &mut found.entry).with_context(|| format!("at {}", short(&member.path)))?;
                 }
             }
         }

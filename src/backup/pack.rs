@@ -3,21 +3,20 @@
 //! The directory belongs to the gateway, whose agent may change it at any moment, links included. It is read through
 //! open directories only, so nothing outside of it gets into a backup.
 
-use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io::{self, Read as _, Write};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::archive::Writer;
 use super::plan::{Kind, Member};
 use crate::error::{Classify as _, Code};
-use crate::state::copy::tree::DEPTH;
+use crate::state::copy::LeftOut;
+use crate::state::copy::linked::{FirstNames, Linked, Place};
 use crate::state::copy::tree::{Dir, Entry};
-use crate::state::copy::{LeftOut, LinkedNames};
-use crate::text::size;
+use crate::text::{short, size};
 
 /// A file up to this size is read into memory first: it may grow or shrink meanwhile.
 const SMALL_FILE_BYTES: u64 = 1 << 20;
@@ -27,9 +26,10 @@ pub(super) struct Packer<'a, W: Write> {
     pub(super) writer: Writer<W>,
     /// Called with the bytes about to be read; an error ends the work.
     pub(super) progress: &'a dyn Fn(u64) -> Result<()>,
-    /// The first names of files with several, by device and inode.
-    names: HashMap<(u64, u64), PathBuf>,
-    linked: LinkedNames,
+    /// Files with more than one name: on which device they are, and where their first names are.
+    device: u64,
+    linked: Linked<Place>,
+    names: FirstNames,
     /// How many bytes of the files may be holes, which the archive fills: a file of terabytes is made in a moment.
     room_for_holes: u64,
     /// Fifos, sockets, devices and mount points: they have no content to pack.
@@ -37,25 +37,36 @@ pub(super) struct Packer<'a, W: Write> {
 }
 
 impl<'a, W: Write> Packer<'a, W> {
-    pub(super) fn new(writer: Writer<W>, room_for_holes: u64, progress: &'a dyn Fn(u64) -> Result<()>) -> Self {
-        let (names, linked, left_out) = (HashMap::new(), LinkedNames::new(), LeftOut::default());
-        Self { writer, progress, names, linked, room_for_holes, left_out }
+    /// `names` are none yet.
+    pub(super) fn new(
+        writer: Writer<W>,
+        names: FirstNames,
+        room_for_holes: u64,
+        progress: &'a dyn Fn(u64) -> Result<()>,
+    ) -> Self {
+        let (linked, left_out) = (Linked::new(), LeftOut::default());
+        Self { writer, progress, device: 0, linked, names, room_for_holes, left_out }
     }
 
     /// Packs the directory at `path` under the name `name`. Of its content it packs what `wanted` accepts, which gets
     /// the path in the archive and whether it is a directory.
     pub(super) fn directory(&mut self, path: &Path, name: &Path, wanted: &dyn Fn(&Path, bool) -> bool) -> Result<()> {
         let doing = || format!("packing {}", path.display());
-        self.tree(&Dir::open(path).with_context(doing)?, name, wanted, 0).with_context(doing)
+        let dir = Dir::open(path).with_context(doing)?;
+        let device = dir.metadata().with_context(doing)?.dev();
+        if device != self.device {
+            // Every tree ends where its file system does.
+            (self.device, self.linked) = (device, Linked::new());
+        }
+        self.tree(&dir, name, wanted, 0).with_context(doing)
     }
 
     fn tree(&mut self, dir: &Dir, name: &Path, wanted: &dyn Fn(&Path, bool) -> bool, depth: usize) -> Result<()> {
-        ensure!(depth < DEPTH, "there are more than {DEPTH} directories within each other");
+        dir.require_depth(depth)?;
         self.add(&member(name, Kind::Directory, &dir.metadata()?), io::empty())?;
         for entry in dir.names()?.iter() {
             let name = name.join(entry);
-            self.entry(dir.open_entry(entry), &name, wanted, depth)
-                .with_context(|| format!("at {}", name.display()))?;
+            self.entry(dir.open_entry(entry), &name, wanted, depth).with_context(|| format!("at {}", short(&name)))?;
         }
         Ok(())
     }
@@ -83,13 +94,12 @@ impl<'a, W: Write> Packer<'a, W> {
 
     fn file(&mut self, mut file: File, found: &Metadata, name: &Path) -> Result<()> {
         if found.nlink() > 1 {
-            let file = (found.dev(), found.ino());
-            if let Some(first) = self.names.get(&file) {
-                let link = member(name, Kind::HardLink(first.clone()), found);
-                return self.add(&link, io::empty());
+            if let Some(first) = self.linked.get(found.ino()) {
+                let first = self.names.get(*first).context("looking for its first name")?;
+                return self.add(&member(name, Kind::HardLink(first), found), io::empty());
             }
-            self.linked.count(name)?;
-            self.names.insert(file, name.to_owned());
+            let first = self.names.add(name)?;
+            self.linked.insert(found.ino(), first)?;
         }
         self.fill_holes(found)?;
         (self.progress)(found.len())?;

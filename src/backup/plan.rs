@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail, ensure};
 
 use crate::state::copy::tree::DEPTH;
+use crate::text::short;
 
 /// The longest name and path; the kernel's 4096 bytes have to hold the directory that is unpacked to, too.
 const NAME_BYTES: usize = 255;
@@ -15,9 +16,8 @@ const PATH_BYTES: usize = 3840;
 const TARGET_BYTES: usize = 4095;
 
 /// How many files, directories and links there may be. A node takes 13 bytes of a table that is half empty at worst:
-/// 27 MB for all. An ext4 file system makes one inode for 16 KiB, so that as many fill a disk of 28 GB: no gateway's
-/// state is near that.
-const NODES: usize = 1_800_000;
+/// 14 MB for all. A gateway's state with its plugins has a fifth of them.
+const NODES: usize = 900_000;
 
 /// How many tables they are in: a table that grows is in memory twice, a small one does not matter.
 const TABLES: usize = 16;
@@ -114,8 +114,8 @@ impl Plan {
 
     /// One more name of the file `first`, which is not itself such a name.
     fn count_name(&mut self, first: &Path) -> Result<()> {
-        let Some(Node::File(names)) = self.get(first) else { bail!("{} is no file before it", first.display()) };
-        ensure!(names < NAMES_PER_FILE, "{} has more than {NAMES_PER_FILE} names", first.display());
+        let Some(Node::File(names)) = self.get(first) else { bail!("{} is no file before it", short(first)) };
+        ensure!(names < NAMES_PER_FILE, "{} has more than {NAMES_PER_FILE} names", short(first));
         self.insert(first, Node::File(names + 1));
         Ok(())
     }
@@ -124,7 +124,7 @@ impl Plan {
         let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return Ok(()) };
         match self.get(parent) {
             Some(Node::Directory) => return Ok(()),
-            Some(_) => bail!("{} is no directory", parent.display()),
+            Some(_) => bail!("{} is no directory", short(parent)),
             None => self.insert(parent, Node::Directory),
         };
         self.parents(parent)

@@ -71,9 +71,13 @@ fn look(top: &Path) -> Result<BTreeMap<PathBuf, String>> {
     Ok(found)
 }
 
+fn names() -> Result<FirstNames> {
+    FirstNames::new(tempfile::tempdir()?.path())
+}
+
 fn packed(state: &Path, config: &Path) -> Result<(tempfile::NamedTempFile, Size)> {
     let file = tempfile::NamedTempFile::new()?;
-    let packer = Packer::new(Writer::new(file.as_file(), &header())?, 1 << 30, &|_| Ok(()));
+    let packer = Packer::new(Writer::new(file.as_file(), &header())?, names()?, 1 << 30, &|_| Ok(()));
     let (size, missing) = pack(packer, state, config, None)?;
     assert_eq!(missing.warnings().collect::<Vec<_>>(), Vec::<String>::new());
     Ok((file, size))
@@ -179,7 +183,7 @@ fn what_the_gateways_own_backup_leaves_out_is_added() -> Result<()> {
     let native = config.join(".native.tar.gz");
     native_archive(&native)?;
     let mut file = tempfile::tempfile()?;
-    let packer = Packer::new(Writer::new(&file, &header())?, 1 << 30, &|_| Ok(()));
+    let packer = Packer::new(Writer::new(&file, &header())?, names()?, 1 << 30, &|_| Ok(()));
     let (_, missing) = pack(packer, &state, &config, Some(&Native { file: native, limit: 1 << 20 }))?;
     io::Seek::rewind(&mut file)?;
     let mut found = BTreeMap::new();

@@ -16,8 +16,8 @@ use super::{Access, Host, blocking, if_exists};
 use crate::error::{Classify as _, Code, RUN_AGAIN};
 use crate::text;
 
-/// No file of settings is larger; a larger one is not read into memory.
-pub(crate) const MAX_BYTES: u64 = 4 << 20;
+/// No file of settings is larger; a larger one is not read into memory, of which its values take many times as much.
+pub(crate) const MAX_BYTES: u64 = 1 << 20;
 
 const NO_FILE: &str = "it is not a regular file";
 
@@ -197,7 +197,7 @@ mod tests {
             ("not a regular file", |file| Ok(mkfifo(file, Mode::S_IRWXU)?)),
             ("not a regular file", |file| std::os::unix::net::UnixListener::bind(file).map(drop)),
             ("not a regular file", |file| std::fs::create_dir(file)),
-            ("larger than 4.0 MiB", |file| File::create(file)?.set_len(1 << 40)),
+            ("larger than 1.0 MiB", |file| File::create(file)?.set_len(1 << 40)),
             ("UTF-8", |file| std::fs::write(file, [0xff])),
         ];
         for (reason, make) in cases {

@@ -9,6 +9,7 @@
 mod attributes;
 mod content;
 mod copier;
+pub(crate) mod linked;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tree;
@@ -22,7 +23,6 @@ use anyhow::{Context, Result, ensure};
 use tokio::sync::watch;
 
 use super::room::measure;
-use crate::error::{Classify as _, Code};
 use crate::failpoint;
 use crate::host::{Host, sync_dir};
 use crate::text;
@@ -78,32 +78,6 @@ pub enum Original {
     AtRest,
 }
 
-/// How many bytes the names may have of files with several, each with what it takes besides: whoever copies a tree has
-/// to remember the first. They are those of half a million files in a package manager's store.
-const LINKED_BYTES: usize = 128 << 20;
-const LINKED_COST: usize = 96;
-
-/// What is left of the bytes of such names after one more.
-#[derive(Debug)]
-pub(crate) struct LinkedNames(usize);
-
-impl LinkedNames {
-    pub(crate) fn new() -> Self {
-        Self(LINKED_BYTES)
-    }
-
-    /// Counts one more name that is remembered. [`Code::GatewayRefused`]: there are too many.
-    pub(crate) fn count(&mut self, path: &Path) -> Result<()> {
-        let left = self.0.checked_sub(path.as_os_str().len() + LINKED_COST);
-        let left = left.context("there are more files with several names than can be remembered").classify(
-            Code::GatewayRefused,
-            "Remove hard links from this directory, or copies of packages that share files, then try again.",
-        );
-        self.0 = left?;
-        Ok(())
-    }
-}
-
 /// Makes the directory `to` an exact copy of the directory `from`, synced to the disk when this returns.
 ///
 /// Without a `to` it copies everything; else what differs, and it removes what `from` has no more. `from` may be in use
@@ -122,7 +96,7 @@ pub async fn sync(host: &Host, from: &Path, to: &Path, original: Original) -> Re
             std::fs::DirBuilder::new().mode(0o700).create(&target).context("making the copy's directory")?;
         }
         let copy = open(&target)?;
-        let stats = Copier::new(&copy, original, QUIET_INTERVAL, progress).run(&source)?;
+        let stats = Copier::new(&copy, original, QUIET_INTERVAL, progress)?.run(&source)?;
         nix::unistd::syncfs(copy.file()).context("syncing the copy")?;
         sync_dir(target.parent().unwrap_or(&target))?;
         Ok(stats)

@@ -1,20 +1,21 @@
 //! Is there room? Asked once, by one rule: what is needed and a tenth of it, in bytes and in files.
 
-use std::collections::HashSet;
 use std::fmt;
+use std::fs::Metadata;
 use std::io::ErrorKind;
 use std::iter::Sum;
 use std::ops::AddAssign;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use nix::sys::statvfs::{Statvfs, statvfs};
 
-use super::copy::tree::{DEPTH, Dir};
+use super::copy::linked::Linked;
+use super::copy::tree::Dir;
 use crate::error::{Classify as _, Code};
 use crate::host::{Host, blocking};
-use crate::text;
+use crate::text::{self, short};
 
 /// A file system with a smaller share of it left is nearly full.
 pub(crate) const LOW_PERCENT: u128 = 5;
@@ -115,13 +116,13 @@ fn is_smaller_part(free: u64, used: u64, percent: u128) -> bool {
 }
 
 pub(super) fn measure(top: &Dir) -> Result<Size> {
-    let (mut size, mut seen) = (Size::default(), HashSet::new());
+    let (mut size, mut seen) = (Size::default(), Linked::new());
     measure_into(top, &mut size, &mut seen, 0)?;
     Ok(size)
 }
 
-fn measure_into(dir: &Dir, size: &mut Size, seen: &mut HashSet<u64>, depth: usize) -> Result<()> {
-    ensure!(depth < DEPTH, "there are more than {DEPTH} directories within each other");
+fn measure_into(dir: &Dir, size: &mut Size, seen: &mut Linked<()>, depth: usize) -> Result<()> {
+    dir.require_depth(depth)?;
     let here = dir.metadata()?;
     size.bytes += here.blocks() * 512;
     size.inodes += 1;
@@ -132,13 +133,17 @@ fn measure_into(dir: &Dir, size: &mut Size, seen: &mut HashSet<u64>, depth: usiz
             if let Ok(child) = dir.open_directory(name) {
                 measure_into(&child, size, seen, depth + 1)?;
             }
-        } else if found.nlink() == 1 || seen.insert(found.ino()) {
+        } else if found.nlink() == 1 || is_first(&found, seen).with_context(|| short(Path::new(name)))? {
             size.bytes += found.blocks() * 512;
             size.inodes += 1;
             size.content += if found.is_file() { found.len() } else { 0 };
         }
     }
     Ok(())
+}
+
+fn is_first(found: &Metadata, seen: &mut Linked<()>) -> Result<bool> {
+    Ok(seen.insert(found.ino(), ())?.is_none())
 }
 
 #[cfg(test)]

@@ -1,20 +1,20 @@
 //! One pass that makes a tree equal to another one.
 
-use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 
 use super::attributes::{self, Attributes};
 use super::content;
-use super::tree::DEPTH;
+use super::linked::{FirstNames, Linked, Place};
 use super::tree::{Dir, Entry};
-use super::{LinkedNames, Original, Progress, SyncStats};
+use super::{Original, Progress, SyncStats};
+use crate::text::short;
 
 #[derive(Debug)]
 pub(super) struct Copier<'a> {
@@ -24,17 +24,17 @@ pub(super) struct Copier<'a> {
     quiet: Duration,
     progress: &'a Progress,
     /// Files with more than one name: by the original's inode, where the copy is, and its inode.
-    links: HashMap<u64, (PathBuf, u64)>,
-    linked: LinkedNames,
+    links: Linked<(Place, u64)>,
+    names: FirstNames,
     /// Files of the copy with more than one name that already stand for an original.
-    taken: HashSet<u64>,
+    taken: Linked<()>,
     stats: SyncStats,
 }
 
 impl<'a> Copier<'a> {
-    pub(super) fn new(target: &'a Dir, original: Original, quiet: Duration, progress: &'a Progress) -> Self {
-        let (links, taken, stats) = (HashMap::new(), HashSet::new(), SyncStats::default());
-        Self { target, original, quiet, progress, links, linked: LinkedNames::new(), taken, stats }
+    pub(super) fn new(target: &'a Dir, original: Original, quiet: Duration, progress: &'a Progress) -> Result<Self> {
+        let (links, taken, stats) = (Linked::new(), Linked::new(), SyncStats::default());
+        Ok(Self { target, original, quiet, progress, links, names: FirstNames::new(&target.at("."))?, taken, stats })
     }
 
     /// Makes the target equal to `from`.
@@ -44,20 +44,20 @@ impl<'a> Copier<'a> {
     }
 
     fn directory(&mut self, from: &Dir, to: &Dir, path: &Path, depth: usize) -> Result<()> {
-        ensure!(depth < DEPTH, "there are more than {DEPTH} directories within each other");
+        from.require_depth(depth)?;
         let found = from.metadata()?;
         let target = self.target.metadata()?;
         ensure!((found.dev(), found.ino()) != (target.dev(), target.ino()), "the copy lies within the original");
         let wanted = from.names().context("listing it")?;
         for name in to.names().context("listing its copy")?.iter() {
-            if wanted.binary_search(name).is_err() {
-                to.remove(name).with_context(|| format!("removing {} from the copy", path.join(name).display()))?;
+            if !wanted.has(name) {
+                to.remove(name).with_context(|| format!("removing {} from the copy", short(&path.join(name))))?;
                 self.stats.removed += 1;
             }
         }
         for name in wanted.iter() {
             let path = path.join(name);
-            let doing = || path.display().to_string();
+            let doing = || short(&path);
             let Some(entry) = self.open(from, name).with_context(doing)? else {
                 self.stats.leased.add(&path);
                 continue;
@@ -81,7 +81,7 @@ impl<'a> Copier<'a> {
         }
         // Last, since every change within it moved its time.
         let attributes = Attributes::read(from.file(), &found)?;
-        attributes.give_to(to.file()).with_context(|| format!("the directory {}", path.display()))
+        attributes.give_to(to.file()).with_context(|| format!("the directory {}", short(path)))
     }
 
     /// `None`: it has a lease, and is left for later.
@@ -96,7 +96,7 @@ impl<'a> Copier<'a> {
         if self.is_linked(found, to, name)? {
             return Ok(());
         }
-        let current = to.look(name)?.filter(|current| current.is_symlink() && !self.taken.contains(&current.ino()));
+        let current = to.look(name)?.filter(|current| current.is_symlink() && !self.taken.has(current.ino()));
         if current.is_none() || fs::read_link(to.at(name))? != target {
             to.remove(name)?;
             symlink(target, to.at(name))?;
@@ -130,8 +130,9 @@ impl<'a> Copier<'a> {
 
     /// Whether this is one more name of what was copied already; the copy then has it as well.
     fn is_linked(&self, found: &Metadata, to: &Dir, name: &OsStr) -> Result<bool> {
-        let Some((first, inode)) = self.links.get(&found.ino()) else { return Ok(false) };
-        if to.look(name)?.is_none_or(|current| current.ino() != *inode) {
+        let Some(&(first, inode)) = self.links.get(found.ino()) else { return Ok(false) };
+        if to.look(name)?.is_none_or(|current| current.ino() != inode) {
+            let first = self.names.get(first).context("looking for its first name")?;
             to.remove(name)?;
             fs::hard_link(self.target.at(first), to.at(name)).context("making a hard link")?;
         }
@@ -140,11 +141,11 @@ impl<'a> Copier<'a> {
 
     fn remember(&mut self, found: &Metadata, copied: &Metadata, path: &Path) -> Result<()> {
         if found.nlink() > 1 {
-            self.linked.count(path)?;
-            self.links.insert(found.ino(), (path.to_owned(), copied.ino()));
+            let first = self.names.add(path)?;
+            self.links.insert(found.ino(), (first, copied.ino()))?;
         }
         if copied.nlink() > 1 {
-            self.taken.insert(copied.ino());
+            self.taken.insert(copied.ino(), ())?;
         }
         Ok(())
     }
@@ -164,6 +165,6 @@ impl<'a> Copier<'a> {
             && copy.len() == found.len()
             && attributes::modified(copy) == attributes::modified(found)
             && copy.created().is_ok_and(|begun| changed + self.quiet < begun)
-            && !self.taken.contains(&copy.ino())
+            && !self.taken.has(copy.ino())
     }
 }

@@ -52,7 +52,7 @@ impl Bench {
     fn sync_at_once(&self) -> Result<SyncStats> {
         fs::DirBuilder::new().recursive(true).create(self.to())?;
         let (from, to) = (open(&self.from())?, open(&self.to())?);
-        Copier::new(&to, Original::AtRest, Duration::ZERO, &Progress(watch::channel((0, 0)).0)).run(&from)
+        Copier::new(&to, Original::AtRest, Duration::ZERO, &Progress(watch::channel((0, 0)).0))?.run(&from)
     }
 }
 
@@ -334,15 +334,15 @@ async fn a_directory_with_too_many_names_is_named() -> Result<()> {
     let bench = Bench::new()?;
     let many = bench.from().join("inner/many");
     fs::create_dir_all(&many)?;
-    for number in 0..120_000 {
+    for number in 0..20_000 {
         let name = many.join(format!("{number:0>250}"));
-        let first = many.join(format!("{:0>250}", number / 60_000 * 60_000));
+        let first = many.join(format!("{:0>250}", 0));
         if name == first { fs::write(name, "x")? } else { fs::hard_link(first, name)? }
     }
     for outcome in [bench.sync().await.map(drop), room::of(&bench.host, Path::new("/from")).await.map(drop)] {
         let error = outcome.err().context("all were listed")?;
         assert_eq!(crate::error::code_of(&error), crate::error::Code::GatewayRefused, "{error:#}");
-        assert!(one_line(&error).contains("/from/inner/many has more entries"), "{error:#}");
+        assert!(one_line(&error).contains("/from/inner/many have more than 4.0 MiB"), "{error:#}");
     }
     Ok(())
 }
@@ -355,22 +355,13 @@ fn names_are_counted_as_long_as_they_are_kept() -> Result<()> {
     let dir = open(&bench.from())?;
     let (names, kept) = (dir.names()?, dir.kept());
     assert!(kept > 0);
-    let inner = dir.open_directory(&names[0])?;
+    let inner = dir.open_directory(names.iter().next().context("it has an entry")?)?;
     fs::write(bench.from().join("inner/file"), "")?;
     let more = inner.names()?;
     assert!(dir.kept() > kept);
     drop((names, more));
     assert_eq!(dir.kept(), 0);
     Ok(())
-}
-
-#[test]
-fn first_names_of_linked_files_have_a_limit() {
-    let mut linked = LinkedNames::new();
-    let path = PathBuf::from("d/".repeat(30_000));
-    let refused = (0..10_000).find_map(|_| linked.count(&path).err());
-    let code = refused.as_ref().map(crate::error::code_of);
-    assert_eq!(code, Some(crate::error::Code::GatewayRefused));
 }
 
 /// Whoever owns the original exchanges directories and files for links, fifos and nothing while it is copied.

@@ -1,10 +1,10 @@
 //! Directories as open files: only what was opened is touched, even if somebody else puts something in its place.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
-use std::ops::Deref;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,15 +16,16 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
 use crate::error::{Classify as _, Code};
 use crate::host::untrusted::{self, when_free};
+use crate::text::{short, size};
 
 /// How many directories may lie within each other: two are held open for each.
 pub(crate) const DEPTH: usize = 256;
 
 /// How many bytes of names are kept at once, of a directory and of those that it is in, each with what it takes
-/// besides. It is a directory of half a million files: a gateway that lists one is of no use any more. Names are hard
-/// links at no cost, so that without a limit they fill the memory.
-const NAMES_BYTES: usize = 32 << 20;
-const NAME_COST: usize = 32;
+/// besides. It is a directory of 100,000 files: a gateway that lists one is of no use any more. Names are hard links at
+/// no cost, so that without a limit they fill the memory.
+const NAMES_BYTES: usize = 4 << 20;
+const NAME_COST: usize = size_of::<u32>() + 1;
 
 /// An open directory. Its entries are reached through the descriptor and by one name only, so no link can
 /// lead anywhere else.
@@ -38,17 +39,34 @@ pub(crate) struct Dir {
 /// The names in a directory, sorted.
 #[derive(Debug)]
 pub(crate) struct Names {
-    sorted: Vec<OsString>,
+    /// One after the other, each with a NUL.
+    text: Vec<u8>,
+    /// Where each begins.
+    sorted: Vec<u32>,
     bytes: usize,
     kept: Arc<AtomicUsize>,
 }
 
-impl Deref for Names {
-    type Target = [OsString];
-
-    fn deref(&self) -> &[OsString] {
-        &self.sorted
+impl Names {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &OsStr> {
+        self.sorted.iter().map(|start| OsStr::from_bytes(name_at(&self.text, *start)))
     }
+
+    pub(crate) fn has(&self, name: &OsStr) -> bool {
+        self.sorted.binary_search_by(|start| name_at(&self.text, *start).cmp(name.as_bytes())).is_ok()
+    }
+
+    fn push(&mut self, name: &OsStr) -> Result<()> {
+        self.sorted.push(self.text.len().try_into()?);
+        self.text.extend_from_slice(name.as_bytes());
+        self.text.push(0);
+        Ok(())
+    }
+}
+
+fn name_at(text: &[u8], start: u32) -> &[u8] {
+    let text = &text[start as usize..];
+    &text[..text.iter().position(|byte| *byte == 0).unwrap_or(text.len())]
 }
 
 impl Drop for Names {
@@ -96,25 +114,39 @@ impl Dir {
         &self.file
     }
 
+    /// [`Code::GatewayRefused`]: it is one of too many within each other, of which `depth` have been opened.
+    pub(crate) fn require_depth(&self, depth: usize) -> Result<()> {
+        if depth < DEPTH {
+            return Ok(());
+        }
+        let path = fs::read_link(of(&self.file)).unwrap_or_default();
+        Err(anyhow!("{} is one of more than {DEPTH} directories within each other", short(&path)))
+            .classify(Code::GatewayRefused, "Remove it, or move it further up, then try again.")
+    }
+
     pub(crate) fn metadata(&self) -> io::Result<Metadata> {
         self.file.metadata()
     }
 
     /// The names of the entries, sorted. [`Code::GatewayRefused`]: there are too many.
     pub(crate) fn names(&self) -> Result<Names> {
-        let mut found = Names { sorted: Vec::new(), bytes: 0, kept: Arc::clone(&self.kept) };
+        // Growing leaves holes in memory. A directory of ext4 is larger than the names in it.
+        let bytes = usize::try_from(self.metadata()?.len()).unwrap_or(NAMES_BYTES).min(NAMES_BYTES);
+        let mut found =
+            Names { text: Vec::with_capacity(bytes), sorted: Vec::new(), bytes: 0, kept: Arc::clone(&self.kept) };
         for entry in fs::read_dir(of(&self.file))? {
             let name = entry?.file_name();
             let bytes = name.len() + NAME_COST;
             found.bytes += bytes;
             if self.kept.fetch_add(bytes, Ordering::Relaxed) + bytes > NAMES_BYTES {
                 let path = fs::read_link(of(&self.file)).unwrap_or_default();
-                return Err(anyhow!("{} has more entries than can be listed", path.display()))
+                return Err(anyhow!("the names in {} have more than {}", short(&path), size(NAMES_BYTES as u64)))
                     .classify(Code::GatewayRefused, "Remove what is in this directory, then try again.");
             }
-            found.sorted.push(name);
+            found.push(&name)?;
         }
-        found.sorted.sort();
+        let Names { text, sorted, .. } = &mut found;
+        sorted.sort_unstable_by(|one, other| name_at(text, *one).cmp(name_at(text, *other)));
         Ok(found)
     }
 
@@ -136,7 +168,7 @@ impl Dir {
     /// Opens `name` as what it is now: others may replace it at any time. [`Code::GatewayNotReady`]: it stays leased.
     pub(crate) fn open_entry(&self, name: &OsStr) -> Result<Entry> {
         let opened = when_free(|| self.open_at_once(name));
-        untrusted::explain_lease(opened).with_context(|| format!("opening {}", Path::new(name).display()))
+        untrusted::explain_lease(opened).with_context(|| format!("opening {}", short(Path::new(name))))
     }
 
     /// The same without waiting; `None` for a file that another process holds a lease on.

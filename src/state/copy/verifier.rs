@@ -1,6 +1,6 @@
 //! Compares two trees, content included.
 
-use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -9,46 +9,47 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::attributes::{self, Attributes};
-use super::tree::DEPTH;
+use super::linked::Linked;
 use super::tree::{Dir, Entry};
 use super::{Progress, content};
+use crate::text::short;
 
 #[derive(Debug)]
 pub(super) struct Verifier<'a> {
     progress: &'a Progress,
     /// Files with more than one name: which inode of the copy stands for which of the original, and back.
-    there: HashMap<u64, u64>,
-    back: HashMap<u64, u64>,
+    there: Linked<u64>,
+    back: Linked<u64>,
 }
 
 impl<'a> Verifier<'a> {
     pub(super) fn new(progress: &'a Progress) -> Self {
-        Self { progress, there: HashMap::new(), back: HashMap::new() }
+        Self { progress, there: Linked::new(), back: Linked::new() }
     }
 
     /// An error that names the first difference.
     pub(super) fn directory(&mut self, from: &Dir, to: &Dir, path: &Path, depth: usize) -> Result<()> {
-        ensure!(depth < DEPTH, "there are more than {DEPTH} directories within each other");
+        from.require_depth(depth)?;
         let original = Attributes::read(from.file(), &from.metadata()?)?;
         let copy = Attributes::read(to.file(), &to.metadata()?)?;
         if let Some(difference) = original.difference(&copy) {
-            bail!("the directory {} differs: {difference}", path.display());
+            bail!("the directory {} differs: {difference}", short(path));
         }
         let names = from.names()?;
-        let extra = to.names()?.iter().find(|name| names.binary_search(name).is_err()).cloned();
+        let extra = to.names()?.iter().find(|name| !names.has(name)).map(OsStr::to_owned);
         for name in names.iter() {
             let path = path.join(name);
-            let doing = || format!("comparing {}", path.display());
+            let doing = || format!("comparing {}", short(&path));
             match (from.open_entry(name).with_context(doing)?, to.open_entry(name).with_context(doing)?) {
                 (Entry::Special | Entry::Gone, Entry::Gone) => {}
-                (Entry::Special | Entry::Gone, _) => bail!("{} is only in the copy", path.display()),
+                (Entry::Special | Entry::Gone, _) => bail!("{} is only in the copy", short(&path)),
                 (Entry::Directory(from), Entry::Directory(to)) => self.directory(&from, &to, &path, depth + 1)?,
                 (original, copy) => self.entry(&original, &copy).with_context(doing)?,
             }
         }
         match extra {
             None => Ok(()),
-            Some(name) => bail!("{} is only in the copy", path.join(name).display()),
+            Some(name) => bail!("{} is only in the copy", short(&path.join(name))),
         }
     }
 
@@ -69,9 +70,10 @@ impl<'a> Verifier<'a> {
     /// What has several names in one tree has the same ones in the other.
     fn names(&mut self, original: &Metadata, copy: &Metadata) -> Result<()> {
         if original.nlink() > 1 || copy.nlink() > 1 {
-            let there = *self.there.entry(original.ino()).or_insert(copy.ino());
-            let back = *self.back.entry(copy.ino()).or_insert(original.ino());
-            ensure!((there, back) == (copy.ino(), original.ino()), "its hard links differ");
+            let there = self.there.insert(original.ino(), copy.ino())?;
+            let back = self.back.insert(copy.ino(), original.ino())?;
+            let same = |before: Option<u64>, now| before.is_none_or(|before| before == now);
+            ensure!(same(there, copy.ino()) && same(back, original.ino()), "its hard links differ");
         }
         Ok(())
     }

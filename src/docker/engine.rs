@@ -6,11 +6,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use bollard::models::SystemInfo;
 use bollard::{API_DEFAULT_VERSION, ClientVersion, Docker};
+use serde::Deserialize;
 use tokio::sync::OnceCell;
 
 use crate::error::{Classify, Code, RUN_AGAIN};
 use crate::failpoint;
-use crate::http::{self, Answer, Limit};
+use crate::http::{self, Answer, Failure, Limit};
 
 /// Where the engine listens.
 pub const SOCKET: &str = "/run/docker.sock";
@@ -24,6 +25,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 /// Of the body of a ping's answer, whose head is what is read.
 const MAX_PING_BYTES: u64 = 1024;
 
+/// How much is read of what was changed in a container: its programs may have made any number of files. These are the
+/// paths of some 40,000.
+const CHANGES_LIMIT: Limit = Limit { time: ANSWER_TIMEOUT, bytes: 4 << 20 };
+
 /// A running engine that answered a ping and speaks at least the API version that we need.
 #[derive(Debug, Clone)]
 pub struct Engine {
@@ -31,6 +36,10 @@ pub struct Engine {
     pub client: Docker,
     /// Whether builds can use `BuildKit`: in every engine for Linux since API 1.39.
     pub buildkit: bool,
+    /// For answers that need a limit, which the client's have not.
+    limited: reqwest::Client,
+    /// The beginning of their URLs.
+    url: String,
     info: Arc<OnceCell<SystemInfo>>,
 }
 
@@ -40,7 +49,8 @@ impl Engine {
     /// An engine that is too old, or is not Docker's, is a [`Code::DockerUnusable`]. One that does not answer is an
     /// unclassified error, since it may yet be started.
     pub async fn connect(socket: &str) -> Result<Self> {
-        let request = http::socket_client(socket)?.get("http://docker/_ping");
+        let limited = http::socket_client(socket)?;
+        let request = limited.get("http://docker/_ping");
         let answer = http::send(request, Limit { time: ANSWER_TIMEOUT, bytes: MAX_PING_BYTES }).await;
         let answer =
             answer.and_then(Answer::success).with_context(|| format!("connecting to the engine at {socket}"))?;
@@ -55,12 +65,32 @@ impl Engine {
         let client = Docker::connect_with_unix(socket, ANSWER_TIMEOUT.as_secs(), &version)
             .with_context(|| format!("preparing requests to {socket}"))?;
         let client = with_failpoints_and_version(client, (major_version, minor_version));
-        Ok(Self { client, buildkit: head("ostype") == Some("linux"), info: Arc::default() })
+        let url = format!("http://docker/v{major_version}.{minor_version}");
+        let buildkit = head("ostype") == Some("linux");
+        Ok(Self { client, buildkit, limited, url, info: Arc::default() })
     }
 
     /// What it says of its settings and of the machine. It is asked once: it starts two programs to answer.
     pub async fn info(&self) -> Result<&SystemInfo> {
         self.info.get_or_try_init(|| self.client.info()).await.context("asking the engine for its settings")
+    }
+
+    /// The paths in a container that differ from its image; `None`: they are more than can be listed.
+    pub async fn changed_paths(&self, container: &str) -> Result<Option<Vec<String>>> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Change {
+            path: String,
+        }
+        let request = self.limited.get(format!("{}/containers/{container}/changes", self.url));
+        let answer = async { http::send(request, CHANGES_LIMIT).await?.success()?.body().await };
+        let body = match answer.await {
+            Err(Failure::TooLarge(_)) => return Ok(None),
+            body => body.with_context(|| format!("asking what was changed in container {container}"))?,
+        };
+        let changes: Option<Vec<Change>> =
+            serde_json::from_slice(&body).with_context(|| format!("reading what was changed in {container}"))?;
+        Ok(Some(changes.unwrap_or_default().into_iter().map(|change| change.path).collect()))
     }
 }
 

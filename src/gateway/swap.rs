@@ -145,15 +145,16 @@ impl Gateway<'_> {
         let Some(former) = inspect(engine, FORMER).await? else { return Ok(()) };
         let is_read_only = former.host_config.and_then(|config| config.readonly_rootfs).unwrap_or(false);
         if !is_read_only && inspect(engine, KEPT).await?.is_none() {
-            let changes = engine.client.container_changes(FORMER).await.context("asking what was changed in it")?;
-            let paths = changes.unwrap_or_default().into_iter().map(|change| change.path).collect();
-            let found = blocking(move || Ok(left_by_hand(paths))).await?;
-            if !found.is_empty() {
+            let files = match engine.changed_paths(FORMER).await? {
+                Some(paths) => blocking(move || Ok(left_by_hand(paths))).await?.into_iter().take(NAMED_PATHS).collect(),
+                None => vec!["more than can be listed".to_owned()],
+            };
+            if !files.is_empty() {
                 rename(engine, FORMER, KEPT).await?;
                 host.warn(format!(
                     "the former container had files of its own ({}), which the new one lacks: it is kept, stopped, as \
                      {KEPT}. Copy what you need with `sudo docker cp`, then `sudo docker rm {KEPT}`",
-                    found.iter().take(NAMED_PATHS).map(String::as_str).collect::<Vec<_>>().join(", ")
+                    files.join(", ")
                 ));
                 return Ok(());
             }

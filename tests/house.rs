@@ -356,7 +356,7 @@ fn the_readme_has_the_same_commands_and_links_in_both_languages() {
 
 /// A sentence of a page, and the line of the code that makes it true.
 #[rustfmt::skip]
-const NUMBERS: [(&str, &str, &str, &str); 29] = [
+const NUMBERS: [(&str, &str, &str, &str); 32] = [
     ("README.md", "gives up after an hour", "openclaw-gcp", "-lt 3600 ] || give_up"),
     ("docs/gcloud.md", "fails with `failed:CODE` or after an hour", "docs/gcloud.md", "seconds=3600"),
     ("docs/small-machines.md", "less than 4 GiB of memory", "src/memory/swap.rs", "ENOUGH_MEMORY_BYTES: u64 = 4096 * MIB"),
@@ -366,6 +366,9 @@ const NUMBERS: [(&str, &str, &str, &str); 29] = [
     ("docs/small-machines.md", "Node's heap in it half of that", "src/gateway/env.rs", "memory / 2 / MIB"),
     ("docs/security.md", "each at most a tenth of the VM's", "src/gateway/spec.rs", "SCRATCH_PERCENT: u64 = 10"),
     ("docs/security.md", "`/tmp`, `~/.npm` and `~/.local` are in memory", "src/gateway/spec.rs", r#"["/tmp", "/home/node/.npm", "/home/node/.local"]"#),
+    ("docs/backups.md", "links | 900,000 |", "src/backup/plan.rs", "NODES: usize = 900_000"),
+    ("docs/backups.md", "(hard links) | 114,000,", "src/state/copy/linked.rs", "FILES: usize = 114_000"),
+    ("docs/backups.md", "| 4 MiB: some", "src/state/copy/tree.rs", "NAMES_BYTES: usize = 4 << 20"),
     ("docs/disks.md", "up to 64 GiB |", "src/disk/proof.rs", "FULL_BYTES: u64 = 64 * GIB"),
     ("docs/disks.md", "after 30 s of reading", "src/disk/proof.rs", "PACE_DEADLINE: Duration = Duration::from_secs(30)"),
     ("docs/disks.md", "takes at most 20 minutes", "src/disk/proof.rs", "READING_DEADLINE: Duration = Duration::from_secs(20 * 60)"),

@@ -1,34 +1,17 @@
 //! The whole first boot of the released program, with the state on the boot disk.
-//!
-//! The program runs as root, with a directory as its root, in a separate mount namespace. Its mounts end with it, like
-//! those of a machine. The engine is fake, and so are programs that would change more than files.
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::unistd::geteuid;
-use openclaw_lab::metadata_server::{Instance, Level, Server};
+use openclaw_lab::metadata_server::Level;
 use openclaw_lab::product::{FAILPOINT, FAILPOINT_LOG};
 
-use crate::fake_engine::{FakeEngine, OF_VERSION, SERVERS, says};
+use crate::fake_engine::OF_VERSION;
+use crate::machine::{self, Beside, PROGRAM, STATE, is_possible};
 use crate::sweep::{POINTS, Work, sweep};
-
-const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuts/programs.sh");
-/// The state directory.
-const STATE: &str = "var/lib/openclaw-init/data/openclaw";
-const SHIELD: &str = include_str!("../fixtures/nft/shield.json");
-const NAMES: [&str; 9] =
-    ["apt-get", "chattr", "dpkg", "dpkg-query", "nft", "sysctl", "systemctl", "apt-cache", "useradd"];
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_openclaw-init");
-
-/// Makes the present directory the root, and runs a program there.
-const ENTER: &str = include_str!("enter.sh");
 
 /// How version 0.1.0 is told where to be cut, and where to note its points.
 const PREVIOUS_CUT: &str = "OPENCLAW_INIT_CUT";
@@ -51,50 +34,11 @@ struct Boots {
 
 const NOTHING: &str = "";
 
-struct Beside {
-    engine: FakeEngine,
-    metadata: String,
-    server: Arc<Server>,
-}
-
 impl Work for Boots {
     type Beside = Beside;
 
     fn prepare(&self, machine: &Path) -> Result<Beside> {
-        for directory in [
-            "usr",
-            "proc",
-            "dev",
-            "etc/systemd/system",
-            "etc/sysctl.d",
-            "run",
-            "tmp",
-            "var/lib",
-            "programs",
-            "home",
-            "mnt",
-        ] {
-            fs::create_dir_all(machine.join(directory))?;
-        }
-        fs::write(machine.join("etc/passwd"), "root:x:0:0:root:/root:/bin/bash\n")?;
-        fs::write(machine.join("etc/os-release"), "ID=debian\nVERSION_ID=\"12\"\n")?;
-        fs::write(machine.join("shield.json"), SHIELD)?;
-        fs::write(machine.join("openclaw-init"), "")?;
-        fs::copy(PROGRAMS, machine.join("programs/programs.sh"))?;
-        NAMES.iter().try_for_each(|name| symlink("programs.sh", machine.join("programs").join(name)))?;
-        let engine = FakeEngine::start(machine, &machine.join("run/engine.sock"), says("28.5.2", "1.47"))?;
-        let (server, address) = SERVERS.block_on(Server::spawn(Instance::default()))?;
-        let port = engine.port.to_string();
-        for (key, value) in [
-            ("openclaw-docker", "distro"),
-            ("openclaw-data-disk", "none"),
-            ("openclaw-swap", "off"),
-            ("openclaw-version", "2026.9.6"),
-            ("openclaw-port", &port),
-        ] {
-            server.set_attribute(Level::Instance, key, value)?;
-        }
-        let beside = Beside { engine, metadata: address.to_string(), server: Arc::new(server) };
+        let beside = machine::make(machine)?;
         let (last, before) = self.requests.split_last().context("no boots")?;
         for request in before {
             ask(machine, request)?;
@@ -177,12 +121,11 @@ impl Work for Boots {
     }
 }
 
-/// A program with its arguments on the machine, to which something is done before.
+/// A program with its arguments on the machine, to which something is done before; it notes its points.
 fn command(machine: &Path, beside: &Beside, words: [&str; 3]) -> Command {
-    let mut boot = alone();
-    boot.args(["sh", "-c", ENTER, "enter"]).arg(machine).args(words);
-    boot.env("GCE_METADATA_HOST", &beside.metadata).env(FAILPOINT_LOG, format!("/{POINTS}"));
-    boot
+    let mut command = machine::command(machine, beside, words);
+    command.env(FAILPOINT_LOG, format!("/{POINTS}"));
+    command
 }
 
 /// Leaves what `openclaw-init update` and `rollback` leave for the next run.
@@ -190,26 +133,6 @@ fn ask(machine: &Path, request: &str) -> Result<()> {
     let directory = machine.join("run/openclaw-init/private");
     fs::create_dir_all(&directory)?;
     if request.is_empty() { Ok(()) } else { Ok(fs::write(directory.join("request.json"), request)?) }
-}
-
-/// The beginning of a command in a separate mount namespace, as root there.
-fn alone() -> Command {
-    #[expect(clippy::disallowed_methods, reason = "a test starts the program under test")]
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private"]);
-    if !geteuid().is_root() {
-        command.args(["--user", "--map-root-user", "--map-auto"]);
-    }
-    command
-}
-
-/// Whether this user may have namespaces.
-fn is_possible() -> Result<bool> {
-    let possible = alone().args(["mount", "--bind", "/tmp", "/tmp"]).output().context("running unshare")?;
-    if !possible.status.success() {
-        println!("SKIPPED: no namespaces for this user: {}", String::from_utf8_lossy(&possible.stderr));
-    }
-    Ok(possible.status.success())
 }
 
 /// Sweeps, and checks that every one of the stages has points; nothing when this user may not have namespaces.

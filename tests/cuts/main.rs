@@ -10,4 +10,6 @@ mod boot;
 #[path = "../fake_engine/mod.rs"]
 mod fake_engine;
 mod file;
+#[path = "../machine/mod.rs"]
+mod machine;
 mod sweep;

@@ -14,10 +14,12 @@ use anyhow::{Context, Result};
 use axum::Router;
 use axum::body::{Bytes, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinHandle;
@@ -48,7 +50,17 @@ struct Known {
     /// By id.
     images: BTreeMap<String, String>,
     containers: BTreeMap<String, Container>,
+    /// The end of a path, and what is answered to it instead.
+    instead: Vec<(&'static str, Answers)>,
+    printed: Option<Prints>,
 }
+
+/// Makes answers.
+type Answers = Arc<dyn Fn() -> Response + Send + Sync>;
+/// What a command prints, part by part.
+pub(crate) type Printed = Box<dyn Iterator<Item = Bytes> + Send>;
+/// Does what a command does.
+type Prints = Arc<dyn Fn() -> Printed + Send + Sync>;
 
 struct Container {
     body: Value,
@@ -65,6 +77,8 @@ impl FakeEngine {
             root: root.to_owned(),
             images: BTreeMap::new(),
             containers: BTreeMap::new(),
+            instead: Vec::new(),
+            printed: None,
         };
         let known = Arc::new(Mutex::new(known));
         let (socket, gateway) = (StdUnixListener::bind(socket)?, StdTcpListener::bind("127.0.0.1:0")?);
@@ -96,6 +110,21 @@ impl FakeEngine {
         self.known.lock().unwrap().containers.get("openclaw-gateway").map(|container| container.body.clone())
     }
 
+    /// Answers so to every request of it, or of its gateway, whose path ends so.
+    pub(crate) fn answers_instead(&self, end: &'static str, make: impl Fn() -> Response + Send + Sync + 'static) {
+        self.known.lock().unwrap().instead.push((end, Arc::new(make)));
+    }
+
+    /// Every command in its container does this.
+    pub(crate) fn executes(&self, make: impl Fn() -> Printed + Send + Sync + 'static) {
+        self.known.lock().unwrap().printed = Some(Arc::new(make));
+    }
+
+    /// Its containers have ended.
+    pub(crate) fn ends_all(&self) {
+        self.known.lock().unwrap().containers.values_mut().for_each(|container| container.status = "exited");
+    }
+
     /// The containers: name, image, status.
     pub(crate) fn containers(&self) -> Vec<(String, String, &'static str)> {
         let known = self.known.lock().unwrap();
@@ -112,7 +141,10 @@ impl Drop for FakeEngine {
 
 type Shared = State<Arc<Mutex<Known>>>;
 
-async fn health(State(known): Shared) -> Response {
+async fn health(State(known): Shared, request: Request) -> Response {
+    if let Some(answer) = known.lock().unwrap().instead(request.uri().path()) {
+        return answer();
+    }
     let known = known.lock().unwrap();
     let gateway = known.containers.get("openclaw-gateway").filter(|container| container.status == "running");
     let Some(gateway) = gateway else { return StatusCode::BAD_GATEWAY.into_response() };
@@ -120,11 +152,30 @@ async fn health(State(known): Shared) -> Response {
     axum::Json(json!({"status": "started", "ready": true, "version": version(&gateway.image())})).into_response()
 }
 
-async fn answer(State(known): Shared, request: Request) -> Response {
+async fn answer(State(known): Shared, mut request: Request) -> Response {
+    let stream = hyper::upgrade::on(&mut request);
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, usize::MAX).await.unwrap();
     let path = parts.uri.path();
     known.lock().unwrap().requests.push(format!("{} {path}", parts.method));
+    if let Some(answer) = known.lock().unwrap().instead(path) {
+        return answer();
+    }
+    if path.contains("/exec/") && path.ends_with("/start") {
+        let print = known.lock().unwrap().printed.clone();
+        tokio::spawn(async move {
+            let mut stream = TokioIo::new(stream.await.expect("the client takes the stream over"));
+            for part in print.into_iter().flat_map(|print| print()) {
+                // Who asked may have enough of it.
+                if stream.write_all(&frame(&part)).await.is_err() {
+                    return;
+                }
+            }
+            drop(stream.shutdown().await);
+        });
+        let upgrade = [(header::CONNECTION, "Upgrade"), (header::UPGRADE, "tcp")];
+        return (StatusCode::SWITCHING_PROTOCOLS, upgrade).into_response();
+    }
     if path.ends_with("/_ping") {
         return (known.lock().unwrap().head.clone(), "OK").into_response();
     }
@@ -138,12 +189,22 @@ async fn answer(State(known): Shared, request: Request) -> Response {
     if value.is_null() { status.into_response() } else { (status, axum::Json(value)).into_response() }
 }
 
+/// A part of a command's output, or of a log, as the engine sends it.
+pub(crate) fn frame(part: &[u8]) -> Bytes {
+    let length = u32::try_from(part.len()).expect("parts are small").to_be_bytes();
+    [&[1, 0, 0, 0], &length[..], part].concat().into()
+}
+
 impl Known {
+    fn instead(&self, path: &str) -> Option<Answers> {
+        self.instead.iter().find(|(end, _)| path.ends_with(end)).map(|(_, answers)| Arc::clone(answers))
+    }
+
     fn answer(&mut self, method: &str, words: &[&str], query: &str, body: &Bytes) -> Result<(u16, Value)> {
         let absent = |what: &str| (404, json!({"message": format!("no such {what}")}));
         let value = |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
         Ok(match (method, words) {
-            (_, ["events"]) => (200, Value::Null),
+            (_, ["events"] | ["containers", _, "logs"]) => (200, Value::Null),
             (_, ["info"]) => (200, json!({"MemoryLimit": false})),
             ("GET", ["networks", "bridge"]) => (200, json!({"Name": "bridge"})),
             ("POST", ["images", "create"]) => {
@@ -167,6 +228,8 @@ impl Known {
             },
             ("POST", ["containers", name, "rename"]) => self.rename(name, value("name").context("no name")?),
             ("POST", ["containers", name, "start"]) => self.start(name)?,
+            ("POST", ["containers", _, "exec"]) => (201, json!({"Id": "command"})),
+            ("GET", ["exec", _, "json"]) => (200, json!({"ExitCode": 0, "Running": false})),
             ("POST", ["containers", _, "wait"]) => (200, json!({"StatusCode": 0})),
             ("POST", ["containers", name, "stop"]) => match self.containers.get_mut(*name) {
                 Some(container) => {
@@ -287,7 +350,10 @@ impl Container {
 
     fn told(&self) -> Value {
         json!({
-            "HostConfig": {"PortBindings": self.body["HostConfig"]["PortBindings"]},
+            "HostConfig": {
+                "PortBindings": self.body["HostConfig"]["PortBindings"],
+                "ReadonlyRootfs": self.body["HostConfig"]["ReadonlyRootfs"],
+            },
             "Config": {"Labels": self.body["Labels"]},
             "State": {"Status": self.status, "StartedAt": self.started_at, "ExitCode": 1},
             "RestartCount": 0,

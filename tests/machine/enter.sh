@@ -5,9 +5,10 @@ set -e
 cd "$1"
 mount --bind "$2" openclaw-init
 for directory in usr proc dev; do mount --rbind /$directory $directory; done
+mount -o remount,bind,ro usr
 for directory in bin sbin lib lib64; do
   if [ -L /$directory ]; then
-    ln -sf usr/$directory $directory
+    ln -sfn usr/$directory $directory
   elif [ -d /$directory ]; then
     mkdir -p $directory
     mount --rbind /$directory $directory

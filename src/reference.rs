@@ -138,6 +138,9 @@ fn registry_of(repository: &str) -> Option<(&str, &str)> {
     repository.split_once('/').filter(|(first, _)| first.contains(['.', ':']) || *first == "localhost")
 }
 
+/// Docker allows 255, and counts the registry and `library/` that it fills in.
+const NAME_BYTES: usize = 255 - "docker.io/library/".len();
+
 fn is_tag_char(character: char) -> bool {
     character.is_ascii_alphanumeric() || "_.-".contains(character)
 }
@@ -148,7 +151,7 @@ fn is_tag(tag: &str) -> bool {
 
 fn is_repository(name: &str) -> bool {
     let (registry, path) = registry_of(name).map_or((None, name), |(registry, path)| (Some(registry), path));
-    name.len() <= 255 && registry.is_none_or(is_registry) && path.split('/').all(is_component)
+    name.len() <= NAME_BYTES && registry.is_none_or(is_registry) && path.split('/').all(is_component)
 }
 
 /// Whether it is a host, perhaps with a port.
@@ -160,7 +163,8 @@ pub(crate) fn is_registry(registry: &str) -> bool {
             && !label.ends_with('-')
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
-    host.split('.').all(label) && port.parse::<u16>().is_ok()
+    let is_port = port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    host.split('.').all(label) && is_port
 }
 
 /// Whether it is what stands between two slashes of a path.
@@ -212,6 +216,69 @@ mod tests {
         assert_eq!(reference.in_repository("m.io/h/a".to_owned()).to_string(), "m.io/h/a:1");
         assert_eq!(ImageReference::tagged("r.io/a", "1.2+b").to_string(), "r.io/a:1.2-b");
         Ok(())
+    }
+
+    /// Registry, repository, tag and digest, where a part that is left out is filled in.
+    type Parts = (String, String, Option<String>, Option<String>);
+
+    /// By `oci-spec`, another reader of the same grammar.
+    fn by_another(text: &str) -> Option<Parts> {
+        let found: oci_spec::distribution::Reference = text.parse().ok()?;
+        let part = |part: Option<&str>| part.map(str::to_owned);
+        Some((found.registry().into(), found.repository().into(), part(found.tag()), part(found.digest())))
+    }
+
+    fn by_us(text: &str) -> Option<Parts> {
+        const HUB: &str = "docker.io";
+        let found: ImageReference = text.parse().ok()?;
+        let (registry, path) = registry_of(&found.repository).unwrap_or((HUB, &found.repository));
+        let registry = if registry == "index.docker.io" { HUB } else { registry };
+        let library = if registry == HUB && !path.contains('/') { "library/" } else { "" };
+        let tag = found.tag.clone().or_else(|| found.digest.is_none().then(|| "latest".to_owned()));
+        Some((registry.into(), format!("{library}{path}"), tag, found.digest.as_ref().map(ToString::to_string)))
+    }
+
+    /// What we refuse and `oci-spec` accepts: as Docker does, names with capitals and tags that are not ASCII; and
+    /// besides, names that may be too long for it, digests other than SHA-256, in small letters, and ports that there
+    /// are not.
+    fn is_refused_by_us(text: &str) -> bool {
+        let (named, digest) = text.split_once('@').unwrap_or((text, ""));
+        let (registry, path) = registry_of(named).unwrap_or(("", named));
+        let name = path.rsplit_once(':').map_or(path, |(name, _)| name);
+        let port = registry.split_once(':').map_or("0", |(_, port)| port);
+        let is_other =
+            |digest: &str| !digest.starts_with("sha256:") || digest.contains(|c: char| c.is_ascii_uppercase());
+        !text.is_ascii()
+            || named.len() - (path.len() - name.len()) > NAME_BYTES
+            || name.contains(|c: char| c.is_ascii_uppercase())
+            || port.parse::<u16>().is_err()
+            || !digest.is_empty() && is_other(digest)
+    }
+
+    fn agrees(text: &str) {
+        match (by_us(text), by_another(text)) {
+            (None, Some(_)) => assert!(is_refused_by_us(text), "{text:?} is a reference"),
+            (ours, theirs) => assert_eq!(ours, theirs, "{text:?}"),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+        #[test]
+        fn references_are_read_as_another_reader_does(
+            registry in "|([a-zA-Z0-9.-]{1,9}|docker\\.io|index\\.docker\\.io|localhost)(:[0-9+]{0,6})?/",
+            path in "[a-z0-9]{1,3}([._/-]{1,3}[a-zA-Z0-9]{1,3}){0,4}|library/[a-z]{1,3}|[a-z]{240,260}",
+            tag in "|:[\\w.-]{0,9}|:[a-zA-Z0-9_.-]{120,130}",
+            digest in "|@sha256:[0-9a-f]{64}|@sha(256|384|512):[0-9a-fA-F]{62,66}|@[a-z0-9+:]{0,40}",
+            changed in proptest::option::of((0..80_usize, "[a-zA-Z0-9:@/._+ -]")),
+        ) {
+            let mut text = format!("{registry}{path}{tag}{digest}");
+            agrees(&text);
+            if let Some((at, other)) = changed && text.is_char_boundary(at) {
+                text.insert_str(at, &other);
+                agrees(&text);
+            }
+        }
     }
 
     proptest! {

@@ -215,6 +215,33 @@ mod tests {
         }
     }
 
+    /// Keys of every kind, generated now. Needs `gpg` (Debian: `gnupg`), as the lab does.
+    #[tokio::test]
+    async fn generated_keys_have_the_fingerprints_that_gnupg_prints() {
+        let home = tempfile::tempdir().unwrap();
+        let host = crate::host::Host::new("/");
+        let gpg = |args: &[&str]| {
+            let gpg = host.command("gpg").args(["--batch", "--homedir"]).arg(home.path()).args(["--passphrase", ""]);
+            gpg.args(args).run()
+        };
+        for algorithm in
+            ["rsa2048", "rsa3072", "dsa2048", "ed25519", "nistp256", "nistp521", "brainpoolP256r1", "secp256k1"]
+        {
+            gpg(&["--quick-gen-key", &format!("{algorithm} <a@example.org>"), algorithm, "sign", "never"])
+                .await
+                .unwrap();
+            let file = gpg(&["--armor", "--export", algorithm]).await.unwrap().stdout;
+            let path = home.path().join("key.asc");
+            std::fs::write(&path, &file).unwrap();
+            let listed = gpg(&["--with-colons", "--show-keys", path.to_str().unwrap()]).await.unwrap().stdout;
+            let printed = listed.lines().find_map(|line| line.strip_prefix("fpr:")).unwrap().replace(':', "");
+            assert_eq!(only_key(file.as_bytes()).unwrap().to_string(), printed, "{algorithm}");
+        }
+        let all = gpg(&["--armor", "--export"]).await.unwrap().stdout;
+        assert!(only_key(all.as_bytes()).unwrap_err().to_string().contains("more than one key"));
+        host.command("gpgconf").arg("--homedir").arg(home.path()).args(["--kill", "all"]).run().await.unwrap();
+    }
+
     proptest! {
         #[test]
         fn any_file_is_one_key_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300), tag in any::<u8>()) {

@@ -43,6 +43,78 @@ async fn random_bytes_and_small_devices_are_not_blank() {
     assert!(matches!(look_at(&image(MIN_BYTES - 1, 0, b"")).await.unwrap(), Content::Other(_)));
 }
 
+/// What `dumpe2fs` says of a superblock, in our words. It is of `e2fsprogs`, as are tools that the program itself runs.
+async fn dumped(image: &tempfile::NamedTempFile) -> Superblock {
+    let output = Host::new("/").command("dumpe2fs").arg("-h").arg(image.path()).run().await.unwrap();
+    let value = |key: &str| {
+        let line = output.stdout.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        line.map(|value| value.trim().to_owned()).unwrap_or_default()
+    };
+    let number = |key: &str| value(key).parse::<u64>().unwrap();
+    let needed = number("Block count") * number("Block size");
+    let has = |feature: &str| value("Filesystem features").split(' ').any(|word| word == feature);
+    let orphans = value("First orphan inode");
+    Superblock {
+        uuid: value("Filesystem UUID"),
+        label: value("Filesystem volume name").replace("<none>", ""),
+        clean: value("Filesystem state") == "clean"
+            && !has("needs_recovery")
+            && !has("orphan_present")
+            && ["", "0"].contains(&orphans.as_str()),
+        used: value("Last mount time") != "n/a" || number("Mount count") > 0,
+        truncated: needed > SIZE,
+        spare: SIZE.saturating_sub(needed),
+    }
+}
+
+/// File systems of random options, and what has become of some.
+#[tokio::test]
+async fn superblocks_are_read_as_another_reader_does() {
+    const FEATURES: [&str; 10] = [
+        "64bit",
+        "flex_bg",
+        "metadata_csum",
+        "has_journal",
+        "extent",
+        "sparse_super2",
+        "orphan_file",
+        "quota",
+        "ea_inode",
+        "huge_file",
+    ];
+    const EDITS: [&[&str]; 5] = [
+        &[],
+        &["set_super_value state 0"],
+        &["set_super_value state 3"],
+        &["set_super_value mnt_count 7", "set_super_value mtime 20261123150000"],
+        &["set_super_value last_orphan 12"],
+    ];
+    let (mut seed, mut made) = ([0; 320], 0);
+    getrandom::fill(&mut seed).unwrap();
+    for random in seed.chunks(16) {
+        let features = FEATURES.iter().zip(random).filter(|(_, byte)| **byte < 128).map(|(feature, _)| *feature);
+        let features = features.collect::<Vec<_>>().join(",");
+        let features = if features.is_empty() { "none".to_owned() } else { format!("none,{features}") };
+        let (block, label) =
+            (["1024", "2048", "4096"][usize::from(random[10]) % 3], "x".repeat(usize::from(random[11]) % 17));
+        let blocks = SIZE / block.parse::<u64>().unwrap() - u64::from(random[12]);
+        let image = image(SIZE, 0, b"");
+        let args = ["-F", "-q", "-t", "ext4", "-O", &features, "-b", block, "-L", &label];
+        let mut mkfs = Host::new("/").command("mkfs.ext4").args(args);
+        mkfs = mkfs.arg(image.path()).arg(blocks.to_string());
+        // Some features exclude each other.
+        if mkfs.run().await.is_err() {
+            continue;
+        }
+        made += 1;
+        for edit in EDITS[usize::from(random[13]) % EDITS.len()] {
+            run("debugfs", &["-w", "-R", edit], &image).await;
+        }
+        assert_eq!(superblock(image.path()).await.unwrap(), Some(dumped(&image).await), "{args:?} {blocks} {random:?}");
+    }
+    assert!(made > 3, "{made} were made");
+}
+
 #[tokio::test]
 async fn ext4_is_read_as_the_tools_wrote_it() {
     let image = image(SIZE, 0, b"");

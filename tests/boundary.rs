@@ -29,7 +29,7 @@ use fake_engine::{FakeEngine, frame};
 use machine::{Beside, PROGRAM, STATE};
 
 /// The most memory that the program may need, and what it takes of that when nobody attacks it: the optimised one has
-/// 7 MiB of code and data. The one under test is not optimised, and takes four times as much before it does anything:
+/// 8 MiB of code and data. The one under test is not optimised, and takes four times as much before it does anything:
 /// it may grow by what is left.
 const MEMORY_KIB: u64 = 32 << 10;
 const AT_PEACE_KIB: u64 = 8 << 10;

@@ -3,6 +3,7 @@
 mod cli;
 
 use std::io::{IsTerminal as _, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
@@ -23,6 +24,9 @@ use openclaw_init::update::Request;
 use openclaw_init::{backup, bake, failpoint, gateway, identity, link, log, pair, shield, status, watch};
 
 fn main() -> ExitCode {
+    if let Some(error) = without_backtraces() {
+        return failed(&error.into());
+    }
     // Modes are those that the code names, whoever starts the program.
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
     let cli = Cli::parse_from(cli::words(std::env::args_os()));
@@ -79,6 +83,22 @@ async fn run(command: Option<Command>) -> ExitCode {
         Some(Command::Generate { directory }) => help::generate(Cli::command(), &directory).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| failed(&error))
+}
+
+/// What asks for backtraces. The released program has no tables for one, and would end where an error is made.
+const BACKTRACES: [&str; 2] = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"];
+
+/// Begins anew where the environment asks for them; the error is why that did not work.
+#[expect(clippy::disallowed_methods, reason = "this program itself, in the place of this process")]
+fn without_backtraces() -> Option<std::io::Error> {
+    if BACKTRACES.iter().all(|name| environment(name).is_none()) {
+        return None;
+    }
+    let mut arguments = std::env::args_os();
+    let mut again = std::process::Command::new("/proc/self/exe");
+    again.arg0(arguments.next().unwrap_or_default()).args(arguments);
+    BACKTRACES.iter().for_each(|name| drop(again.env_remove(name)));
+    Some(again.exec())
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]

@@ -61,8 +61,8 @@ pub fn pid_one(lab: &Lab) -> Option<Process> {
 /// The beginning of a command that runs inside the machine: append program and arguments.
 pub fn inside(lab: &Lab) -> Result<Command> {
     let process = pid_one(lab).with_context(|| format!("the machine of lab `{}` is off", lab.name()))?;
-    let mut command = Command::new("nsenter");
-    command.args(["--target", &process.pid().to_string()]);
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-sys_time", "nsenter", "--target", &process.pid().to_string()]);
     command.args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--wdns=/root", "--"]);
     // What a login gives; nothing of the caller's environment gets in.
     command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
@@ -180,7 +180,7 @@ fn nspawn<'a>(lab: &Lab, spec: &Spec, disks: impl Iterator<Item = &'a Path>) -> 
     let mut command = Command::new("systemd-nspawn");
     command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "1");
     command.args(["--boot", "--quiet", "--register=no", "--keep-unit", "--capability=all", "--console=read-only"]);
-    // The kernel has one clock for all machines: it is nobody's to set here.
+    // The kernel has one clock for all machines: it is nobody's to set here, nor for what enters this one.
     command.arg("--drop-capability=CAP_SYS_TIME");
     command.args(["--resolv-conf=off", "--timezone=off", "--link-journal=no"]);
     command.arg("--directory").arg(lab.root());

@@ -28,6 +28,9 @@ pub(super) fn static_small_and_alone(rig: &Rig) -> Result<()> {
     let printed = run(Command::new("chroot").arg(empty.path()).args(["/openclaw-init", "--version"]))?;
     ensure!(printed.contains("openclaw-init"), "in an empty root it says {printed}");
 
+    // It has no tables for a backtrace, and says what is wrong all the same.
+    let printed = run(Command::new(&binary).args(["restore", "/nonexistent"]).env("RUST_BACKTRACE", "1"))?;
+    ensure!(printed.contains("/nonexistent"), "asked for backtraces it says {printed}");
     Ok(())
 }
 

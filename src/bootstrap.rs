@@ -358,8 +358,13 @@ pub enum StopCause {
 pub async fn stop(host: &Host, metadata: &Client, cause: StopCause) -> Result<()> {
     if cause == StopCause::Shield {
         // Every moment counts, and nothing of this keeps the gateway from being stopped.
+        let was_noted = host.path(STOPPED_BY_SHIELD).exists();
         let noted = tokio::fs::write(host.path(STOPPED_BY_SHIELD), "").await.context("noting why the gateway stops");
-        stop_gateway(host, cause).await?;
+        let has_stopped = stop_gateway(host, cause).await?;
+        if !has_stopped && !was_noted {
+            // An operator had stopped it before.
+            drop(tokio::fs::remove_file(host.path(STOPPED_BY_SHIELD)).await);
+        }
         within_report_timeout(report::stopping(host, metadata)).await;
         return noted;
     }
@@ -374,6 +379,7 @@ pub async fn stop(host: &Host, metadata: &Client, cause: StopCause) -> Result<()
     }
     stopped?;
     if is_by_hand {
+        drop(tokio::fs::remove_file(host.path(STOPPED_BY_SHIELD)).await);
         let message = format!("the gateway was stopped by hand; `{RUN_AGAIN}` or a reboot starts it");
         within_report_timeout(report::stopped(host, metadata, &message)).await;
         proxy::stop(host).await?;
@@ -389,12 +395,13 @@ async fn within_report_timeout(report: impl Future<Output = Result<()>>) {
     }
 }
 
-async fn stop_gateway(host: &Host, cause: StopCause) -> Result<()> {
+/// True when it ran until then.
+async fn stop_gateway(host: &Host, cause: StopCause) -> Result<bool> {
     let engine = match Engine::connect(docker::SOCKET).await {
         Ok(engine) => engine,
         Err(error) => {
             tracing::debug!("no engine, so no gateway to stop: {error:#}");
-            return Ok(());
+            return Ok(false);
         }
     };
     // No container that has the network outlives a broken shield, whether or not the next one can be stopped.
@@ -411,11 +418,8 @@ async fn stop_gateway(host: &Host, cause: StopCause) -> Result<()> {
     if let Some(code) = gateway::stop_with_grace(&engine, grace).await? {
         tracing::info!("stopped the gateway (exit code {code})");
     }
-    if cause == StopCause::Shield && live::changed_at(&engine).await?.is_some_and(|ended| ended < begun) {
-        // An operator had stopped it before.
-        drop(tokio::fs::remove_file(host.path(STOPPED_BY_SHIELD)).await);
-    }
-    ended
+    let has_stopped = live::changed_at(&engine).await?.is_some_and(|ended| ended >= begun);
+    ended.map(|()| has_stopped)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use crate::apt::{APT_DEADLINE, Apt, installed};
 use crate::config::{DockerConfig, DockerSource};
 use crate::error::{Classify, Code, RUN_AGAIN, code_of, one_line};
 use crate::host::Host;
-use crate::paths::ENGINE_RULES_GONE;
+use crate::paths::{ENGINE_RULES_GONE, ENGINE_RULES_SEEN};
 use crate::systemd;
 
 /// The engine's unit; it pulls in its socket and containerd.
@@ -61,9 +61,7 @@ const CONFLICTS_WITH_DISTRO: [&str; 4] = ["docker-ce", "docker-ce-cli", "contain
 /// Makes sure that a usable engine runs, and that its containers reach the internet.
 pub async fn ensure(host: &Host, config: &DockerConfig) -> Result<Engine> {
     if has_lost_rules(host) {
-        // It makes its rules only when it starts.
-        systemd::restart(host, UNIT).await?;
-        host.remove_file(ENGINE_RULES_GONE).await?;
+        restore_rules(host).await;
     }
     let engine = match connect(host).await? {
         Some(engine) => engine,
@@ -91,6 +89,18 @@ pub async fn host_address(engine: &Engine) -> Result<IpAddr> {
             "See `sudo docker network inspect bridge` and `bip` in /etc/docker/daemon.json, then run `{RUN_AGAIN}`."
         ),
     )
+}
+
+/// An engine makes its rules only when it starts. What keeps it from that is found by who connects to it.
+async fn restore_rules(host: &Host) {
+    // An engine that makes none is not started anew again and again.
+    drop(tokio::fs::remove_file(host.path(ENGINE_RULES_SEEN)).await);
+    let restarted =
+        async { if systemd::is_active(host, UNIT).await? { systemd::restart(host, UNIT).await } else { Ok(()) } };
+    if let Err(error) = restarted.await {
+        tracing::warn!("{error:#}");
+    }
+    drop(tokio::fs::remove_file(host.path(ENGINE_RULES_GONE)).await);
 }
 
 /// Whether somebody removed the engine's rules of the packet filter, as `nft flush ruleset` does.

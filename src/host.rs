@@ -11,8 +11,10 @@ pub(crate) mod untrusted;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use nix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 
 pub use command::{Command, Endings, Output};
@@ -58,6 +60,11 @@ impl Host {
         let id = self.read(BOOT_ID).await?.with_context(|| format!("there is no {BOOT_ID}"))?;
         Ok(String::from_utf8_lossy(&id).trim().to_owned())
     }
+}
+
+/// How long the machine runs, suspended or not: a clock that nobody sets.
+pub(crate) fn uptime() -> Option<Duration> {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).ok().map(Duration::from)
 }
 
 /// Runs `work`, which waits for the disk, where it does not hold up the other stages.

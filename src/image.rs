@@ -30,6 +30,7 @@ use crate::error::{Classify, Code, RUN_AGAIN};
 use crate::host::Host;
 use crate::metadata::Client;
 use crate::reference::{ImageReference, PinnedImage};
+use crate::stage::Stage;
 use crate::state::Record;
 use crate::version::{GatewayVersion, VersionChoice};
 
@@ -142,7 +143,8 @@ async fn while_it_gets_on<T>(host: &Host, patience: Patience, work: impl Future<
         if let Ok(ended) = tokio::time::timeout(stall, &mut work).await {
             return Some(ended);
         }
-        let (elapsed, says) = (begun.elapsed(), host.ledger().borrow().progress.clone());
+        let says = host.ledger().borrow().progress.clone().filter(|(stage, _)| *stage == Stage::Image);
+        let elapsed = begun.elapsed();
         if elapsed >= longest || elapsed >= deadline && says == said {
             return None;
         }
@@ -235,7 +237,7 @@ async fn find(engine: &Engine, reference: &ImageReference) -> Result<Option<Imag
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stage::{Stage, within};
+    use crate::stage::within;
 
     #[tokio::test]
     async fn work_that_gets_on_may_take_longer() -> Result<()> {

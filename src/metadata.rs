@@ -201,7 +201,11 @@ impl Client {
             .map(|etag| format!("&wait_for_change=true&timeout_sec={seconds}&last_etag={etag}"))
             .unwrap_or_default();
         let request = self.request(Method::GET, &format!("{TREE}{waiting}"));
-        let answer = self.checked(request, REQUEST_TIMEOUT + wait).await?;
+        let answer = checked(request, REQUEST_TIMEOUT + wait).await?;
+        if last.is_none() {
+            // The answer to a request that waited may have the time at which that came.
+            self.clock.note(answer.headers());
+        }
         let status = answer.status();
         let etag = answer.headers().get("etag").and_then(|etag| etag.to_str().ok()).unwrap_or("NONE").to_owned();
         let body = answer.body().await.map_err(RequestError::of_failure)?;
@@ -296,30 +300,26 @@ impl Client {
 
     /// One request: its status and whole body.
     async fn send(&self, request: RequestBuilder, time: Duration) -> Result<(StatusCode, Vec<u8>), RequestError> {
-        let answer = self.checked(request, time).await?;
+        let answer = checked(request, time).await?;
+        self.clock.note(answer.headers());
         Ok((answer.status(), answer.body().await.map_err(RequestError::of_failure)?))
     }
+}
 
-    /// One request: the head of its answer, if that really is a metadata server's.
-    async fn checked(&self, request: RequestBuilder, time: Duration) -> Result<Answer, RequestError> {
-        let limit = Limit { time, bytes: ANSWER_BYTES };
-        let answer = http::send(request, limit).await.map_err(RequestError::of_failure)?;
-        let status = answer.status();
-        let flavored = answer.headers().get(FLAVOR.0).is_some_and(|flavor| flavor == FLAVOR.1);
-        // An error page may lack the header; an answer may not.
-        if !flavored && Retry::of_status(status) == Retry::No {
-            return Err(RequestError::new(
-                Retry::Yes,
-                anyhow!(
-                    "an answer ({status}) without the metadata server's flavor header: something else answers there"
-                ),
-            ));
-        }
-        if flavored {
-            self.clock.note(answer.headers());
-        }
-        Ok(answer)
+/// One request: the head of its answer, if that really is a metadata server's.
+async fn checked(request: RequestBuilder, time: Duration) -> Result<Answer, RequestError> {
+    let limit = Limit { time, bytes: ANSWER_BYTES };
+    let answer = http::send(request, limit).await.map_err(RequestError::of_failure)?;
+    let status = answer.status();
+    let flavored = answer.headers().get(FLAVOR.0).is_some_and(|flavor| flavor == FLAVOR.1);
+    // An error page may lack the header; an answer may not.
+    if !flavored && Retry::of_status(status) == Retry::No {
+        return Err(RequestError::new(
+            Retry::Yes,
+            anyhow!("an answer ({status}) without the metadata server's flavor header: something else answers there"),
+        ));
     }
+    Ok(answer)
 }
 
 /// The tries of one reading of the metadata, against one deadline.

@@ -20,6 +20,10 @@ pub const RESULT_CLEARED: &str = "/run/openclaw-init/private/result-cleared";
 pub const WATCH_ORDERS: &str = "/run/openclaw-init/private/watch.json";
 /// The watcher has seen a gateway that hangs: for the run that it starts.
 pub const HUNG: &str = "/run/openclaw-init/private/gateway-hung";
+/// Changed when a gateway that hung was restarted.
+pub const HUNG_RESTARTED: &str = "/run/openclaw-init/private/hung-restarted";
+/// The engine's rules of the packet filter have been seen in this boot.
+pub const ENGINE_RULES_SEEN: &str = "/run/openclaw-init/private/engine-rules-seen";
 /// Somebody removed the engine's rules of the packet filter, and they are not back.
 pub const ENGINE_RULES_GONE: &str = "/run/openclaw-init/private/engine-rules-gone";
 /// The gateway was stopped because the shield was not in force, not by an operator.

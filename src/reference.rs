@@ -238,8 +238,8 @@ mod tests {
         Some((registry.into(), format!("{library}{path}"), tag, found.digest.as_ref().map(ToString::to_string)))
     }
 
-    /// What we refuse and `oci-spec` accepts: as Docker does, names with capitals and tags that are not ASCII; and
-    /// besides, names that may be too long for it, digests other than SHA-256, in small letters, and ports that there
+    /// What we refuse and `oci-spec` accepts: as Docker does, names with capitals, tags that are not ASCII, and registries
+    /// with `_`; and besides, names that may be too long for it, digests other than SHA-256, in small letters, and ports that there
     /// are not.
     fn is_refused_by_us(text: &str) -> bool {
         let (named, digest) = text.split_once('@').unwrap_or((text, ""));
@@ -251,6 +251,7 @@ mod tests {
         !text.is_ascii()
             || named.len() - (path.len() - name.len()) > NAME_BYTES
             || name.contains(|c: char| c.is_ascii_uppercase())
+            || registry.contains('_')
             || port.parse::<u16>().is_err()
             || !digest.is_empty() && is_other(digest)
     }

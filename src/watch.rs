@@ -19,7 +19,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::gateway::{Health, live};
-use crate::host::Host;
+use crate::host::{Host, uptime};
 use crate::metadata::Client;
 use crate::paths::{BOOT_UNIT, HUNG};
 use crate::report::{LiveReport, Saying, Status};
@@ -62,8 +62,7 @@ pub struct Now {
 pub async fn now(host: &Host, metadata: &Client, status: &Status) -> Result<Now> {
     let asked = tokio::time::timeout(ATTRIBUTES_TIMEOUT, metadata.wait_for_change(None, Duration::ZERO)).await;
     let answered = asked.ok().and_then(Result::ok);
-    let attributes =
-        answered.map(|answered| attributes::Believed { attributes: answered.attributes, at: Timestamp::now() });
+    let attributes = answered.map(|answered| attributes::Believed { attributes: answered.attributes, at: uptime() });
     let mut eyes = Eyes::in_a_hurry(host, metadata.clone());
     let sight = eyes.glance(status, attributes.as_ref()).await.context("looking at the machine")?;
     let version = match &sight.health {

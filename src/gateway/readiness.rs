@@ -21,7 +21,7 @@ use crate::docker::Engine;
 use crate::error::Code;
 use crate::image::Image;
 use crate::memory;
-use crate::paths::HUNG;
+use crate::paths::{HUNG, HUNG_RESTARTED};
 use crate::report::Ready;
 use crate::text::MIB;
 
@@ -35,6 +35,9 @@ const OVERLOAD_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What is left to end for a gateway that hangs, in seconds.
 const HUNG_SECONDS: i32 = 30;
+
+/// One that is restarted more often keeps its channels off.
+const HUNG_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// A gateway that has been up for longer is not starting.
 const STARTUP_DEADLINE: Duration = Duration::from_secs(120);
@@ -83,6 +86,8 @@ impl Gateway<'_> {
         stop_container(self.engine, NAME, HUNG_SECONDS).await?;
         self.start().await?;
         self.host.changed(format!("restarted container {NAME}, which hung"));
+        let noted = tokio::fs::write(self.host.path(HUNG_RESTARTED), "").await;
+        noted.context("noting when the gateway was restarted")?;
         Ok(())
     }
 
@@ -116,6 +121,7 @@ struct Wait<'a> {
     silence: Silence,
     /// The watcher has seen that it hangs.
     is_known_to_hang: bool,
+    /// Within the last hour.
     is_restarted: bool,
 }
 
@@ -123,6 +129,8 @@ impl<'a> Wait<'a> {
     async fn begin(gateway: &'a Gateway<'a>) -> Self {
         let (begun, since, kills) = (Instant::now(), Timestamp::now(), memory::kills(gateway.host).await);
         let is_known_to_hang = tokio::fs::remove_file(gateway.host.path(HUNG)).await.is_ok();
+        let restarted = tokio::fs::metadata(gateway.host.path(HUNG_RESTARTED)).await.and_then(|it| it.modified());
+        let is_recent = restarted.is_ok_and(|at| at.elapsed().is_ok_and(|ago| ago < HUNG_INTERVAL));
         Self {
             gateway,
             begun,
@@ -134,7 +142,7 @@ impl<'a> Wait<'a> {
             unhealthy_since: None,
             silence: Silence::default(),
             is_known_to_hang,
-            is_restarted: false,
+            is_restarted: is_recent,
         }
     }
 

@@ -1,10 +1,12 @@
 //! The server's clock, which is Compute Engine's, as the `Date` of its answers tells it.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use nix::time::{ClockId, clock_gettime};
 use reqwest::header::{DATE, HeaderMap};
+
+use crate::host::uptime;
 
 /// What the latest answer told; clones share it.
 #[derive(Debug, Clone, Default)]
@@ -14,7 +16,7 @@ pub(super) struct Clock(Arc<Mutex<Option<Reading>>>);
 #[derive(Debug, Clone, Copy)]
 struct Reading {
     server: Timestamp,
-    uptime: SignedDuration,
+    uptime: Duration,
 }
 
 impl Clock {
@@ -29,7 +31,7 @@ impl Clock {
     /// How far it is behind the machine's clock now.
     pub(super) fn is_behind_by(&self) -> Option<SignedDuration> {
         let Reading { server, uptime: then } = (*self.0.lock().unwrap_or_else(PoisonError::into_inner))?;
-        let server = server.checked_add(uptime()?.checked_sub(then)?).ok()?;
+        let server = server.checked_add(uptime()?.saturating_sub(then)).ok()?;
         Some(Timestamp::now().duration_since(server))
     }
 }
@@ -37,12 +39,6 @@ impl Clock {
 /// The time of a `Date:` header (RFC 9110, 5.6.7: `Sun, 06 Nov 1994 08:49:37 GMT`).
 fn parse(date: &str) -> Option<Timestamp> {
     Timestamp::strptime("%a, %d %b %Y %H:%M:%S %z", date.strip_suffix("GMT")?.to_owned() + "+0000").ok()
-}
-
-/// How long the machine runs, suspended or not.
-fn uptime() -> Option<SignedDuration> {
-    let uptime = clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?;
-    SignedDuration::try_from(std::time::Duration::from(uptime)).ok()
 }
 
 #[cfg(test)]

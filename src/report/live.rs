@@ -15,7 +15,7 @@ use crate::host::Host;
 use crate::http::backoff;
 use crate::lock::RunLock;
 use crate::metadata::{Client, WriteOutcome};
-use crate::paths::LOCK;
+use crate::paths::{LOCK, RESULT_CLEARED};
 use crate::text::seconds;
 
 /// What follows the gateway, the most important first; who reads `state` finds its detail.
@@ -48,6 +48,7 @@ pub struct LiveReport {
     said: Option<Words>,
     heartbeat: Option<Instant>,
     failures: u32,
+    refusals: u32,
     not_before: Option<Instant>,
 }
 
@@ -64,6 +65,7 @@ impl LiveReport {
             said: None,
             heartbeat: None,
             failures: 0,
+            refusals: 0,
             not_before: None,
         }
     }
@@ -77,8 +79,9 @@ impl LiveReport {
         run: Option<SystemTime>,
     ) -> Result<Option<Duration>> {
         if self.run != run {
-            // It has written, too.
+            // It has written, too, and knows more than earlier failures do.
             self.sent.clear();
+            (self.failures, self.refusals, self.not_before) = (0, 0, None);
             self.run = run;
         }
         let Some(status) = self.note(saying, asking).await? else { return Ok(None) };
@@ -153,6 +156,8 @@ impl LiveReport {
         let pause = self.put(RESULT, &owed, Urgency::Due).await;
         if pause.is_none() {
             self.sent.insert(RESULT, owed);
+            // The result of the boot before is gone with it.
+            drop(std::fs::write(self.host.path(RESULT_CLEARED), ""));
         }
         pause
     }
@@ -181,23 +186,23 @@ impl LiveReport {
         if !wait.is_zero() {
             return Some(wait);
         }
-        let longest = match self.client.put_guest_attribute(NAMESPACE, key, value).await {
+        let pause = match self.client.put_guest_attribute(NAMESPACE, key, value).await {
             Ok(WriteOutcome::Done) => {
-                self.failures = 0;
+                (self.failures, self.refusals) = (0, 0);
                 return None;
             }
             // A 403 may pass, and an operator may enable them at any time.
             Ok(refused) => {
                 tracing::debug!("guest attributes: {refused:?}");
-                DISABLED_MAX_BACKOFF
+                self.refusals += 1;
+                backoff(FIRST_BACKOFF, self.refusals - 1, DISABLED_MAX_BACKOFF)
             }
             Err(error) => {
                 tracing::debug!("guest attributes: {error:#}");
-                MAX_BACKOFF
+                self.failures += 1;
+                backoff(FIRST_BACKOFF, self.failures - 1, MAX_BACKOFF)
             }
         };
-        let pause = backoff(FIRST_BACKOFF, self.failures, longest);
-        self.failures += 1;
         self.not_before = Some(Instant::now() + pause);
         Some(pause)
     }

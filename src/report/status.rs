@@ -139,7 +139,7 @@ pub struct Status {
     pub timeline: Vec<Span>,
     /// The most memory that this program needed, in KiB; known at the end of the run.
     pub peak_memory_kib: u64,
-    /// The guest attributes have all of this, or are disabled.
+    /// The guest attributes have all of this.
     pub reported: bool,
 }
 

@@ -77,8 +77,7 @@ impl Writer {
         }
     }
 
-    /// Writes until the run is over and its last words are written, or cannot be. True when everything is written, or
-    /// never can be because guest attributes are disabled.
+    /// Writes until the run is over and its last words are written, or cannot be. True when everything is written.
     pub(super) async fn run(mut self) -> bool {
         let mut ending = false;
         loop {
@@ -97,7 +96,7 @@ impl Writer {
                 }
                 Some(_) if self.is_too_late() => return false,
                 Some(step) => {
-                    let Some(pause) = self.take(&step, &status).await else { return true };
+                    let Some(pause) = self.take(&step, &status).await else { return false };
                     if !self.wait(pause).await {
                         return false;
                     }

@@ -17,7 +17,7 @@ use super::generation;
 use super::table::{self, Table};
 use crate::error::one_line;
 use crate::host::{Host, blocking};
-use crate::paths::{ENGINE_RULES_GONE, SHIELD_IN_FORCE};
+use crate::paths::{ENGINE_RULES_GONE, ENGINE_RULES_SEEN, SHIELD_IN_FORCE};
 
 /// The group of netlink messages about changes of tables (`NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h), as a bit.
 const TABLE_CHANGES: u32 = 1 << (7 - 1);
@@ -42,13 +42,13 @@ async fn keep(host: &Host, table: &Table, changes: &Changes) -> Result<()> {
     ensure(host, table).await?;
     tokio::fs::write(host.path(SHIELD_IN_FORCE), holder(table).await?).await.context("saying that it is in force")?;
     sd_notify::notify(&[NotifyState::Ready]).context("telling systemd")?;
-    let mut were_there = note_engine_rules(host, false).await;
+    note_engine_rules(host).await;
     loop {
         changes.next().await?;
         if ensure(host, table).await? {
             tracing::warn!("the table that shields the metadata server was gone: loaded it again");
         }
-        were_there = note_engine_rules(host, were_there).await;
+        note_engine_rules(host).await;
     }
 }
 
@@ -62,21 +62,20 @@ async fn ensure(host: &Host, table: &Table) -> Result<bool> {
 
 /// Whether the engine's own rules are there, without which its containers have no internet. That they went away is
 /// noted for the watcher and for the next run, until they are back.
-async fn note_engine_rules(host: &Host, were_there: bool) -> bool {
-    let are_there = match table::masquerades(host).await {
-        Ok(are_there) => are_there,
-        Err(error) => {
-            tracing::debug!("{error:#}");
-            return were_there;
+async fn note_engine_rules(host: &Host) {
+    let (seen, gone) = (host.path(ENGINE_RULES_SEEN), host.path(ENGINE_RULES_GONE));
+    let noted = match table::masquerades(host).await {
+        Ok(true) => {
+            drop(tokio::fs::remove_file(gone).await);
+            tokio::fs::write(seen, "").await
         }
+        Ok(false) if seen.exists() => tokio::fs::write(gone, "").await,
+        Ok(false) => Ok(()),
+        Err(error) => return tracing::debug!("{error:#}"),
     };
-    let mark = host.path(ENGINE_RULES_GONE);
-    if are_there {
-        drop(tokio::fs::remove_file(mark).await);
-    } else if were_there && let Err(error) = tokio::fs::write(mark, "").await {
-        tracing::warn!("noting that the engine's rules are gone: {error}");
+    if let Err(error) = noted {
+        tracing::warn!("noting how the engine's rules are: {error}");
     }
-    are_there
 }
 
 /// Whether the table is in force, as verified by a unit that runs the caller's own program file and wants the same.

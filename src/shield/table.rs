@@ -136,16 +136,17 @@ pub(super) async fn remove(host: &Host) -> Result<bool> {
     delete.context("removing the table that shields the metadata server").map(|_| true)
 }
 
-/// The tables in which the engine changes the sender of what its containers send to the internet: with iptables, and
-/// with nftables (from Docker 29 on, where it is asked to).
-const ENGINE_TABLES: [&str; 2] = ["nat", "docker-bridges"];
+/// The tables in which the engine changes the sender of what its containers send to the internet, and a word that sets
+/// its own from others': with iptables, and with nftables (from Docker 29 on, where it is asked to).
+const ENGINE_TABLES: [(&str, &str); 2] = [("nat", "chain docker"), ("docker-bridges", "")];
 
 /// Whether the kernel has such a rule of the engine's.
 pub(super) async fn masquerades(host: &Host) -> Result<bool> {
-    for table in ENGINE_TABLES {
+    for (table, word) in ENGINE_TABLES {
         let list = host.command("nft").args(["--terse", "list", "table", "ip", table]).answers(&[1]);
         let output = list.run().await.context("reading the engine's rules")?;
-        if output.code == 0 && output.stdout.to_ascii_lowercase().contains("masquerade") {
+        let text = output.stdout.to_ascii_lowercase();
+        if output.code == 0 && text.contains("masquerade") && text.contains(word) {
             return Ok(true);
         }
     }

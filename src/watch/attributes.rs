@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::TICK;
 use super::orders::Orders;
-use crate::host::Host;
+use crate::host::{Host, uptime};
 use crate::http::backoff;
 use crate::metadata::{Answered, Attributes, Client, RequestError};
 use crate::report::{self, BootEnd};
@@ -16,8 +15,8 @@ use crate::report::{self, BootEnd};
 #[derive(Debug, Clone)]
 pub(super) struct Believed {
     pub(super) attributes: Attributes,
-    /// When the latest of these answers came.
-    pub(super) at: Timestamp,
+    /// When the latest of these answers came, since the kernel's start.
+    pub(super) at: Option<Duration>,
 }
 
 /// How long one request waits for a change.
@@ -81,7 +80,7 @@ pub(super) async fn follow(host: &Host, metadata: &Client, believed: &watch::Sen
                     note_preemption(host).await;
                 }
                 if answers.take(etag, attributes.clone()) {
-                    publish(believed, Believed { attributes, at: Timestamp::now() });
+                    publish(believed, Believed { attributes, at: uptime() });
                 }
                 INTERVAL
             }

@@ -72,6 +72,8 @@ pub(super) enum EngineSight {
     Inactive,
     /// It ended by itself.
     Failed,
+    /// It is not installed.
+    Missing,
     /// It is starting or stopping.
     OnItsWay,
     /// It runs and gives no answer.
@@ -212,9 +214,7 @@ pub(super) struct Decision {
 /// What is said and done now, given what was seen before.
 pub(super) fn decide(sight: &Sight, memory: &mut Memory, now: Moment) -> Decision {
     if sight.is_busy {
-        // After the run everything is seen afresh.
-        memory.seen.clear();
-        memory.well = now.elapsed;
+        memory.note_run(now);
         return Decision { saying: None, start: None, next: BUSY_INTERVAL };
     }
     memory.begin_anew_after(sight.run, now);
@@ -270,6 +270,9 @@ impl Sight {
             EngineSight::Up => return None,
             EngineSight::Inactive => (State::Stopped, "docker.service was stopped", Cure::RunLater),
             EngineSight::Failed => (State::Failed, "docker.service has failed", Cure::Run),
+            // A run that failed may not have come so far.
+            EngineSight::Missing if self.may_pass => (State::Failed, "docker.service is not installed", Cure::Run),
+            EngineSight::Missing => (State::Failed, "docker.service is not installed", Cure::RunLater),
             EngineSight::OnItsWay => (State::Failed, "docker.service is starting or stopping", Cure::Nobody),
             EngineSight::Silent => {
                 (State::Failed, "the engine gives no answer; see `sudo journalctl --unit docker`", Cure::Nobody)
@@ -407,7 +410,10 @@ impl Sight {
             let message = "what the run missed in the gateway works again".to_owned();
             return Some(Saying { state: State::Ready, message });
         }
-        let state = news.iter().map(|finding| finding.state).max_by_key(|state| severity(*state))?;
+        let news_state = news.iter().map(|finding| finding.state).max_by_key(|state| severity(*state))?;
+        // More that is wrong makes nothing better.
+        let of_run = self.is_served_otherwise.then_some(self.run_state);
+        let state = of_run.filter(|state| severity(*state) > severity(news_state)).unwrap_or(news_state);
         let messages: Vec<String> = news.iter().map(|finding| self.sentence(finding, memory)).collect();
         Some(Saying { state, message: messages.join("; ") })
     }
@@ -429,6 +435,7 @@ impl Sight {
             _ if finding.cause == Cause::Attributes => self.end_of_delay(memory),
             Cure::Operator => by_hand(),
             Cure::Run | Cure::RunLater if memory.is_stopped => by_hand(),
+            Cure::Run if finding.cause == Cause::Room && memory.starts.contains_key(&Cause::Room) => String::new(),
             Cure::Run if finding.cause == Cause::Room => "; a run removes old images".to_owned(),
             Cure::Run if self.is_dpkg_busy => "; a run mends it when apt has ended".to_owned(),
             Cure::Run => "; a run mends it".to_owned(),
@@ -456,13 +463,20 @@ impl Sight {
 }
 
 impl Memory {
-    /// A run sees to everything: what was seen before it does not count any more, but for what no run may mend.
+    /// Begins anew after a run that nobody has seen at work, too.
     fn begin_anew_after(&mut self, run: Option<SystemTime>, now: Moment) {
         if self.run != run {
-            self.seen.retain(|cause, _| matches!(cause, Cause::Room | Cause::Clock));
-            (self.run, self.well) = (run, now.elapsed);
+            self.note_run(now);
+            self.run = run;
             (self.is_upgrade, self.is_stopped) = (false, false);
         }
+    }
+
+    /// After a run everything is seen afresh, but for what no run may mend. The next one waits from its end on.
+    fn note_run(&mut self, now: Moment) {
+        self.seen.retain(|cause, _| matches!(cause, Cause::Room | Cause::Clock));
+        self.well = now.elapsed;
+        self.starts.values_mut().for_each(|(_, last)| *last = now.elapsed);
     }
 
     /// Notes since when each of them is there.
@@ -525,8 +539,8 @@ impl Memory {
             return Ok(None);
         }
         // A run for anything else would start it, too.
-        let is_later = |finding: &&Finding| matches!(finding.cause, Cause::Engine | Cause::Containerd);
-        if let Some(left) = findings.iter().filter(is_later).filter_map(|later| self.left_of_grace(later, now)).max() {
+        let engines = sight.of_engine().into_iter().chain(sight.of_containerd());
+        if let Some(left) = engines.filter_map(|later| self.left_of_grace(&later, now)).max() {
             return Err(left);
         }
         if sight.engine == EngineSight::OnItsWay {
@@ -535,6 +549,8 @@ impl Memory {
         let waits = self.left_of_delay(now);
         let may = |finding: &&Finding| match finding.cause {
             Cause::Attributes => waits.is_none(),
+            // What it should have mended is mended by its repetition.
+            cause if cause != Cause::Run && sight.of_run().is_some() => false,
             _ if self.left_of_grace(finding, now).is_some() => false,
             _ => sight.may_repair && matches!(finding.cure, Cure::Run | Cure::RunLater),
         };
@@ -657,7 +673,7 @@ mod tests {
 
     #[test]
     fn what_is_said_and_whether_a_run_is_started() {
-        use EngineSight::{Failed, Inactive, OnItsWay, Silent};
+        use EngineSight::{Failed, Inactive, Missing, OnItsWay, Silent};
         let hung = || Sight { health: Some(Health::Silent), is_hung: true, ..well() };
         let port = || vec!["openclaw-port".to_owned()];
         let swap = || vec!["openclaw-swap".to_owned()];
@@ -700,6 +716,17 @@ mod tests {
                 "by hand",
             ),
             (Sight { run_state: State::Failed, may_pass: true, ..well() }, 50, None, false, ""),
+            (Sight { run_state: State::Failed, may_pass: true, ..gone() }, 50, None, false, ""),
+            (Sight { run_state: State::Failed, may_pass: true, ..gone() }, 60, None, true, ""),
+            (Sight { run_state: State::Failed, may_pass: true, ..engine(Missing) }, 60, None, true, ""),
+            (engine(Missing), 590, Some(State::Failed), false, "not installed"),
+            (
+                Sight { is_served_otherwise: true, run_state: State::Failed, is_forwarding_off: true, ..well() },
+                10,
+                Some(State::Failed),
+                true,
+                "ip_forward",
+            ),
             (Sight { run_state: State::Failed, may_pass: true, ..well() }, 60, None, true, ""),
             (
                 Sight {

@@ -25,7 +25,7 @@ use crate::lock::RunLock;
 use crate::metadata::Client;
 use crate::paths::{BOOT_UNIT, LOCK, SHIELD_IN_FORCE, STOPPED_BY_SHIELD};
 use crate::proxy;
-use crate::report::{RunResult, Status};
+use crate::report::{RunResult, State, Status};
 use crate::state::{DataDir, room};
 use crate::systemd::{self, Unit};
 
@@ -105,7 +105,7 @@ impl<'a> Eyes<'a> {
             self.engine = None;
         }
         let is_at_work = units.are_busy() || is_locked(host)?;
-        let Some(status) = status.filter(|status| !is_at_work && status.result.is_some()) else {
+        let Some(status) = status.filter(|_| !is_at_work) else {
             // What was silent before a run says nothing of what it leaves.
             self.silence = Silence::default();
             return Ok(Sight::busy());
@@ -134,15 +134,16 @@ impl<'a> Eyes<'a> {
             _ => None,
         };
         // What was answered before the run read them is no news to it.
-        let news = attributes.filter(|believed| orders.read_at.is_none_or(|read| believed.at > read));
+        let news = attributes.filter(|believed| orders.read_at.is_none() || believed.at > orders.read_at);
         let Changes { for_run: changed, for_boot, delay } =
             news.map(|news| orders.changes(&news.attributes, &status.boot_id)).unwrap_or_default();
         let result = status.result.as_ref().and_then(|result| result.known()).copied();
         let is_proxy_named = says(status, Code::ProxyFailed.name());
         Ok(Sight {
             run: Orders::left_at(host).await,
-            run_state: status.words_of_the_run().state,
-            may_pass: result.is_some_and(|result| matches!(result, RunResult::Failed(code) if !code.is_permanent())),
+            // A run without a result was ended by somebody.
+            run_state: if status.result.is_some() { status.words_of_the_run().state } else { State::Failed },
+            may_pass: result.is_none_or(|result| matches!(result, RunResult::Failed(code) if !code.is_permanent())),
             is_served_otherwise: result == Some(RunResult::Failed(Code::ConfigRefused)),
             may_repair: may_repair(result),
             is_masked: units.boot.load == "masked",
@@ -174,6 +175,7 @@ impl<'a> Eyes<'a> {
     async fn ask_engine(&mut self, docker: &Unit) -> (EngineSight, Option<Container>) {
         match docker.active.as_str() {
             "active" => {}
+            "inactive" if docker.load == "not-found" => return (EngineSight::Missing, None),
             // A gateway that takes longer to end than systemd waits makes that of a stop by hand.
             "failed" if docker.result != "timeout" => return (EngineSight::Failed, None),
             "inactive" | "failed" if !docker.has_job => return (EngineSight::Inactive, None),
@@ -249,7 +251,7 @@ fn may_repair(result: Option<RunResult>) -> bool {
         // The gateway runs, with other settings than the operator's.
         Some(RunResult::Ready | RunResult::Failed(Code::ConfigRefused)) => true,
         Some(RunResult::Failed(code)) => !code.is_permanent(),
-        None => false,
+        None => true,
     }
 }
 
@@ -332,7 +334,7 @@ mod tests {
             (Some(RunResult::Failed(Code::ImagePullFailed)), true),
             (Some(RunResult::Failed(Code::ConfigInvalid)), false),
             (Some(RunResult::Failed(Code::ConfigRefused)), true),
-            (None, false),
+            (None, true),
         ] {
             assert_eq!(may_repair(result), expected, "{result:?}");
         }

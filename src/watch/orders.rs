@@ -6,12 +6,11 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::config::{self, ApplyChoice, Config, keys};
-use crate::host::Host;
+use crate::host::{Host, uptime};
 use crate::metadata::Attributes;
 use crate::paths::WATCH_ORDERS;
 use crate::state::DataDir;
@@ -23,9 +22,9 @@ pub struct Orders {
     pub(super) is_on: bool,
     /// The attributes that the run has read: their values as digests.
     pub(super) attributes: BTreeMap<String, String>,
-    /// When.
+    /// When, since the kernel's start.
     #[serde(default)]
-    pub(super) read_at: Option<Timestamp>,
+    pub(super) read_at: Option<Duration>,
     /// The keys that the instance itself had then.
     #[serde(default)]
     own: BTreeSet<String>,
@@ -87,7 +86,7 @@ impl Orders {
     pub async fn leave_attributes(host: &Host, attributes: &Attributes) -> Result<()> {
         Self::change(host, |orders| {
             orders.attributes = digests(&attributes.values);
-            orders.read_at = Some(Timestamp::now());
+            orders.read_at = uptime();
             orders.own.clone_from(&attributes.own);
         })
         .await

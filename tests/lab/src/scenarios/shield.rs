@@ -64,6 +64,8 @@ impl Cloud {
     pub(super) fn open(rig: &Rig, image: &str) -> Result<Self> {
         let (cloud, ends) = (rig.machine()?.cloud(), Arc::new(AtomicBool::new(false)));
         connect(rig)?;
+        // What is asked here is what the shield does by itself, without the runs that the watcher would start.
+        rig.shell("systemctl stop openclaw-watch")?;
         let (opened, namespace) = (Self { ends: Arc::clone(&ends) }, cloud);
         thread::spawn(move || serve(&namespace, &ends)).join().map_err(|_| anyhow!("a server panicked"))??;
         let dockerfile = "FROM ask:1\\nUSER root\\nCOPY ask.sh /\\nRUN bash /ask.sh > /ways\\n";
@@ -80,6 +82,7 @@ impl Cloud {
     pub(super) fn close(self, rig: &Rig) -> Result<()> {
         let remove = "docker rm --force ask-bridge ask-six && docker network rm six && docker image rm ask:1 ask:2";
         rig.shell(remove)?;
+        rig.shell("systemctl restart docker; systemctl start openclaw-watch")?;
         drop(self);
         Ok(())
     }

@@ -340,6 +340,7 @@ async fn bring_up(
         report.stage(Stage::Secrets, secrets::ensure(host, data, gateway.config, metadata)),
     );
     let (image, secrets) = (image?, secrets?);
+    report.version(image.version.as_str());
     let ownership = Ownership { record: &mut record, lock: updater.lock };
     let refusal = report.stage(Stage::Gateway, gateway.ensure(&image, &secrets, Some(ownership))).await?;
     report.stage(Stage::Ready, updater.own(&image, &secrets, record, refusal)).await

@@ -125,6 +125,11 @@ impl Report {
         self.shared.run.send_modify(|run| run.instance = Some(identity));
     }
 
+    /// The version that is brought up, told before the end: the last words then fit into one second's requests.
+    pub fn version(&self, version: &str) {
+        self.shared.run.send_modify(|run| run.version = Some(version.to_owned()));
+    }
+
     /// What became of the update or the rollback of this run. A success is printed; a failure is a warning already.
     pub fn update(&self, update: UpdateReport) {
         if update.code.is_none() {

@@ -20,8 +20,9 @@ const MINUTE_LIMIT: usize = 8;
 /// How many requests may be sent in a second.
 const SECOND_LIMIT: usize = 3;
 
-/// How many of a minute's requests are reserved for the end: run-id, version, detail, state, result.
-const RESERVED_FOR_END: usize = 5;
+/// How many of a minute's requests are reserved: the version when its image is there, and at the end run-id, detail,
+/// state, result.
+const RESERVED: usize = 5;
 
 /// A little more than a minute and a second: the server's clock ticks when a request arrives.
 const MINUTE: Duration = Duration::from_secs(61);
@@ -108,7 +109,7 @@ impl Window {
     fn wait(&self, now: Duration, urgency: Urgency) -> Duration {
         let second = self.until_fewer_than(SECOND_LIMIT, SECOND, now);
         match urgency {
-            Urgency::Routine => second.max(self.until_fewer_than(MINUTE_LIMIT - RESERVED_FOR_END, MINUTE, now)),
+            Urgency::Routine => second.max(self.until_fewer_than(MINUTE_LIMIT - RESERVED, MINUTE, now)),
             Urgency::Due => second.max(self.until_fewer_than(MINUTE_LIMIT, MINUTE, now)),
             Urgency::Last => second,
         }

@@ -45,6 +45,8 @@ pub(super) struct Run {
     pub(super) id: Option<String>,
     pub(super) reason: Option<String>,
     pub(super) instance: Option<InstanceIdentity>,
+    /// The version that is brought up.
+    pub(super) version: Option<String>,
     pub(super) stages: BTreeMap<Stage, StageState>,
     /// The spans of the stages that ended.
     pub(super) timeline: Vec<Span>,
@@ -109,7 +111,7 @@ impl Run {
     /// The status, with no time in its detail.
     pub(super) fn status(&self, ledger: &Ledger) -> Status {
         let (state, result, version) = match &self.conclusion {
-            None => (self.phase(), None, None),
+            None => (self.phase(), None, self.version.clone()),
             Some(Conclusion::Ready(ready)) => {
                 let state = if ready.degraded.is_empty() { State::Ready } else { State::Degraded };
                 (state, Some(RunResult::Ready.into()), Some(ready.version.clone()))

@@ -117,7 +117,7 @@ pub struct Status {
     pub state: State,
     /// Nothing while the run goes on and while another try will follow.
     pub result: Option<Name<RunResult>>,
-    /// The gateway's version, once it is ready.
+    /// The gateway's version, from when its image is there; none of a run that failed.
     pub version: Option<String>,
     /// The rest, for people.
     pub detail: Detail,

@@ -17,7 +17,7 @@ use crate::paths::RESULT_CLEARED;
 pub(super) const NAMESPACE: &str = "openclaw";
 
 /// What is written while the run goes on, the most important first.
-const IN_PROGRESS: &[&str] = &["boot-id", "state", "run-id", "detail"];
+const IN_PROGRESS: &[&str] = &["boot-id", "version", "state", "run-id", "detail"];
 
 /// What is written at the end. A waiter that sees `result` finds everything else in place.
 pub(super) const AT_END: &[&str] = &["boot-id", "run-id", "version", "detail", "state", "result"];
@@ -226,7 +226,7 @@ impl Writer {
 fn urgency(step: &Step, ending: bool) -> Urgency {
     match step {
         Step::Clear | Step::Put("state" | "result", _) if ending => Urgency::Last,
-        Step::Put("result", _) | Step::Clear => Urgency::Due,
+        Step::Put("result" | "version", _) | Step::Clear => Urgency::Due,
         Step::Put(..) if ending => Urgency::Due,
         Step::Put(..) => Urgency::Routine,
     }

@@ -128,8 +128,8 @@ fn result_of(status: &Status) -> Option<String> {
 }
 
 const FIRST_WORDS: [&str; 3] = ["DELETE result", "PUT boot-id=boot-1", "PUT state=installing"];
-const LAST_WORDS: [&str; 5] =
-    ["PUT run-id=run-7", "PUT version=2026.9.6", "PUT detail", "PUT state=ready", "PUT result=ready"];
+const VERSION: &str = "PUT version=2026.9.6";
+const LAST_WORDS: [&str; 4] = ["PUT run-id=run-7", "PUT detail", "PUT state=ready", "PUT result=ready"];
 
 #[tokio::test]
 async fn deletion_first_result_last_and_never_too_many() {
@@ -143,10 +143,12 @@ async fn deletion_first_result_last_and_never_too_many() {
     pass(&report, &THE_REST, &host, 2).await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(machine.writes(), FIRST_WORDS, "progress must leave room for the end");
+    report.version("2026.9.6");
+    machine.wait_for(4).await;
     assert_eq!(report.changes_of(Stage::Docker), 2);
 
     report.finish(&outcome(None), false).await;
-    assert_eq!(machine.writes(), [&FIRST_WORDS[..], &LAST_WORDS].concat());
+    assert_eq!(machine.writes(), [&FIRST_WORDS[..], &[VERSION], &LAST_WORDS].concat());
     let times: Vec<_> = machine.server.requests().iter().map(|request| request.time).collect();
     for four in times.windows(4) {
         assert!(four[3].duration_since(four[0]).as_millis() >= 1000, "four requests within a second");
@@ -158,6 +160,43 @@ async fn deletion_first_result_last_and_never_too_many() {
     let attributes = machine.server.guest_attributes("openclaw");
     assert_eq!((attributes["state"].as_str(), attributes["result"].as_str()), ("ready", "ready"));
     assert!(attributes["detail"].contains("\"updated\":\"20"), "{}", attributes["detail"]);
+}
+
+/// Three requests a second are allowed: who waits for the result waits for no second.
+#[tokio::test]
+async fn the_result_follows_the_end_at_once() {
+    let machine = BootFixture::new().await;
+    let host = machine.host();
+    let report = Report::start(&host, machine.client.clone()).await.unwrap();
+    pass(&report, &BEFORE_THE_ENGINE, &host, 0).await;
+    machine.wait_for(3).await;
+    pass(&report, &THE_REST, &host, 1).await;
+    report.version("2026.9.6");
+    machine.wait_for(4).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(machine.status().await.version.as_deref(), Some("2026.9.6"));
+    let ended = Instant::now();
+    report.finish(&outcome(None), false).await;
+    assert_eq!(machine.writes()[4..], LAST_WORDS[1..]);
+    assert!(ended.elapsed() < Duration::from_millis(900), "{:?}", ended.elapsed());
+}
+
+/// What was brought up is not what runs: the attribute is corrected, and a failure has no version in the status.
+#[tokio::test]
+async fn another_version_at_the_end_is_the_one_that_stays() {
+    for (code, expected) in [(None, Some("2026.9.6")), (Some(Code::PortTaken), None)] {
+        let machine = BootFixture::new().await;
+        let host = machine.host();
+        let report = Report::start(&host, machine.client.clone()).await.unwrap();
+        pass(&report, &BEFORE_THE_ENGINE, &host, 0).await;
+        machine.wait_for(3).await;
+        report.version("2026.9.5");
+        pass(&report, &THE_REST, &host, 1).await;
+        machine.wait_for(4).await;
+        report.finish(&outcome(code), true).await;
+        assert_eq!(machine.server.guest_attributes("openclaw")["version"], expected.unwrap_or("2026.9.5"));
+        assert_eq!(machine.status().await.version.as_deref(), expected);
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use nix::ifaddrs::getifaddrs;
 use tokio::net::TcpStream;
 
@@ -18,8 +19,12 @@ impl Gateway<'_> {
         if !self.config.bind.is_loopback() {
             return;
         }
-        for address in others().into_iter().map(|address| SocketAddr::new(address, self.config.port)) {
-            if matches!(tokio::time::timeout(TIMEOUT, TcpStream::connect(address)).await, Ok(Ok(_))) {
+        let asked = others().into_iter().map(async |address| {
+            let address = SocketAddr::new(address, self.config.port);
+            (address, tokio::time::timeout(TIMEOUT, TcpStream::connect(address)).await)
+        });
+        for (address, answer) in join_all(asked).await {
+            if matches!(answer, Ok(Ok(_))) {
                 self.host.warn(format!(
                     "something answers at {address}, although openclaw-bind publishes the gateway on this VM alone: see \
                      `sudo ss -ltnp sport = {}`",

@@ -10,7 +10,7 @@ use anyhow::Result;
 use reqwest::{Client, StatusCode};
 use serde_json::Value;
 
-use crate::http::{self, Limit};
+use crate::http::{self, Failure, Limit};
 use crate::secret::Secret;
 use crate::text::printable;
 
@@ -125,13 +125,15 @@ impl<'a> Probe<'a> {
         for scheme in ["http", "https"] {
             let plain = Way { scheme, client: None };
             match self.status(plain).await {
-                Some(StatusCode::FORBIDDEN) => {}
-                Some(status) if status.is_success() || status == StatusCode::SERVICE_UNAVAILABLE => return Some(plain),
+                Ok(StatusCode::FORBIDDEN) => {}
+                Ok(status) if status.is_success() || status == StatusCode::SERVICE_UNAVAILABLE => return Some(plain),
+                // Who gives no answer at all gives none with TLS.
+                Err(failure) if failure.is_timeout() => return None,
                 _ => continue,
             }
             for client in own_address().into_iter().chain([NOBODY]) {
                 let forwarded = Way { scheme, client: Some(client) };
-                if self.status(forwarded).await.is_some_and(|status| status != StatusCode::FORBIDDEN) {
+                if self.status(forwarded).await.is_ok_and(|status| status != StatusCode::FORBIDDEN) {
                     return Some(forwarded);
                 }
             }
@@ -140,12 +142,10 @@ impl<'a> Probe<'a> {
         None
     }
 
-    async fn status(&self, way: Way) -> Option<StatusCode> {
+    async fn status(&self, way: Way) -> Result<StatusCode, Failure> {
         let answer = http::send(self.request(way, "startupz"), LIMIT).await;
-        answer
-            .map_err(|error| tracing::trace!("asking the gateway by {}: {error}", way.scheme))
-            .ok()
-            .map(|it| it.status())
+        let answer = answer.inspect_err(|error| tracing::trace!("asking the gateway by {}: {error}", way.scheme));
+        answer.map(|it| it.status())
     }
 
     async fn get(&self, way: Way, path: &str) -> Answer {
@@ -153,7 +153,7 @@ impl<'a> Probe<'a> {
         let request = self.request(way, path).bearer_auth(self.token.expose());
         let body = async {
             let answer = http::send(request, LIMIT).await?;
-            Ok::<_, http::Failure>((answer.status(), answer.body().await?))
+            Ok::<_, Failure>((answer.status(), answer.body().await?))
         };
         match body.await {
             Ok((StatusCode::FORBIDDEN, _)) => Answer::Forbidden,
@@ -335,6 +335,16 @@ mod tests {
             let taken = taken.load(Ordering::Relaxed);
             assert!(taken < 16 << 20, "{what}: {taken} bytes");
         }
+        Ok(())
+    }
+
+    /// It is asked once, not with TLS, too.
+    #[tokio::test]
+    async fn who_does_not_answer_in_time_is_silent() -> Result<()> {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let (token, begun) = (Secret::new("token"), std::time::Instant::now());
+        assert_eq!(Probe::new(listener.local_addr()?, &token)?.ask().await, Health::Silent);
+        assert!(begun.elapsed() < LIMIT.time * 2, "{:?}", begun.elapsed());
         Ok(())
     }
 

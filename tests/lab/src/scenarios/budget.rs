@@ -21,7 +21,7 @@ struct Cost {
 /// How often it asks systemd: about the engine, and about the shield.
 const SYSTEMCTL: usize = 2;
 /// To the metadata server, the engine and the gateway.
-const REQUESTS: usize = 20;
+const REQUESTS: usize = 14;
 
 /// What does not answer at once is asked again: the cheapest run shows what one costs.
 const TRACED_RUNS: usize = 3;

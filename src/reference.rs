@@ -238,9 +238,9 @@ mod tests {
         Some((registry.into(), format!("{library}{path}"), tag, found.digest.as_ref().map(ToString::to_string)))
     }
 
-    /// What we refuse and `oci-spec` accepts: as Docker does, names with capitals, tags that are not ASCII, and registries
-    /// with `_`; and besides, names that may be too long for it, digests other than SHA-256, in small letters, and ports that there
-    /// are not.
+    /// What we refuse and `oci-spec` accepts: as Docker does, names with capitals, tags that are not ASCII, and
+    /// registries with `_`; and besides, names that may be too long for it, digests other than SHA-256, in small
+    /// letters, and ports that there are not.
     fn is_refused_by_us(text: &str) -> bool {
         let (named, digest) = text.split_once('@').unwrap_or((text, ""));
         let (registry, path) = registry_of(named).unwrap_or(("", named));

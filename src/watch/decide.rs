@@ -671,6 +671,14 @@ mod tests {
         }
     }
 
+    fn holds((sight, seconds, state, starts, word): (Sight, u64, Option<State>, bool, &str)) {
+        let decision = after(&sight, seconds);
+        let said = decision.saying.as_ref();
+        assert_eq!(said.map(|said| said.state), state, "{sight:?} after {seconds} s: {decision:?}");
+        assert_eq!(decision.start.is_some(), starts, "{sight:?} after {seconds} s: {decision:?}");
+        assert!(said.is_none_or(|said| said.message.contains(word)), "{word}: {decision:?}");
+    }
+
     #[test]
     fn what_is_said_and_whether_a_run_is_started() {
         use EngineSight::{Failed, Inactive, Missing, OnItsWay, Silent};
@@ -708,26 +716,7 @@ mod tests {
             (engine(OnItsWay), 20, None, false, ""),
             (engine(OnItsWay), 600, Some(State::Failed), false, "starting or stopping"),
             (Sight { has_lost_rules: true, ..well() }, 10, Some(State::Degraded), true, "packet filter"),
-            (
-                Sight { is_served_otherwise: true, run_state: State::Failed, ..stopped() },
-                10,
-                Some(State::Stopped),
-                false,
-                "by hand",
-            ),
-            (Sight { run_state: State::Failed, may_pass: true, ..well() }, 50, None, false, ""),
-            (Sight { run_state: State::Failed, may_pass: true, ..gone() }, 50, None, false, ""),
-            (Sight { run_state: State::Failed, may_pass: true, ..gone() }, 60, None, true, ""),
-            (Sight { run_state: State::Failed, may_pass: true, ..engine(Missing) }, 60, None, true, ""),
             (engine(Missing), 590, Some(State::Failed), false, "not installed"),
-            (
-                Sight { is_served_otherwise: true, run_state: State::Failed, is_forwarding_off: true, ..well() },
-                10,
-                Some(State::Failed),
-                true,
-                "ip_forward",
-            ),
-            (Sight { run_state: State::Failed, may_pass: true, ..well() }, 60, None, true, ""),
             (
                 Sight {
                     health: Some(Health::Ready { version: None, suppressed: Some("telegram is kept off".into()) }),
@@ -775,13 +764,35 @@ mod tests {
             (Sight { changed: port(), run_state: State::Failed, may_repair: false, ..well() }, 0, None, true, ""),
             (Sight { changed: port(), for_boot: swap(), ..well() }, 600, Some(State::Degraded), false, "openclaw-swap"),
         ];
-        for (sight, seconds, state, starts, word) in cases {
-            let decision = after(&sight, seconds);
-            let said = decision.saying.as_ref();
-            assert_eq!(said.map(|said| said.state), state, "{sight:?} after {seconds} s: {decision:?}");
-            assert_eq!(decision.start.is_some(), starts, "{sight:?} after {seconds} s: {decision:?}");
-            assert!(said.is_none_or(|said| said.message.contains(word)), "{word}: {decision:?}");
-        }
+        cases.into_iter().for_each(holds);
+    }
+
+    #[test]
+    fn what_is_said_and_started_after_a_run_that_failed() {
+        use EngineSight::Missing;
+        // What is seen, for how long, the state that is told, whether a run is started, a word of the message.
+        let cases: Vec<(Sight, u64, Option<State>, bool, &str)> = vec![
+            (
+                Sight { is_served_otherwise: true, run_state: State::Failed, ..stopped() },
+                10,
+                Some(State::Stopped),
+                false,
+                "by hand",
+            ),
+            (Sight { run_state: State::Failed, may_pass: true, ..well() }, 50, None, false, ""),
+            (Sight { run_state: State::Failed, may_pass: true, ..gone() }, 50, None, false, ""),
+            (Sight { run_state: State::Failed, may_pass: true, ..gone() }, 60, None, true, ""),
+            (Sight { run_state: State::Failed, may_pass: true, ..engine(Missing) }, 60, None, true, ""),
+            (
+                Sight { is_served_otherwise: true, run_state: State::Failed, is_forwarding_off: true, ..well() },
+                10,
+                Some(State::Failed),
+                true,
+                "ip_forward",
+            ),
+            (Sight { run_state: State::Failed, may_pass: true, ..well() }, 60, None, true, ""),
+        ];
+        cases.into_iter().for_each(holds);
     }
 
     #[test]

@@ -248,10 +248,9 @@ fn is_locked(host: &Host) -> Result<bool> {
 /// What may pass is tried again; what will not is left to the operator.
 fn may_repair(result: Option<RunResult>) -> bool {
     match result {
-        // The gateway runs, with other settings than the operator's.
-        Some(RunResult::Ready | RunResult::Failed(Code::ConfigRefused)) => true,
-        Some(RunResult::Failed(code)) => !code.is_permanent(),
-        None => true,
+        // With this one the gateway runs, with other settings than the operator's.
+        Some(RunResult::Failed(code)) => code == Code::ConfigRefused || !code.is_permanent(),
+        Some(RunResult::Ready) | None => true,
     }
 }
 

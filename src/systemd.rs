@@ -4,6 +4,8 @@ use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use jiff::{SignedDuration, Timestamp};
+use nix::time::{ClockId, clock_gettime};
 
 use crate::host::{Access, Command, Host};
 
@@ -172,13 +174,16 @@ pub struct Unit {
     pub main_pid: Option<u32>,
     /// Whether it starts at every boot: `enabled`, `disabled`, `static`, …
     file: String,
+    /// When its latest start began and when systemd called it started, on the kernel's clock.
+    start: Option<(Duration, Duration)>,
     /// Its file is another than systemd has read.
     needs_reload: bool,
 }
 
 /// How several units are, in one question.
 pub async fn show<const N: usize>(host: &Host, names: [&str; N]) -> Result<[Unit; N]> {
-    let properties = "--property=LoadState,ActiveState,Result,Job,MainPID,UnitFileState,NeedDaemonReload";
+    let properties = "--property=LoadState,ActiveState,Result,Job,MainPID,UnitFileState,NeedDaemonReload,\
+                      ExecMainStartTimestampMonotonic,ActiveEnterTimestampMonotonic";
     let show = systemctl(host, &["show", properties]).args(names);
     let output = show.run().await.with_context(|| format!("asking systemd about {}", names.join(", ")))?;
     let mut units = output.stdout.split("\n\n").map(Unit::parse);
@@ -188,6 +193,8 @@ pub async fn show<const N: usize>(host: &Host, names: [&str; N]) -> Result<[Unit
 impl Unit {
     fn parse(properties: &str) -> Self {
         let value = |key: &str| properties.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+        let time = |key: &str| Some(Duration::from_micros(value(key).parse().ok().filter(|micros| *micros > 0)?));
+        let begun = time("ExecMainStartTimestampMonotonic=");
         Self {
             load: value("LoadState=").to_owned(),
             active: value("ActiveState=").to_owned(),
@@ -195,8 +202,21 @@ impl Unit {
             has_job: !matches!(value("Job="), "" | "0"),
             main_pid: value("MainPID=").parse().ok().filter(|pid| *pid > 0),
             file: value("UnitFileState=").to_owned(),
+            start: begun.zip(time("ActiveEnterTimestampMonotonic=")),
             needs_reload: value("NeedDaemonReload=") == "yes",
         }
+    }
+
+    /// Whether its latest start was under way at that time.
+    pub fn was_starting_at(&self, time: Timestamp) -> bool {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).ok();
+        let now = now.and_then(|now| SignedDuration::try_from(now).ok());
+        now.is_some_and(|now| self.was_starting(now - Timestamp::now().duration_since(time)))
+    }
+
+    fn was_starting(&self, time: SignedDuration) -> bool {
+        let is_within = |(begun, started)| Duration::try_from(time).is_ok_and(|time| begun <= time && time <= started);
+        self.start.is_some_and(is_within)
     }
 
     /// It is starting, stopping, or waiting for its next try.
@@ -256,4 +276,28 @@ async fn run(host: &Host, doing: &str, arguments: &[&str]) -> Result<()> {
 
 fn systemctl(host: &Host, arguments: &[&str]) -> Command {
     host.command("systemctl").args(arguments).timeout(UNIT_TIMEOUT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happened_while_a_unit_started_is_told_from_what_happened_before_and_after() {
+        let start = "ExecMainStartTimestampMonotonic=7000000\nActiveEnterTimestampMonotonic=9000000\n";
+        let never = "ExecMainStartTimestampMonotonic=0\nActiveEnterTimestampMonotonic=0\n";
+        for (properties, seconds, expected) in [
+            (start, 6, false),
+            (start, 8, true),
+            (start, 10, false),
+            (start, -8, false),
+            (never, 0, false),
+            ("", 8, false),
+        ] {
+            let unit = Unit::parse(properties);
+            assert_eq!(unit.was_starting(SignedDuration::from_secs(seconds)), expected, "{properties} {seconds}");
+        }
+        let started = Unit { start: Some((Duration::ZERO, Duration::MAX)), ..Unit::default() };
+        assert!(started.was_starting_at(Timestamp::now()) && !Unit::default().was_starting_at(Timestamp::now()));
+    }
 }

@@ -16,6 +16,7 @@ use crate::docker::Engine;
 use crate::host::Host;
 use crate::secret::Secret;
 use crate::state::DataDir;
+use crate::systemd::Unit;
 
 /// How the container is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub enum Container {
     Stopped,
     /// The engine could not start it, in its own words.
     Broken(String),
+    /// The engine itself ended it when it came back after a crash, and takes that for somebody's wish.
+    Dropped,
     /// It runs without its endpoint: nothing reaches it.
     CutOff,
     /// It runs, or the engine starts it again.
@@ -39,10 +42,10 @@ pub enum Container {
     },
 }
 
-/// How the container is now.
-pub async fn container(host: &Host, engine: &Engine) -> Result<Container> {
+/// How the container is now; `docker` is the engine's unit.
+pub async fn container(host: &Host, engine: &Engine, docker: &Unit) -> Result<Container> {
     let Some(found) = inspect(engine, NAME).await? else { return Ok(Container::Missing) };
-    Ok(match judge(&found) {
+    Ok(match judge(&found, |ended| docker.was_starting_at(ended)) {
         Container::Alive { up, .. } => {
             let process = found.state.and_then(|state| state.pid).unwrap_or_default();
             let at = bindings(found.host_config).remove(&in_container(INNER_PORT));
@@ -60,7 +63,9 @@ pub async fn changed_at(engine: &Engine) -> Result<Option<Timestamp>> {
     Ok(at.and_then(|at| at.parse().ok()).filter(|at| *at > Timestamp::UNIX_EPOCH))
 }
 
-fn judge(found: &ContainerInspectResponse) -> Container {
+/// An engine that starts takes nobody's orders yet: what ended then (`was_starting`) was not stopped by hand. It ends
+/// what an engine that crashed has left running, and marks it as stopped (moby's `shutdownContainer` in `restore`).
+fn judge(found: &ContainerInspectResponse, was_starting: impl Fn(Timestamp) -> bool) -> Container {
     let state = found.state.clone().unwrap_or_default();
     match state.status.unwrap_or(Status::EMPTY) {
         Status::RUNNING if has_no_endpoint(found) => Container::CutOff,
@@ -73,6 +78,7 @@ fn judge(found: &ContainerInspectResponse) -> Container {
         // Only an engine that could not start it notes an error.
         _ => match state.error.filter(|error| !error.is_empty()) {
             Some(error) => Container::Broken(error),
+            None if state.finished_at.and_then(|at| at.parse().ok()).is_some_and(was_starting) => Container::Dropped,
             None => Container::Stopped,
         },
     }
@@ -113,7 +119,11 @@ mod tests {
             (Status::CREATED, "mount failed", 0, Container::Broken("mount failed".to_owned())),
             (Status::DEAD, "", 0, Container::Broken("it is dead".to_owned())),
         ] {
-            assert_eq!(judge(&found(status, error, ports)), expected, "{status:?} {error:?}");
+            assert_eq!(judge(&found(status, error, ports), |_| false), expected, "{status:?} {error:?}");
         }
+        let mut ended = found(Status::EXITED, "", 0);
+        ended.state.get_or_insert_default().finished_at = Some("2026-11-28T03:21:33.493117851Z".to_owned());
+        assert_eq!(judge(&ended, |at| at.as_second() == 1_795_836_093), Container::Dropped);
+        assert_eq!(judge(&ended, |_| false), Container::Stopped);
     }
 }

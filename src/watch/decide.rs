@@ -299,6 +299,10 @@ impl Sight {
             Container::Broken(why) => {
                 (State::Failed, format!("the engine could not start the gateway's container ({why})"), Cure::Run)
             }
+            Container::Dropped => {
+                let what = "the engine ended the gateway when it came back after a crash, and did not start it again";
+                (State::Failed, what.to_owned(), Cure::Run)
+            }
             Container::Stopped if self.is_stopped_by_shield => {
                 (State::Failed, "the gateway was stopped because the metadata shield was gone".to_owned(), Cure::Run)
             }
@@ -697,6 +701,13 @@ mod tests {
             (Sight { for_boot: swap(), ..gone() }, 600, Some(State::Failed), false, "reboot to apply openclaw-swap"),
             (stopped(), 600, Some(State::Stopped), false, "stopped by hand"),
             (Sight { is_stopped_by_shield: true, ..stopped() }, 10, Some(State::Failed), true, "shield"),
+            (
+                Sight { container: Some(Container::Dropped), ..stopped() },
+                10,
+                Some(State::Failed),
+                true,
+                "after a crash",
+            ),
             (Sight { changed: port(), ..stopped() }, 600, Some(State::Stopped), false, "by hand"),
             (Sight { container: Some(Container::CutOff), ..well() }, 10, Some(State::Failed), true, "reaches"),
             (

@@ -181,7 +181,7 @@ impl<'a> Eyes<'a> {
             "inactive" | "failed" if !docker.has_job => return (EngineSight::Inactive, None),
             _ => return (EngineSight::OnItsWay, None),
         }
-        match tokio::time::timeout(self.patience, self.container()).await {
+        match tokio::time::timeout(self.patience, self.container(docker)).await {
             Ok(Ok(container)) => (EngineSight::Up, Some(container)),
             answer => {
                 tracing::debug!("the engine gives no answer: {answer:?}");
@@ -191,12 +191,12 @@ impl<'a> Eyes<'a> {
         }
     }
 
-    async fn container(&mut self) -> Result<Container> {
+    async fn container(&mut self, docker: &Unit) -> Result<Container> {
         let engine = match self.engine.take() {
             Some(engine) => engine,
             None => Engine::connect(&self.host.path(docker::SOCKET).to_string_lossy()).await?,
         };
-        let container = live::container(self.host, &engine).await?;
+        let container = live::container(self.host, &engine, docker).await?;
         self.engine = Some(engine);
         Ok(container)
     }

@@ -24,9 +24,7 @@ use openclaw_init::update::Request;
 use openclaw_init::{backup, bake, failpoint, gateway, identity, link, log, pair, shield, status, watch};
 
 fn main() -> ExitCode {
-    if let Some(error) = without_backtraces() {
-        return failed(&error.into());
-    }
+    without_backtraces();
     // Modes are those that the code names, whoever starts the program.
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
     let cli = Cli::parse_from(cli::words(std::env::args_os()));
@@ -88,11 +86,11 @@ async fn run(command: Option<Command>) -> ExitCode {
 /// What asks for backtraces. The released program has no tables for one, and would end where an error is made.
 const BACKTRACES: [&str; 2] = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"];
 
-/// Begins anew where the environment asks for them; the error is why that did not work.
+/// Begins anew where the environment asks for them. Where that does not work, it goes on as it is.
 #[expect(clippy::disallowed_methods, reason = "this program itself, in the place of this process")]
-fn without_backtraces() -> Option<std::io::Error> {
+fn without_backtraces() {
     if BACKTRACES.iter().all(|name| environment(name).is_none()) {
-        return None;
+        return;
     }
     let mut arguments = std::env::args_os();
     let mut again = std::process::Command::new("/proc/self/exe");
@@ -100,7 +98,7 @@ fn without_backtraces() -> Option<std::io::Error> {
     for name in BACKTRACES {
         again.env_remove(name);
     }
-    Some(again.exec())
+    let _ = again.exec();
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]

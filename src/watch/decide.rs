@@ -124,6 +124,8 @@ pub(super) struct Sight {
     pub(super) container: Option<Container>,
     pub(super) is_stopped_by_shield: bool,
     pub(super) health: Option<Health>,
+    /// What it lacks is what the run itself named.
+    pub(super) is_health_named: bool,
     pub(super) is_hung: bool,
     pub(super) is_forwarding_off: bool,
     /// Somebody removed the engine's rules of the packet filter.
@@ -406,7 +408,8 @@ impl Sight {
             (_, Cause::Run) => false,
             (run, Cause::Attributes) => run != State::Failed && self.delay().is_some(),
             (State::Degraded, Cause::Proxy) => !self.is_proxy_named,
-            (State::Degraded, cause) => cause != Cause::Unhealthy,
+            (State::Degraded, Cause::Unhealthy) => !self.is_health_named,
+            (State::Degraded, _) => true,
             (run, _) => run == State::Ready || self.is_served_otherwise,
         };
         let news: Vec<&Finding> = findings.iter().filter(is_news).collect();
@@ -744,7 +747,20 @@ mod tests {
             (Sight { health: Some(Health::Starting("db".into())), ..well() }, 60, Some(State::Failed), false, "(db)"),
             (hung(), 0, Some(State::Failed), true, "hangs"),
             (Sight { health: Some(failing()), ..well() }, 60, Some(State::Degraded), false, "telegram"),
-            (Sight { run_state: State::Degraded, health: Some(failing()), ..well() }, 60, None, false, ""),
+            (
+                Sight { run_state: State::Degraded, health: Some(failing()), is_health_named: true, ..well() },
+                60,
+                None,
+                false,
+                "",
+            ),
+            (
+                Sight { run_state: State::Degraded, health: Some(failing()), ..well() },
+                60,
+                Some(State::Degraded),
+                false,
+                "telegram",
+            ),
             (Sight { run_state: State::Degraded, ..well() }, 0, Some(State::Ready), false, "works again"),
             (Sight { run_state: State::Degraded, is_more_missing: true, ..well() }, 600, None, false, ""),
             (Sight { run_state: State::Degraded, ..gone() }, 10, Some(State::Failed), true, "gone"),

@@ -158,6 +158,7 @@ impl<'a> Eyes<'a> {
             disk: disk(host, &orders).await?,
             low: low(host, &orders, self.patience).await,
             proxy: proxy(host, &orders).await,
+            is_health_named: health.as_ref().is_some_and(|health| names_what_it_lacks(status, health)),
             is_proxy_named,
             is_more_missing: says(status, NOT_LOADED) || orders.domain.is_none() && is_proxy_named,
             asking: self.asking(health.as_ref()).await,
@@ -300,6 +301,15 @@ async fn proxy(host: &Host, orders: &Orders) -> Option<String> {
 /// Whether the run said this.
 fn says(status: &Status, words: &str) -> bool {
     status.words_of_the_run().detail.message.is_some_and(|message| message.contains(words))
+}
+
+/// Whether the run named all that the gateway lacks.
+fn names_what_it_lacks(status: &Status, health: &Health) -> bool {
+    match health {
+        Health::Unhealthy { failing, .. } => failing.iter().all(|check| says(status, check)),
+        Health::Ready { suppressed, .. } => suppressed.as_ref().is_some_and(|what| says(status, what)),
+        Health::Silent | Health::Starting(_) => false,
+    }
 }
 
 /// The disks that are nearly full.

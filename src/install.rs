@@ -221,6 +221,7 @@ mod tests {
     fn the_units_agree_with_this_program() {
         let [(_, boot), (_, stop), (_, watch)] = units();
         expect_file!["install/golden/openclaw-init.service"].assert_eq(&boot);
+        assert!(!watch.contains("\nRestrictSUIDSGID=yes"), "it takes openat2 away");
         for (unit, command) in [(&boot, "ExecStart="), (&stop, "ExecStop="), (&watch, "ExecStart=")] {
             let runs = format!("{command}{PROGRAM} ");
             assert!(unit.lines().any(|line| line.starts_with(&runs)), "{unit}");

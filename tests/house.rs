@@ -395,7 +395,7 @@ const NUMBERS: [(&str, &str, &str, &str); 32] = [
 const UNITS: [(&str, u32); 6] = [
     ("src/identity/openclaw-identity.service", 15),
     ("src/proxy/openclaw-proxy.service", 40),
-    ("src/install/openclaw-watch.service", 55),
+    ("src/install/openclaw-watch.service", 56),
     ("src/shield/openclaw-shield.service", 56),
     ("src/install/openclaw-init.service", 96),
     ("src/install/openclaw-gateway-stop.service", 96),

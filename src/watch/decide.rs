@@ -747,23 +747,6 @@ mod tests {
             (Sight { health: Some(Health::Starting("db".into())), ..well() }, 60, Some(State::Failed), false, "(db)"),
             (hung(), 0, Some(State::Failed), true, "hangs"),
             (Sight { health: Some(failing()), ..well() }, 60, Some(State::Degraded), false, "telegram"),
-            (
-                Sight { run_state: State::Degraded, health: Some(failing()), is_health_named: true, ..well() },
-                60,
-                None,
-                false,
-                "",
-            ),
-            (
-                Sight { run_state: State::Degraded, health: Some(failing()), ..well() },
-                60,
-                Some(State::Degraded),
-                false,
-                "telegram",
-            ),
-            (Sight { run_state: State::Degraded, ..well() }, 0, Some(State::Ready), false, "works again"),
-            (Sight { run_state: State::Degraded, is_more_missing: true, ..well() }, 600, None, false, ""),
-            (Sight { run_state: State::Degraded, ..gone() }, 10, Some(State::Failed), true, "gone"),
             (Sight { is_forwarding_off: true, ..well() }, 10, Some(State::Degraded), true, "ip_forward"),
             (Sight { clock: Some("2 hours behind".into()), ..well() }, 10, Some(State::Degraded), true, "hours behind"),
             (Sight { is_unshielded: true, ..well() }, 10, Some(State::Degraded), true, "shield"),
@@ -795,10 +778,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_and_started_after_a_run_that_failed() {
+    fn what_is_said_and_started_after_a_run_that_did_not_end_well() {
         use EngineSight::Missing;
         // What is seen, for how long, the state that is told, whether a run is started, a word of the message.
         let cases: Vec<(Sight, u64, Option<State>, bool, &str)> = vec![
+            (
+                Sight { run_state: State::Degraded, health: Some(failing()), is_health_named: true, ..well() },
+                60,
+                None,
+                false,
+                "",
+            ),
+            (
+                Sight { run_state: State::Degraded, health: Some(failing()), ..well() },
+                60,
+                Some(State::Degraded),
+                false,
+                "telegram",
+            ),
+            (Sight { run_state: State::Degraded, ..well() }, 0, Some(State::Ready), false, "works again"),
+            (Sight { run_state: State::Degraded, is_more_missing: true, ..well() }, 600, None, false, ""),
+            (Sight { run_state: State::Degraded, ..gone() }, 10, Some(State::Failed), true, "gone"),
             (
                 Sight { is_served_otherwise: true, run_state: State::Failed, ..stopped() },
                 10,

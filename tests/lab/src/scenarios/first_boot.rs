@@ -105,7 +105,7 @@ fn secrets_are_seen_nowhere(rig: &Rig) -> Result<()> {
 fn shield_holds(rig: &Rig) -> Result<()> {
     rig.shell("docker exec openclaw-gateway getent hosts metadata.google.internal").context("DNS in a container")?;
     let cloud = shield::Cloud::open(rig, "$(docker inspect -f '{{.Image}}' openclaw-gateway)")?;
-    rig.shell("nft delete table inet openclaw_init")?;
+    rig.shell(&format!("nft delete table inet openclaw_init; {}", shield::SETTLE))?;
     shield::outlives_other_tools(rig)?;
     rig.boot(0)?.has(&["stage=shield status=ok changes=0"])?;
     shield_fails_closed(rig)?;

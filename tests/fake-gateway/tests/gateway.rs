@@ -90,6 +90,10 @@ fn its_probes_speak_like_the_gateways_and_a_backup_holds_the_state() {
         assert!(startup.contains(line) && startup.contains(&format!(r#""version":"{version}""#)), "{startup}");
         assert!(readiness.contains(line) && readiness.contains(&format!(r#""ready":{ready}"#)), "{readiness}");
         assert!(get(port, "/nope").contains("<title>"));
+        fs::write(state.path().join("readyz.json"), r#"{"ready":false,"failing":["database"]}"#).unwrap();
+        let chosen = get(port, "/readyz");
+        assert!(chosen.contains("503 Service") && chosen.contains("database"), "{chosen}");
+        fs::remove_file(state.path().join("readyz.json")).unwrap();
         assert_eq!(stop(child), Some(0));
     }
     let archive = other.path().join("a.tar.gz");

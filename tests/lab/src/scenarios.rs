@@ -12,6 +12,7 @@ mod cloud_init;
 mod configured;
 mod contents;
 mod cuts;
+mod day;
 mod disks;
 mod domain;
 mod engines;
@@ -30,6 +31,7 @@ mod pages;
 mod pairing;
 mod power;
 mod private_registry;
+mod random;
 mod readme;
 mod rig;
 mod secrets;
@@ -80,6 +82,7 @@ pub(crate) const GATE: &[Scenario] = &[
 pub(crate) const LIGHT: &[Scenario] = &[
     ("silent-metadata", failures::metadata_server_silent_for_ever),
     ("watch", watch::what_happens_between_boots),
+    ("hour", day::of_twenty_faults),
     ("update-broken", updates::broken_versions_are_undone),
     ("slow-disks", disks::slow_and_failing_disks),
     ("foreign-disk", failures::foreign_disk_is_left_untouched),
@@ -100,6 +103,7 @@ pub(crate) const LONG: &[Scenario] = &[
     ("modes-in-browser", domain::every_mode_in_a_browser),
     ("watch-hung", watch::a_gateway_that_hangs_is_restarted),
     ("slow-start", updates::a_slow_start_is_waited_for),
+    ("day", day::of_two_hundred_faults),
     ("evil", evil::plays_for_ten_minutes),
     ("shield-13", shield::on_debian_13),
     ("sweep-first-boot", cuts::all_of_a_first_boot),

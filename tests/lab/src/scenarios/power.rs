@@ -1,10 +1,10 @@
 //! Power cuts of machines in QEMU, which lose what was not flushed.
 
-use std::env;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::random::Random;
 use super::rig::Rig;
 use super::vm_bench::{COMMAND_LIMIT, VmBench};
 use crate::machine::qemu::vm::Writes;
@@ -14,8 +14,6 @@ const AFTER: Duration = Duration::from_secs(10);
 
 /// Three cuts each: in a first boot, in a reboot, while the state moves in.
 const ROUNDS: usize = 10;
-/// Names the seed of the random moments, to see the same ones again.
-const SEED: &str = "OPENCLAW_LAB_SEED";
 
 pub(super) fn state_survives_cuts_at_any_moment(rig: &Rig) -> Result<()> {
     let mut random = Random::new()?;
@@ -61,27 +59,4 @@ fn three_cuts(bench: &mut VmBench, mut moment: impl FnMut() -> Duration) -> Resu
     let place = machine.shell("findmnt -no TARGET /mnt/disks/openclaw-data", COMMAND_LIMIT);
     place.context("the state did not move")?;
     machine.cut()
-}
-
-/// Random moments that can be seen again: the generator `SplitMix64`.
-struct Random(u64);
-
-impl Random {
-    fn new() -> Result<Self> {
-        let seed = match env::var(SEED) {
-            Ok(seed) => seed.parse().with_context(|| format!("reading {SEED}"))?,
-            Err(_) => u64::try_from(jiff::Timestamp::now().as_microsecond()).context("the clock is out of range")?,
-        };
-        println!("{SEED}={seed}");
-        Ok(Self(seed))
-    }
-
-    fn up_to(&mut self, limit: Duration) -> Duration {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-        limit.mul_f64(f64::from(u32::try_from(mixed >> 32).unwrap_or(0)) / f64::from(u32::MAX))
-    }
 }

@@ -67,9 +67,12 @@ async fn ensure_nft(host: &Host) -> Result<bool> {
     apt::ensure_installed(host, &["nftables"]).await
 }
 
+/// What the unit reads and loads the table with.
+const NFT: &str = "/usr/sbin/nft";
+
 /// Whether the kernel has the table. Somebody may have removed what reads it.
 async fn is_loaded(host: &Host, table: &Table) -> Result<bool> {
-    if generation::is_verified(host).await {
+    if generation::is_verified(host).await && host.path(NFT).exists() {
         return Ok(true);
     }
     match table.is_loaded(host).await {

@@ -26,7 +26,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 const MAX_PING_BYTES: u64 = 1024;
 
 /// How much is read of what was changed in a container: its programs may have made any number of files. These are the
-/// paths of some 40,000.
+/// paths of some 20,000.
 const CHANGES_LIMIT: Limit = Limit { time: ANSWER_TIMEOUT, bytes: 4 << 20 };
 
 /// A running engine that answered a ping and speaks at least the API version that we need.

@@ -42,13 +42,14 @@ async fn keep(host: &Host, table: &Table, changes: &Changes) -> Result<()> {
     ensure(host, table).await?;
     tokio::fs::write(host.path(SHIELD_IN_FORCE), holder(table).await?).await.context("saying that it is in force")?;
     sd_notify::notify(&[NotifyState::Ready]).context("telling systemd")?;
-    note_engine_rules(host).await;
+    let mut were_seen = host.path(ENGINE_RULES_SEEN).exists();
+    note_engine_rules(host, &mut were_seen).await;
     loop {
         changes.next().await?;
         if ensure(host, table).await? {
             tracing::warn!("the table that shields the metadata server was gone: loaded it again");
         }
-        note_engine_rules(host).await;
+        note_engine_rules(host, &mut were_seen).await;
     }
 }
 
@@ -62,19 +63,22 @@ async fn ensure(host: &Host, table: &Table) -> Result<bool> {
 
 /// Whether the engine's own rules are there, without which its containers have no internet. That they went away is
 /// noted for the watcher and for the next run, until they are back.
-async fn note_engine_rules(host: &Host) {
+async fn note_engine_rules(host: &Host, were_seen: &mut bool) {
     let (seen, gone) = (host.path(ENGINE_RULES_SEEN), host.path(ENGINE_RULES_GONE));
     let noted = match table::masquerades(host).await {
         Ok(true) => {
+            *were_seen = true;
             drop(tokio::fs::remove_file(gone).await);
             tokio::fs::write(seen, "").await
         }
-        Ok(false) if seen.exists() => tokio::fs::write(gone, "").await,
+        // A run that has restarted the engine for it takes the note away.
+        Ok(false) if std::mem::take(were_seen) => tokio::fs::write(gone, "").await,
         Ok(false) => Ok(()),
         Err(error) => return tracing::debug!("{error:#}"),
     };
+    // Before the first run of a boot there is no place for it.
     if let Err(error) = noted {
-        tracing::warn!("noting how the engine's rules are: {error}");
+        tracing::debug!("noting how the engine's rules are: {error}");
     }
 }
 

@@ -188,6 +188,10 @@ pub(super) struct Memory {
     starts: BTreeMap<Cause, (usize, Duration)>,
     /// When the gateway last gave a good answer, or a run ended.
     well: Duration,
+    /// When the latest run was last at work.
+    ended: Duration,
+    /// Why it was started, if it was started here.
+    running: Option<Cause>,
     /// The engine, or containerd, went down while packages were installed.
     is_upgrade: bool,
     /// Somebody stopped the gateway. An engine that is down does not say so any more.
@@ -220,6 +224,7 @@ pub(super) fn decide(sight: &Sight, memory: &mut Memory, now: Moment) -> Decisio
         return Decision { saying: None, start: None, next: BUSY_INTERVAL };
     }
     memory.begin_anew_after(sight.run, now);
+    memory.running = None;
     let mut findings = sight.findings();
     memory.note(&findings, sight, now);
     let unconfirmed = findings.iter().filter_map(|finding| memory.until_confirmed(finding.cause, now)).min();
@@ -479,11 +484,14 @@ impl Memory {
         }
     }
 
-    /// After a run everything is seen afresh, but for what no run may mend. The next one waits from its end on.
+    /// After a run everything is seen afresh, but for what no run may mend. The next one for its cause waits from its
+    /// end on.
     fn note_run(&mut self, now: Moment) {
         self.seen.retain(|cause, _| matches!(cause, Cause::Room | Cause::Clock));
-        self.well = now.elapsed;
-        self.starts.values_mut().for_each(|(_, last)| *last = now.elapsed);
+        (self.well, self.ended) = (now.elapsed, now.elapsed);
+        if let Some((_, last)) = self.running.and_then(|cause| self.starts.get_mut(&cause)) {
+            *last = now.elapsed;
+        }
     }
 
     /// Notes since when each of them is there.
@@ -513,6 +521,7 @@ impl Memory {
     pub(super) fn started(&mut self, cause: Cause, now: Moment) {
         let (count, last) = self.starts.entry(cause).or_default();
         (*count, *last) = (*count + 1, now.elapsed);
+        self.running = Some(cause);
     }
 
     fn seen_for(&self, cause: Cause, now: Moment) -> Duration {
@@ -557,7 +566,7 @@ impl Memory {
         let may = |finding: &&Finding| match finding.cause {
             Cause::Attributes => waits.is_none(),
             // What it should have mended is mended by its repetition.
-            cause if cause != Cause::Run && sight.of_run().is_some() => false,
+            cause if cause != Cause::Run && sight.of_run().is_some() && self.was_there_before(cause) => false,
             _ if self.left_of_grace(finding, now).is_some() => false,
             _ => sight.may_repair && matches!(finding.cure, Cure::Run | Cure::RunLater),
         };
@@ -574,6 +583,11 @@ impl Memory {
             }
             left => Err(left),
         }
+    }
+
+    /// Whether it was so when the latest run ended.
+    fn was_there_before(&self, cause: Cause) -> bool {
+        self.seen.get(&cause).is_some_and(|since| since.elapsed <= self.ended + FAILED_GRACE)
     }
 
     /// How long it is left alone; `None`: it is not.
@@ -876,6 +890,37 @@ mod tests {
         assert_eq!(decide(&Sight { is_busy: true, ..gone() }, &mut memory, at(9)), busy);
         assert_eq!(decide(&gone(), &mut memory, at(12)).start, None);
         assert!(decide(&gone(), &mut memory, at(22)).start.is_some());
+    }
+
+    #[test]
+    fn only_its_own_run_moves_the_time_from_which_the_next_one_for_a_cause_waits() {
+        let mut memory = Memory::default();
+        let busy = Sight { is_busy: true, ..gone() };
+        decide(&gone(), &mut memory, at(0));
+        assert!(decide(&gone(), &mut memory, at(10)).start.is_some());
+        memory.started(Cause::Container, at(10));
+        decide(&busy, &mut memory, at(500));
+        // The backoff of a minute counts from there; who else is at work does not move it.
+        decide(&gone(), &mut memory, at(510));
+        assert_eq!(decide(&gone(), &mut memory, at(550)).start, None);
+        decide(&busy, &mut memory, at(555));
+        decide(&gone(), &mut memory, at(560));
+        assert!(decide(&gone(), &mut memory, at(570)).start.is_some());
+    }
+
+    #[test]
+    fn what_happens_after_a_run_that_failed_does_not_wait_for_its_repetition() {
+        let failed = |sight: Sight| Sight { run_state: State::Failed, may_pass: true, ..sight };
+        let mut memory = Memory::default();
+        for (second, starts) in [(0, false), (50, false), (60, true)] {
+            assert_eq!(decide(&failed(well()), &mut memory, at(second)).start.is_some(), starts, "{second}");
+        }
+        memory.started(Cause::Run, at(60));
+        decide(&Sight { is_busy: true, ..well() }, &mut memory, at(70));
+        for (second, sight, starts) in [(80, well(), false), (1000, gone(), true), (1010, gone(), true)] {
+            let start = decide(&failed(sight), &mut memory, at(second)).start;
+            assert_eq!(start.is_some(), starts, "{second}: {start:?}");
+        }
     }
 
     #[test]

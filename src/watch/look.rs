@@ -176,7 +176,8 @@ impl<'a> Eyes<'a> {
     async fn ask_engine(&mut self, docker: &Unit) -> (EngineSight, Option<Container>) {
         match docker.active.as_str() {
             "active" => {}
-            "inactive" if docker.load == "not-found" => return (EngineSight::Missing, None),
+            // It may be one that no unit of this name starts.
+            "inactive" if docker.load == "not-found" => {}
             // A gateway that takes longer to end than systemd waits makes that of a stop by hand.
             "failed" if docker.result != "timeout" => return (EngineSight::Failed, None),
             "inactive" | "failed" if !docker.has_job => return (EngineSight::Inactive, None),
@@ -187,7 +188,7 @@ impl<'a> Eyes<'a> {
             answer => {
                 tracing::debug!("the engine gives no answer: {answer:?}");
                 self.engine = None;
-                (EngineSight::Silent, None)
+                (if docker.load == "not-found" { EngineSight::Missing } else { EngineSight::Silent }, None)
             }
         }
     }

@@ -316,7 +316,8 @@ async fn disabled_guest_attributes_are_one_warning() {
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(warnings[0].contains("enable-guest-attributes=TRUE"), "{warnings:?}");
     let status = machine.status().await;
-    assert_eq!((result_of(&status).as_deref(), status.reported), (Some("ready"), true));
+    // The watcher goes on to try: somebody may enable them.
+    assert_eq!((result_of(&status).as_deref(), status.reported), (Some("ready"), false));
 }
 
 #[tokio::test]

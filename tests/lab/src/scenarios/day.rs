@@ -23,7 +23,7 @@ const HOUR: u64 = 1814;
 
 /// How long a step may take until all is well again: the watcher looks every minute, what it finds must be so for up
 /// to another one, and the second run for one cause waits for two.
-const HEALING: Duration = Duration::from_secs(300);
+const HEALING: Duration = Duration::from_secs(420);
 
 /// Steps that went wrong until it is enough.
 const ENOUGH: usize = 5;
@@ -32,15 +32,13 @@ const ENOUGH: usize = 5;
 const BEGIN: &str = "systemctl reset-failed docker containerd 2> /dev/null; \
                      journalctl --quiet --lines=0 --show-cursor | sed 's/^-- cursor: //'";
 
-/// Waits until the journal after `$2` has a line with each of `$3…`, for `$1` seconds. Of some units alone Debian 12's
+/// Waits until the journal after `$2` has a line with `$3`, for `$1` seconds. Of some units alone Debian 12's
 /// `journalctl` would leave the first line after the cursor out.
 const TOLD: &str = r#"
-end=$(($(cut -d. -f1 /proc/uptime) + $1)); cursor=$2; shift 2
-for line; do
-    until journalctl --after-cursor="$cursor" --quiet --no-pager --output=cat | grep --quiet --extended-regexp "$line"; do
-        [ $(cut -d. -f1 /proc/uptime) -lt $end ] || { echo "no line says: $line"; exit 1; }
-        sleep 0.5
-    done
+end=$(($(cut -d. -f1 /proc/uptime) + $1))
+until journalctl --after-cursor="$2" --quiet --no-pager --output=cat | grep --quiet --extended-regexp "$3"; do
+    [ $(cut -d. -f1 /proc/uptime) -lt $end ] || { echo "no line says: $3"; exit 1; }
+    sleep 0.5
 done"#;
 
 /// Waits until nothing is wrong and the machine says so, for `$1` seconds; the gateway has the variable `$2`. An engine
@@ -193,9 +191,12 @@ impl<'a> Day<'a> {
             self.rig.lab_ends(0, "exec", &["--", "openclaw-init", "boot"]).context("a run by hand")?;
         }
         let seconds = HEALING.as_secs().to_string();
-        let lines: Vec<&str> = faults.iter().map(|fault| fault.line).filter(|line| !line.is_empty()).collect();
-        self.rig.script(TOLD, &[&[seconds.as_str(), cursor], &lines[..]].concat())?;
-        for fault in faults.iter().filter(|fault| !fault.end.is_empty()) {
+        // While somebody has stopped the gateway, or installs packages, no run is started for the others.
+        let (ended, others): (Vec<&Fault>, Vec<&Fault>) = faults.iter().partition(|fault| !fault.end.is_empty());
+        for fault in ended.into_iter().chain(others) {
+            if !fault.line.is_empty() {
+                self.rig.script(TOLD, &[&seconds, cursor, fault.line]).with_context(|| fault.name)?;
+            }
             self.rig.shell(fault.end).with_context(|| format!("the end of: {}", fault.name))?;
         }
         self.rig.script(WELL, &[&seconds, &format!("DAY={}\"", self.variable)]).map(drop)

@@ -45,6 +45,7 @@ PERL
 systemd-run --quiet --unit=day-apt perl /run/day-apt
 sleep 1; systemctl is-active day-apt && systemctl stop docker"#;
 
+const KILL: &str = "p=$(docker inspect -f '{{.State.Pid}}' openclaw-gateway) && [ $p -gt 1 ] && kill -9 $p";
 const FREEZE: &str = "p=$(docker top openclaw-gateway -o pid | tail -n +2); kill -STOP $p; sleep 20; kill -CONT $p";
 const FILL_TMP: &str = "head --bytes=100M /dev/zero > \
                         /proc/$(docker inspect -f '{{.State.Pid}}' openclaw-gateway)/root/tmp/fill || true";
@@ -65,7 +66,7 @@ const fn fault(name: &'static str, weight: u32, part: &'static str, act: Act) ->
 }
 
 pub(super) static FAULTS: [Fault; 19] = [
-    fault("process killed", 6, "gateway", Act::Shell("kill -9 $(docker inspect -f '{{.State.Pid}}' openclaw-gateway)")),
+    fault("process killed", 6, "gateway", Act::Shell(KILL)),
     Fault {
         cause: Some("container"),
         line: or_run!("container is gone"),
@@ -86,8 +87,10 @@ pub(super) static FAULTS: [Fault; 19] = [
         line: "docker.service: Scheduled restart",
         ..fault("engine killed", 4, "gateway", Act::Shell("systemctl kill -s KILL docker"))
     },
+    // The engine follows the new one after a while: until then it learns of no end.
     Fault {
         line: "containerd.service: Scheduled restart",
+        end: "sleep 10",
         ..fault("containerd killed", 3, "gateway", Act::Shell("systemctl kill --kill-whom=main -s KILL containerd"))
     },
     Fault {
@@ -122,7 +125,8 @@ pub(super) static FAULTS: [Fault; 19] = [
     },
     Fault {
         cause: Some("forwarding"),
-        line: "ip_forward|stage=docker status=ok changes=[1-9]",
+        // An engine that starts switches it on.
+        line: "ip_forward|stage=docker status=ok changes=[1-9]|Started docker.service",
         ..fault("forwarding off", 3, "forwarding", Act::Shell("sysctl -w net.ipv4.ip_forward=0"))
     },
     Fault {

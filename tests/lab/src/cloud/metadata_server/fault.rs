@@ -181,7 +181,10 @@ impl fmt::Display for Fault {
             Effect::Truncate(bytes) => format!("truncate={bytes}"),
             Effect::Flavor(None) => "no-flavor".into(),
             Effect::Flavor(Some(flavor)) => format!("flavor={flavor}"),
-            Effect::Date(off) => format!("date={}", format!("{off:#}").replace(' ', "")),
+            Effect::Date(off) => {
+                let sign = if off.is_negative() { "-" } else { "" };
+                format!("date={sign}{}", duration(off.unsigned_abs()))
+            }
             Effect::BlackHole => "blackhole".into(),
         }));
         out.write_str(&items.join(","))

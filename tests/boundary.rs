@@ -13,8 +13,6 @@ use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
-use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use axum::body::{Body, Bytes};
@@ -174,23 +172,8 @@ fn meet_all(attacks: &[Attack]) -> Result<()> {
     if !machine::is_possible()? {
         return Ok(());
     }
-    let (left, failed) = (Mutex::new(attacks.iter()), Mutex::new(Vec::new()));
-    thread::scope(|threads| {
-        for _ in 0..SIDE_BY_SIDE {
-            threads.spawn(|| {
-                let next = || left.lock().unwrap().next();
-                while let Some(attack) = next() {
-                    if let Err(error) = meet(attack) {
-                        let Attack { row, command, says, .. } = attack;
-                        failed.lock().unwrap().push(format!("{row}, {command}, {says:?}: {error:#}"));
-                    }
-                }
-            });
-        }
-    });
-    let failed = failed.into_inner().unwrap();
-    ensure!(failed.is_empty(), "{}", failed.join("\n"));
-    Ok(())
+    let name = |Attack { row, command, says, .. }: &Attack| format!("{row}, {command}, {says:?}");
+    machine::each(attacks, SIDE_BY_SIDE, name, meet)
 }
 
 #[rustfmt::skip]

@@ -5,12 +5,12 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::Mutex;
-use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use openclaw_init::failpoint;
 use openclaw_lab::product::{FAILPOINT, FAILPOINT_LOG};
+
+use crate::machine;
 
 /// Machines at the same time: they mostly wait.
 const SIDE_BY_SIDE: usize = 6;
@@ -58,21 +58,7 @@ pub(crate) fn sweep(work: &impl Work) -> Result<Vec<String>> {
         machine.passed()?.into_iter().filter(|point| work.is_of_interest(point)).collect::<Vec<_>>()
     };
     ensure!(points.iter().collect::<BTreeSet<_>>().len() == points.len(), "a point is not unique: {points:?}");
-    let (left, failed) = (Mutex::new(points.iter()), Mutex::new(Vec::new()));
-    thread::scope(|threads| {
-        for _ in 0..SIDE_BY_SIDE {
-            threads.spawn(|| {
-                let next = || left.lock().unwrap().next();
-                while let Some(point) = next() {
-                    if let Err(error) = cut_and_again(work, point) {
-                        failed.lock().unwrap().push(format!("cut at {point}: {error:#}"));
-                    }
-                }
-            });
-        }
-    });
-    let failed = failed.into_inner().unwrap();
-    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    machine::each(&points, SIDE_BY_SIDE, |point| format!("cut at {point}"), |point| cut_and_again(work, point))?;
     println!("cut at each of {} points", points.len());
     Ok(points)
 }

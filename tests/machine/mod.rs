@@ -8,9 +8,10 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::unistd::geteuid;
 use openclaw_lab::metadata_server::{Instance, Level, Server};
 
@@ -83,6 +84,31 @@ fn alone() -> Command {
         command.args(["--user", "--map-root-user", "--map-auto"]);
     }
     command
+}
+
+/// Does `work` with each of `items`, so many at the same time. The error has a line for each that failed: name, reason.
+pub(crate) fn each<T: Sync>(
+    items: &[T],
+    side_by_side: usize,
+    name: impl Fn(&T) -> String + Sync,
+    work: impl Fn(&T) -> Result<()> + Sync,
+) -> Result<()> {
+    let (left, failed) = (Mutex::new(items.iter()), Mutex::new(Vec::new()));
+    thread::scope(|threads| {
+        for _ in 0..side_by_side {
+            threads.spawn(|| {
+                let next = || left.lock().unwrap().next();
+                while let Some(item) = next() {
+                    if let Err(error) = work(item) {
+                        failed.lock().unwrap().push(format!("{}: {error:#}", name(item)));
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
 }
 
 /// Whether this user may have namespaces.

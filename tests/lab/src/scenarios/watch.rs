@@ -24,8 +24,13 @@ const REQUESTS_LIMIT: usize = 15;
 const NO_SYS_TIME: &str = "test $(( 0x$(grep CapEff /proc/self/status | cut -f 2) >> 25 & 1 )) = 0";
 
 /// Holds dpkg's lock as apt does, for as long as it runs; in Perl.
-const APT: &str = "use Fcntl; open my $f, '+<', '/var/lib/dpkg/lock-frontend' or die; \
-                   my $l = pack 's s x4 q q i x4', F_WRLCK, 0, 0, 0, 0; fcntl $f, F_SETLK, $l or die; sleep";
+macro_rules! hold_dpkg {
+    () => {
+        "use Fcntl; open my $f, '+<', '/var/lib/dpkg/lock-frontend' or die; \
+         my $l = pack 's s x4 q q i x4', F_WRLCK, 0, 0, 0, 0; fcntl $f, F_SETLK, $l or die; sleep"
+    };
+}
+pub(super) use hold_dpkg;
 
 pub(super) fn what_happens_between_boots(rig: &Rig) -> Result<()> {
     rig.up(&["--attr", &format!("openclaw-version={}", fake_gateway::FIRST)])?;
@@ -90,7 +95,7 @@ fn rules_flushed(rig: &Rig) -> Result<()> {
 
 fn engine_down_in_an_upgrade(rig: &Rig) -> Result<()> {
     let before = runs(rig)?;
-    rig.lab_ends(0, "exec", &["--", "systemd-run", "--unit=apt", "perl", "-e", APT])?;
+    rig.lab_ends(0, "exec", &["--", "systemd-run", "--unit=apt", "perl", "-e", hold_dpkg!()])?;
     rig.shell("sleep 1; systemctl is-active apt && systemctl stop docker")?;
     becomes(rig, "stopped", "when apt has ended", TRUTH)?;
     ensure!(runs(rig)? == before, "a run was started beside apt");

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::scenarios::random::Random;
+use crate::scenarios::watch::hold_dpkg;
 
 /// One thing that goes wrong.
 #[derive(Debug)]
@@ -38,12 +39,13 @@ pub(super) enum Act {
 }
 
 /// Holds dpkg's lock as apt does, while the engine is stopped.
-const UPGRADE: &str = r#"cat > /run/day-apt <<'PERL'
-use Fcntl; open my $f, '+<', '/var/lib/dpkg/lock-frontend' or die;
-my $l = pack 's s x4 q q i x4', F_WRLCK, 0, 0, 0, 0; fcntl $f, F_SETLK, $l or die; sleep
-PERL
-systemd-run --quiet --unit=day-apt perl /run/day-apt
-sleep 1; systemctl is-active day-apt && systemctl stop docker"#;
+const UPGRADE: &str = concat!(
+    "cat > /run/day-apt <<'PERL'\n",
+    hold_dpkg!(),
+    "\nPERL\n\
+     systemd-run --quiet --unit=day-apt perl /run/day-apt\n\
+     sleep 1; systemctl is-active day-apt && systemctl stop docker"
+);
 
 const KILL: &str = "p=$(docker inspect -f '{{.State.Pid}}' openclaw-gateway) && [ $p -gt 1 ] && kill -9 $p";
 const FREEZE: &str = "p=$(docker top openclaw-gateway -o pid | tail -n +2); kill -STOP $p; sleep 20; kill -CONT $p";

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::config::{self, Config, Domain, Limits, MetadataAccess};
 use crate::docker::{self, Engine};
 use crate::error::{Code, RUN_AGAIN, StageError, one_line};
-use crate::gateway::{self, Gateway, Ownership, RunState, live, secrets};
+use crate::gateway::{self, Ended, Gateway, Ownership, RunState, secrets};
 use crate::host::Host;
 use crate::image::Image;
 use crate::lock::RunLock;
@@ -150,12 +150,12 @@ async fn stages(
     let again = async |record| bring_up(report, updater, record, None).await;
     let ended = update::run(report, updater, request, current, again).await;
     if is_up(&ended) {
-        drop(tokio::fs::remove_file(host.path(STOPPED_BY_SHIELD)).await);
-    }
-    if is_up(&ended) && !config.approve.is_empty() {
-        let approve = async { Ok(pair::approve_named(gateway, &config.approve, lock).await) };
-        if let Err(error) = report.stage(Stage::Pairing, approve).await? {
-            host.warn(one_line(&error));
+        forget_stop_by_shield(host).await;
+        if !config.approve.is_empty() {
+            let approve = async { Ok(pair::approve_named(gateway, &config.approve, lock).await) };
+            if let Err(error) = report.stage(Stage::Pairing, approve).await? {
+                host.warn(one_line(&error));
+            }
         }
     }
     serve(report, gateway, config.domain.as_ref(), ended).await
@@ -364,7 +364,7 @@ pub async fn stop(host: &Host, metadata: &Client, cause: StopCause) -> Result<()
         let has_stopped = stop_gateway(host, cause).await?;
         if !has_stopped && !was_noted {
             // An operator had stopped it before.
-            drop(tokio::fs::remove_file(host.path(STOPPED_BY_SHIELD)).await);
+            forget_stop_by_shield(host).await;
         }
         within_report_timeout(report::stopping(host, metadata)).await;
         return noted;
@@ -380,12 +380,17 @@ pub async fn stop(host: &Host, metadata: &Client, cause: StopCause) -> Result<()
     }
     stopped?;
     if is_by_hand {
-        drop(tokio::fs::remove_file(host.path(STOPPED_BY_SHIELD)).await);
+        forget_stop_by_shield(host).await;
         let message = format!("the gateway was stopped by hand; `{RUN_AGAIN}` or a reboot starts it");
         within_report_timeout(report::stopped(host, metadata, &message)).await;
         proxy::stop(host).await?;
     }
     Ok(())
+}
+
+/// From now on the gateway runs, or is stopped, as somebody wants it.
+async fn forget_stop_by_shield(host: &Host) {
+    drop(tokio::fs::remove_file(host.path(STOPPED_BY_SHIELD)).await);
 }
 
 async fn within_report_timeout(report: impl Future<Output = Result<()>>) {
@@ -416,11 +421,11 @@ async fn stop_gateway(host: &Host, cause: StopCause) -> Result<bool> {
         }
     };
     let begun = Timestamp::now();
-    if let Some(code) = gateway::stop_with_grace(&engine, grace).await? {
+    let stopped = gateway::stop_with_grace(&engine, grace).await?;
+    if let Some(Ended { code, .. }) = stopped {
         tracing::info!("stopped the gateway (exit code {code})");
     }
-    let has_stopped = live::changed_at(&engine).await?.is_some_and(|ended| ended >= begun);
-    ended.map(|()| has_stopped)
+    ended.map(|()| stopped.is_some_and(|stopped| stopped.at >= Some(begun)))
 }
 
 #[cfg(test)]

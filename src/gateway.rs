@@ -365,8 +365,12 @@ pub async fn image_and_kept(engine: &Engine) -> Result<(Option<String>, Option<&
 
 /// Where the gateway is published on the VM; `None` when there is no container.
 pub async fn published(engine: &Engine) -> Result<Option<SocketAddr>> {
-    let found = inspect(engine, NAME).await?;
-    Ok(found.and_then(|found| bindings(found.host_config).remove(&in_container(INNER_PORT))))
+    Ok(inspect(engine, NAME).await?.and_then(|found| published_by(found.host_config)))
+}
+
+/// Where a container with these settings publishes the gateway.
+fn published_by(settings: Option<HostConfig>) -> Option<SocketAddr> {
+    bindings(settings).remove(&in_container(INNER_PORT))
 }
 
 /// What the gateway published at `address` says of itself, in a few words: fewer without its token.
@@ -443,11 +447,22 @@ pub async fn purge(host: &Host, engine: &Engine) -> Result<()> {
     Ok(())
 }
 
-/// Stops the container with a grace of `seconds` and returns its exit code, `None` when there is no container.
-/// `unless-stopped` does not start it again.
-pub async fn stop_with_grace(engine: &Engine, seconds: u32) -> Result<Option<i64>> {
+/// How the container ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Its exit code.
+    pub code: i64,
+    /// When, as far as the engine says so.
+    pub at: Option<Timestamp>,
+}
+
+/// Stops the container with a grace of `seconds` and returns how it ended, now or before; `None` when there is no
+/// container. `unless-stopped` does not start it again.
+pub async fn stop_with_grace(engine: &Engine, seconds: u32) -> Result<Option<Ended>> {
     stop_container(engine, NAME, i32::try_from(seconds).unwrap_or(i32::MAX)).await?;
-    Ok(inspect(engine, NAME).await?.and_then(|container| container.state?.exit_code))
+    let state = inspect(engine, NAME).await?.and_then(|container| container.state).unwrap_or_default();
+    let at = state.finished_at.and_then(|at| at.parse().ok());
+    Ok(state.exit_code.map(|code| Ended { code, at }))
 }
 
 async fn stop_container(engine: &Engine, name: &str, seconds: i32) -> Result<()> {

@@ -8,10 +8,9 @@ use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum as Stat
 use jiff::Timestamp;
 
 use super::dotenv::{EnvFile, PASSWORD_VARIABLE, TOKEN_VARIABLE};
-use super::openclaw_json::INNER_PORT;
 use super::probe::{Health, Probe};
 use super::silence::{Work, work};
-use super::{NAME, bindings, has_no_endpoint, in_container, inspect, secrets};
+use super::{NAME, has_no_endpoint, inspect, published_by, secrets};
 use crate::docker::Engine;
 use crate::host::Host;
 use crate::secret::Secret;
@@ -48,8 +47,7 @@ pub async fn container(host: &Host, engine: &Engine, docker: &Unit) -> Result<Co
     Ok(match judge(&found, |ended| docker.was_starting_at(ended)) {
         Container::Alive { up, .. } => {
             let process = found.state.and_then(|state| state.pid).unwrap_or_default();
-            let at = bindings(found.host_config).remove(&in_container(INNER_PORT));
-            Container::Alive { up, work: work(host, process).await, at }
+            Container::Alive { up, work: work(host, process).await, at: published_by(found.host_config) }
         }
         container => container,
     })

@@ -87,13 +87,12 @@ struct Way {
 impl<'a> Probe<'a> {
     /// Of the gateway that is published at `address`.
     pub(super) fn new(address: SocketAddr, token: &'a Secret) -> Result<Self> {
-        let address = SocketAddr::new(reachable(address.ip()), address.port());
-        Ok(Self { client: http::unverified_client()?, address, token, way: None })
+        Ok(Self { client: http::unverified_client()?, address: asked_at(address), token, way: None })
     }
 
     /// Asks there from now on.
     pub(super) fn at(&mut self, address: SocketAddr) {
-        let address = SocketAddr::new(reachable(address.ip()), address.port());
+        let address = asked_at(address);
         if self.address != address {
             (self.address, self.way) = (address, None);
         }
@@ -172,6 +171,11 @@ impl<'a> Probe<'a> {
             None => request,
         }
     }
+}
+
+/// Where a program on this machine asks what is published at `address`.
+fn asked_at(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(reachable(address.ip()), address.port())
 }
 
 /// Where a program on this machine reaches a port published on `bind`.

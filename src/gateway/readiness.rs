@@ -12,10 +12,9 @@ use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 
 use super::failure::{Ends, Failure};
-use super::openclaw_json::INNER_PORT;
 use super::probe::{Health, Probe};
 use super::silence::{Silence, work};
-use super::{Gateway, NAME, STOP_SECONDS, Secrets, bindings, in_container, inspect, logs, processes, stop_container};
+use super::{Gateway, NAME, STOP_SECONDS, Secrets, inspect, logs, processes, published_by, stop_container};
 use crate::config::DEFAULT_READY_TIMEOUT;
 use crate::docker::Engine;
 use crate::error::Code;
@@ -168,7 +167,7 @@ impl<'a> Wait<'a> {
     /// or was restarted.
     async fn container(&mut self) -> Result<(ContainerState, Option<Failure>)> {
         let container = inspect(self.gateway.engine, NAME).await?.ok_or_else(|| anyhow!("container {NAME} is gone"))?;
-        self.published = bindings(container.host_config).remove(&in_container(INNER_PORT));
+        self.published = published_by(container.host_config);
         let state = container.state.unwrap_or_default();
         let count = container.restart_count.unwrap_or_default();
         self.look_at_reads(state.pid.unwrap_or_default()).await;
